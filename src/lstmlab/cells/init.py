@@ -1,0 +1,59 @@
+"""Initial weights, the same for every backend."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from . import GATES
+
+
+@torch.no_grad()
+def initialise(
+    named_parameters: Iterable[tuple[str, Tensor]],
+    *,
+    kind: str,
+    hidden_size: int,
+    init: str,
+    forget_bias: float,
+    chrono_steps: int | None,
+) -> None:
+    """Set a cell's parameters in place.
+
+    xavier: uniform Xavier input weights (Glorot & Bengio 2010), orthogonal recurrent weights
+        (Saxe et al. 2014), both per gate; zero biases, but b_f = forget_bias in the LSTM kinds
+        (Jozefowicz et al. 2015), held by bias_ih alone: bias_hh is zero.
+    chrono: the same weights; b_f = log(u), u ~ U(1, chrono_steps − 1), b_i = −b_f
+        (Tallec & Ollivier 2018, equation 16).
+    torch: U(−1/√H, 1/√H) for all, nn.LSTM's default.
+
+    Peephole weights start at zero, as a plain LSTM (one weight a unit: no symmetry to break), and
+    layer-norm gains at one. One number is drawn from torch's global generator and seeds an own
+    one, so that what is built afterwards does not depend on what was drawn here.
+    """
+    seed = int(torch.randint(2**62, (), device="cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    gates = GATES[kind]
+    bound = 1 / math.sqrt(hidden_size)
+
+    for name, parameter in named_parameters:
+        value = torch.zeros(parameter.shape, dtype=parameter.dtype, device="cpu")
+        per_gate = dict(zip(gates, value.chunk(len(gates)), strict=False))  # views
+        if name.startswith("gain"):
+            value.fill_(1)
+        elif init == "torch":
+            value.uniform_(-bound, bound, generator=generator)
+        elif name.startswith("weight_ih"):
+            for weight in per_gate.values():
+                nn.init.xavier_uniform_(weight, generator=generator)
+        elif name.startswith("weight_hh"):
+            for weight in per_gate.values():
+                nn.init.orthogonal_(weight, generator=generator)
+        elif name.startswith("bias_ih") and init == "chrono":
+            assert chrono_steps is not None
+            per_gate["f"].uniform_(1, chrono_steps - 1, generator=generator).log_()
+            per_gate["i"].copy_(-per_gate["f"])
+        elif name.startswith("bias_ih") and "f" in gates:
+            per_gate["f"].fill_(forget_bias)
+        parameter.copy_(value)

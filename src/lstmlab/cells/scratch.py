@@ -1,0 +1,214 @@
+"""The ground truth: one step a call, one gate a line, as in the equations.
+
+[h, x] is the concatenation of h_{t−1} and x_t; W_i = [W_hi, W_ii] are the stored matrices side by
+side. Stored biases come in pairs, whose sum is the equations' one.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, sigmoid, tanh
+from torch.nn.functional import linear
+
+from .base import Stack, State
+
+Step = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # the new state, and the gates
+
+
+class LSTM:
+    """Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
+
+    i = σ(W_i·[h, x] + b_i)
+    f = σ(W_f·[h, x] + b_f)
+    g = tanh(W_g·[h, x] + b_g)
+    o = σ(W_o·[h, x] + b_o)
+    c' = f ⊙ c + i ⊙ g
+    h' = o ⊙ tanh(c')
+    """
+
+    def __init__(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor):
+        self.W_i, self.W_f, self.W_g, self.W_o = torch.cat([weight_hh, weight_ih], 1).chunk(4)
+        self.b_i, self.b_f, self.b_g, self.b_o = (bias_ih + bias_hh).chunk(4)
+
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> Step:
+        """x (B, I), h and c (B, H)."""
+        hx = torch.cat([h, x], -1)
+        i = sigmoid(linear(hx, self.W_i, self.b_i))
+        f = sigmoid(linear(hx, self.W_f, self.b_f))
+        g = tanh(linear(hx, self.W_g, self.b_g))
+        o = sigmoid(linear(hx, self.W_o, self.b_o))
+        c = f * c + i * g
+        h = o * tanh(c)
+        return (h, c), {"i": i, "f": f, "g": g, "o": o}
+
+
+class Peephole:
+    """Gers & Schmidhuber 2000: the gates see the cell state; i and f the old one, o the new one.
+
+    i = σ(W_i·[h, x] + w_ci ⊙ c + b_i)
+    f = σ(W_f·[h, x] + w_cf ⊙ c + b_f)
+    g = tanh(W_g·[h, x] + b_g)
+    c' = f ⊙ c + i ⊙ g
+    o = σ(W_o·[h, x] + w_co ⊙ c' + b_o)
+    h' = o ⊙ tanh(c')
+    """
+
+    def __init__(
+        self,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor,
+        bias_hh: Tensor,
+        weight_ci: Tensor,
+        weight_cf: Tensor,
+        weight_co: Tensor,
+    ):
+        self.W_i, self.W_f, self.W_g, self.W_o = torch.cat([weight_hh, weight_ih], 1).chunk(4)
+        self.b_i, self.b_f, self.b_g, self.b_o = (bias_ih + bias_hh).chunk(4)
+        self.w_ci, self.w_cf, self.w_co = weight_ci, weight_cf, weight_co
+
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> Step:
+        """x (B, I), h and c (B, H)."""
+        hx = torch.cat([h, x], -1)
+        i = sigmoid(linear(hx, self.W_i, self.b_i) + self.w_ci * c)
+        f = sigmoid(linear(hx, self.W_f, self.b_f) + self.w_cf * c)
+        g = tanh(linear(hx, self.W_g, self.b_g))
+        c = f * c + i * g
+        o = sigmoid(linear(hx, self.W_o, self.b_o) + self.w_co * c)
+        h = o * tanh(c)
+        return (h, c), {"i": i, "f": f, "g": g, "o": o}
+
+
+class LayerNorm:
+    """Ba et al. 2016, on each gate's pre-activation over its H units; gain γ and bias come after.
+
+    LN(a) = γ ⊙ (a − mean(a)) / √(var(a) + 1e-5) + b
+    i = σ(LN_i(W_i·[h, x]))
+    f = σ(LN_f(W_f·[h, x]))
+    g = tanh(LN_g(W_g·[h, x]))
+    o = σ(LN_o(W_o·[h, x]))
+    c' = f ⊙ c + i ⊙ g
+    h' = o ⊙ tanh(c')
+    """
+
+    def __init__(
+        self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, gain: Tensor
+    ):
+        self.W_i, self.W_f, self.W_g, self.W_o = torch.cat([weight_hh, weight_ih], 1).chunk(4)
+        layer_norms = [
+            partial(F.layer_norm, normalized_shape=b.shape, weight=gamma, bias=b)
+            for gamma, b in zip(gain.chunk(4), (bias_ih + bias_hh).chunk(4), strict=True)
+        ]
+        self.LN_i, self.LN_f, self.LN_g, self.LN_o = layer_norms
+
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> Step:
+        """x (B, I), h and c (B, H)."""
+        hx = torch.cat([h, x], -1)
+        i = sigmoid(self.LN_i(linear(hx, self.W_i)))
+        f = sigmoid(self.LN_f(linear(hx, self.W_f)))
+        g = tanh(self.LN_g(linear(hx, self.W_g)))
+        o = sigmoid(self.LN_o(linear(hx, self.W_o)))
+        c = f * c + i * g
+        h = o * tanh(c)
+        return (h, c), {"i": i, "f": f, "g": g, "o": o}
+
+
+class RNN:
+    """Elman 1990: h' = tanh(W·[h, x] + b)."""
+
+    def __init__(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor):
+        self.W = torch.cat([weight_hh, weight_ih], 1)
+        self.b = bias_ih + bias_hh
+
+    def __call__(self, x: Tensor, h: Tensor) -> Step:
+        """x (B, I), h (B, H)."""
+        h = tanh(linear(torch.cat([h, x], -1), self.W, self.b))
+        return (h,), {}
+
+
+class GRU:
+    """Cho et al. 2014, as nn.GRU has it: the reset gate acts after the product, and has a bias.
+
+    r = σ(W_r·[h, x] + b_r)
+    z = σ(W_z·[h, x] + b_z)
+    n = tanh(W_in·x + b_in + r ⊙ (W_hn·h + b_hn))
+    h' = (1 − z) ⊙ n + z ⊙ h
+    """
+
+    def __init__(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor):
+        self.W_r, self.W_z, _ = torch.cat([weight_hh, weight_ih], 1).chunk(3)
+        self.b_r, self.b_z, _ = (bias_ih + bias_hh).chunk(3)
+        self.W_in, self.b_in = weight_ih.chunk(3)[2], bias_ih.chunk(3)[2]
+        self.W_hn, self.b_hn = weight_hh.chunk(3)[2], bias_hh.chunk(3)[2]
+
+    def __call__(self, x: Tensor, h: Tensor) -> Step:
+        """x (B, I), h (B, H)."""
+        hx = torch.cat([h, x], -1)
+        r = sigmoid(linear(hx, self.W_r, self.b_r))
+        z = sigmoid(linear(hx, self.W_z, self.b_z))
+        n = tanh(linear(x, self.W_in, self.b_in) + r * linear(h, self.W_hn, self.b_hn))
+        h = (1 - z) * n + z * h
+        return (h,), {"r": r, "z": z, "n": n}
+
+
+STEPS: dict[str, Any] = {
+    "lstm": LSTM,
+    "peephole": Peephole,
+    "layernorm": LayerNorm,
+    "rnn": RNN,
+    "gru": GRU,
+}
+
+
+class ScratchCell(Stack):
+    """Any kind of cell, step by step; autograd finds the gradients."""
+
+    def _scan(
+        self,
+        x: Tensor,
+        state: Sequence[Tensor],
+        mask: Tensor | None,
+        weights: list[Tensor],
+        traces: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        step = STEPS[self.kind](*weights)
+        outputs = []
+        steps = []
+        for t, x_t in enumerate(x):
+            new, gates = step(x_t, *state)
+            if mask is not None:
+                new = tuple(torch.where(mask[t], n, s) for n, s in zip(new, state, strict=True))
+            state = new
+            outputs.append(state[0])
+            if traces is not None:
+                steps.append(gates | dict(zip(self._state_type._fields, state, strict=True)))
+        if traces is not None:
+            traces.append({name: torch.stack([s[name] for s in steps]) for name in steps[0]})
+        return torch.stack(outputs), state
+
+    def trace(
+        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State, dict[str, Tensor]]:
+        """As the call, and every gate and state of each layer, direction and step beside it.
+
+        The third result maps i, f, g, o, c, h (GRU: r, z, n, h; RNN: h) to (L, D, B, T, H); h and
+        c are those after the step. Past a row's length: zeros.
+        """
+        traces: list[dict[str, Tensor]] = []  # one a layer and direction, each (T, B, H)
+        output, final = self._run(partial(self._scan, traces=traces), x, state, lengths)
+        D = self._num_directions
+        for backwards in traces[1::2] if D == 2 else []:
+            backwards.update({name: values.flip(0) for name, values in backwards.items()})
+        tensors = {}
+        for name in traces[0]:
+            values = torch.stack([trace[name] for trace in traces])  # (L·D, T, B, H)
+            values = values.unflatten(0, (self.num_layers, D)).transpose(2, 3)  # (L, D, B, T, H)
+            if lengths is not None:
+                steps = torch.arange(values.size(3), device=values.device)
+                padding = steps >= lengths.to(values.device)[:, None]  # (B, T)
+                values = values.masked_fill(padding[:, :, None], 0)
+            tensors[name] = values
+        return output, final, tensors
