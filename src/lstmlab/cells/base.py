@@ -104,9 +104,7 @@ class Recurrent(nn.Module):
         return x * mask.unsqueeze(time)
 
 
-Scan = Callable[
-    [Tensor, Sequence[Tensor], Tensor | None, list[Tensor]], tuple[Tensor, Sequence[Tensor]]
-]
+Scan = Callable[[Tensor, Sequence[Tensor], Tensor | None, list[Tensor]], tuple[Tensor, Sequence[Tensor]]]
 
 
 class Stack(Recurrent):

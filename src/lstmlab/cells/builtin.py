@@ -100,7 +100,7 @@ class _Builtin(Recurrent):
         return output, [s.index_select(1, unsorted_rows) for s in final]
 
 
-# mypy: the call of nn.LSTM and its siblings has no lengths.
+# The ignores below: the calls of nn.LSTM, nn.GRU and nn.RNN have no lengths.
 class BuiltinLSTM(_Builtin, nn.LSTM):  # type: ignore[misc]
     function = staticmethod(torch.lstm)
 

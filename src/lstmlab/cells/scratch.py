@@ -94,9 +94,7 @@ class LayerNorm:
     h' = o ⊙ tanh(c')
     """
 
-    def __init__(
-        self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, gain: Tensor
-    ):
+    def __init__(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, gain: Tensor):
         self.W_i, self.W_f, self.W_g, self.W_o = torch.cat([weight_hh, weight_ih], 1).chunk(4)
         layer_norms = [
             partial(F.layer_norm, normalized_shape=b.shape, weight=gamma, bias=b)
