@@ -1,0 +1,19 @@
+"""Measure a trained model on the data that it was validated and tested on.
+
+python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt                  the numbers of metrics.json again
+python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt backend=scratch  through another backend's cells
+"""
+
+from lstmlab.config import entry_point
+
+
+@entry_point("evaluate")
+def main(config: dict) -> None:
+    from lstmlab.runs import evaluate
+
+    for name, value in evaluate(config).items():
+        print(f"{name:24} {value:.6f}")
+
+
+if __name__ == "__main__":
+    main()

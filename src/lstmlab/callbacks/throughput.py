@@ -1,0 +1,26 @@
+"""How fast a run trains."""
+
+import time
+
+import lightning as L
+
+
+class Throughput(L.Callback):
+    """Log `train/tokens_per_second` over each stretch of trainer.log_every_n_steps batches.
+
+    Tokens are characters for the language model, words or subwords elsewhere. Validation and
+    checkpoints are left out of the time.
+    """
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.tokens, self.start = 0, time.perf_counter()
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.on_train_start(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.tokens += pl_module.count_tokens(batch)
+        if trainer.global_step % trainer.log_every_n_steps == 0 and self.tokens:
+            rate = self.tokens / (time.perf_counter() - self.start)
+            pl_module.log("train/tokens_per_second", rate, prog_bar=True)
+            self.on_train_start(trainer, pl_module)

@@ -1,0 +1,235 @@
+"""Text for the character language model: three corpora, one way from a file to streams of ids."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from lstmlab.data.hub import load_splits
+
+UNKNOWN = "\ufffd"  # id 0: a character that the training part does not hold. Never generated
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+COLD_WINDOW = 256  # characters, as nanoGPT reports it
+STATEFUL_WINDOW = 1024  # the state is carried on, so the length changes nothing but the speed
+CHUNK = 1 << 22  # characters held in memory at once
+
+
+class TextBatch(NamedTuple):
+    inputs: Tensor  # (B, T)
+    targets: Tensor  # (B, T): the inputs, one character on
+
+
+class Streams(Dataset):
+    """Item i is window i, (B, T) and its targets, of B contiguous streams cut from `tokens[start:stop]`.
+
+    The file is mapped anew for each item: a mapping that stays would keep all that was ever read in
+    the process's memory, and a 1 GB corpus would cost 1 GB.
+    """
+
+    def __init__(self, path: Path, dtype: str, start: int, stop: int, batch: int, length: int):
+        self.path, self.dtype, self.length = path, dtype, length
+        self.per_stream = (stop - start - 1) // batch
+        self.starts = start + self.per_stream * np.arange(batch)
+
+    def __len__(self) -> int:
+        return -(-self.per_stream // self.length)
+
+    def __getitem__(self, index: int) -> TextBatch:
+        first = index * self.length
+        length = min(self.length, self.per_stream - first)
+        tokens = np.memmap(self.path, self.dtype, mode="r")
+        windows = tokens[self.starts[:, None] + np.arange(first, first + length + 1)]  # (B, T + 1)
+        windows = torch.from_numpy(windows.astype(np.int64))
+        return TextBatch(windows[:, :-1], windows[:, 1:])
+
+
+class ColdWindows(Dataset):
+    """Item i is 64 neighbouring windows of 256 characters, each to be read from a zero state."""
+
+    def __init__(self, path: Path, dtype: str, start: int, stop: int):
+        offset = start * np.dtype(dtype).itemsize
+        self.tokens = np.fromfile(path, dtype, count=stop - start, offset=offset)
+        self.starts = np.arange(0, len(self.tokens) - COLD_WINDOW, COLD_WINDOW)
+
+    def __len__(self) -> int:
+        return -(-len(self.starts) // 64)
+
+    def __getitem__(self, index: int) -> TextBatch:
+        starts = self.starts[64 * index : 64 * (index + 1), None]
+        windows = torch.from_numpy(self.tokens[starts + np.arange(COLD_WINDOW + 1)].astype(np.int64))
+        return TextBatch(windows[:, :-1], windows[:, 1:])
+
+
+class TextData(L.LightningDataModule):
+    """`stdlib`, `shakespeare` or `textfile`: the first part of the text trains, the last validates.
+
+    The vocabulary is that of the training part, or that of a checkpoint's `info`.
+    Raises ValueError or OSError, in one sentence, for a text that is missing, not UTF-8 or too short.
+    """
+
+    def __init__(self, config: dict, seed: int = 0, info: dict | None = None):
+        super().__init__()
+        self.config = config
+        self.vocabulary = None if info is None else info["vocabulary"]
+
+    def prepare_data(self) -> None:
+        config = self.config
+        cache = Path(config["cache"])
+        cache.mkdir(parents=True, exist_ok=True)
+        corpus = {"stdlib": stdlib, "shakespeare": shakespeare, "textfile": textfile}[config["name"]]
+        path = corpus(config, cache)
+        self.encoded, self.meta = encode(path, config["val_fraction"], cache, self.vocabulary)
+        self.info = {
+            "vocabulary": self.meta["vocabulary"],
+            "source": f"{config['name']} sha256 {self.meta['sha256'][:12]}",
+            "python": platform.python_version(),
+        }
+
+    def setup(self, stage: str) -> None:
+        config, meta = self.config, self.meta
+        train, total = meta["train"], meta["total"]
+        batch, length = config["batch_size"], config["sequence_length"]
+        if train < batch * length + 1:
+            raise ValueError(
+                f"data={config['name']} has {train} characters to train on, fewer than "
+                f"data.batch_size={batch} × data.sequence_length={length} + 1; make one of them smaller"
+            )
+        stop = min(total, train + (config["max_val_chars"] or total))
+        if stop - train <= COLD_WINDOW:
+            raise ValueError(
+                f"data.val_fraction={config['val_fraction']} leaves {stop - train} of {total} characters "
+                f"for validation, which needs more than {COLD_WINDOW}"
+            )
+        file, dtype = self.encoded, meta["dtype"]
+        self.train_set = Streams(file, dtype, 0, train, batch, length)
+        self.val_sets = [
+            Streams(file, dtype, train, stop, 1, STATEFUL_WINDOW),
+            ColdWindows(file, dtype, train, stop),
+        ]
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        return StatefulDataLoader(self.train_set, batch_size=None, shuffle=False)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return [DataLoader(val_set, batch_size=None) for val_set in self.val_sets]
+
+
+def stdlib(config: dict, cache: Path) -> Path:
+    """Write the interpreter's own top-level modules, mixed by a hash of their names, to one file."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    names = [name for name in sys.stdlib_module_names if (folder / f"{name}.py").is_file()]
+    names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
+    text = ""
+    for name in names:
+        module = (folder / f"{name}.py").read_text(encoding="utf-8")
+        if len(text) + len(module) <= config["max_chars"]:
+            text += module
+    path = cache / f"stdlib-{platform.python_version()}-{config['max_chars']}.txt"
+    write_atomically(path, [text.encode()])
+    return path
+
+
+def shakespeare(config: dict, cache: Path) -> Path:
+    """Find Tiny Shakespeare in data.path or fetch it from the hub, and check that it is the one."""
+    if config["path"] is not None:
+        path = Path(config["path"])
+        path = path / "input.txt" if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f"data.path={config['path']}: no file input.txt there")
+    else:
+        path = cache / "shakespeare.txt"
+        if not path.exists():
+            splits = load_splits(config["hub"], config["revision"], "data=stdlib")
+            parts = (splits[name]["text"] for name in ("train", "validation", "test"))
+            write_atomically(path, ("".join(part).encode() for part in parts))
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != SHAKESPEARE_SHA256:
+        raise ValueError(f"{path} is not Tiny Shakespeare: its sha256 is {found}, not {SHAKESPEARE_SHA256}")
+    return path
+
+
+def textfile(config: dict, cache: Path) -> Path:
+    """The file that data.path names."""
+    path = Path(config["path"])
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"data.path={path}: {'a folder, not a file' if path.is_dir() else 'no such file'}"
+        )
+    return path
+
+
+def write_atomically(path: Path, chunks) -> None:
+    """Write bytes beside `path`, then rename: another process sees the whole file or none."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        for chunk in chunks:
+            file.write(chunk)
+    os.replace(file.name, path)
+
+
+def characters(path: Path, limit: int | None = None) -> Iterator[np.ndarray]:
+    """The code points of a UTF-8 file, at most `limit` of them, in chunks of uint32."""
+    with path.open(encoding="utf-8", newline="") as file:
+        while chunk := file.read(CHUNK if limit is None else min(CHUNK, limit)):
+            limit = None if limit is None else limit - len(chunk)
+            yield np.frombuffer(chunk.encode("utf-32-le"), np.uint32)
+
+
+def encode(path: Path, val_fraction: float, cache: Path, vocabulary: str | None = None) -> tuple[Path, dict]:
+    """Encode a text once into a file of ids that can be memory-mapped, keyed by its content.
+
+    Without a `vocabulary`, it is made of the characters of the training part. Returns that file and
+    what describes it: `vocabulary` (a string; the id is the index, 0 is UNKNOWN), `dtype`, `train` and
+    `total` (characters), `sha256`.
+    """
+    digest, total = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            digest.update(block)
+            bytes_ = np.frombuffer(block, np.uint8)
+            total += int(np.count_nonzero(bytes_ & 0xC0 != 0x80))  # all but continuation bytes
+    key = f"{digest.hexdigest()[:16]}-{val_fraction}"
+    if vocabulary is not None:
+        key += "-" + hashlib.sha256(vocabulary.encode()).hexdigest()[:8]
+    encoded, described = cache / f"{key}.bin", cache / f"{key}.json"
+    if encoded.exists() and described.exists():
+        return encoded, json.loads(described.read_text())
+    if total == 0:
+        raise ValueError(f"{path} is empty")
+
+    train = total - round(total * val_fraction)
+    try:
+        if vocabulary is None:
+            seen = np.zeros(0x110000, bool)  # one flag a code point
+            for points in characters(path, limit=train):
+                seen[points] = True
+            seen[ord(UNKNOWN)] = False  # it comes first
+            vocabulary = UNKNOWN + "".join(map(chr, np.flatnonzero(seen)))
+        size = len(vocabulary)
+        dtype = np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.uint32
+        ids = np.zeros(0x110000, dtype)
+        ids[[ord(character) for character in vocabulary]] = np.arange(size)
+        write_atomically(encoded, (ids[points].tobytes() for points in characters(path)))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+    meta = {
+        "vocabulary": vocabulary,
+        "dtype": np.dtype(dtype).name,
+        "train": train,
+        "total": total,
+        "sha256": digest.hexdigest(),
+    }
+    write_atomically(described, [json.dumps(meta).encode()])
+    return encoded, meta

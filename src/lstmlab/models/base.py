@@ -1,0 +1,108 @@
+"""What all tasks share: optimizer, scheduler, clipping, and what goes into a checkpoint."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+
+from lstmlab.cells import build_cell
+
+
+class Task(L.LightningModule):
+    """A model with its loss.
+
+    Args:
+        config: the whole resolved configuration, plain containers.
+        info: what the data module tells the model (vocabulary …), plain containers.
+
+    Both are saved in the checkpoint, so that it opens without any other file.
+    """
+
+    def __init__(self, config: dict, info: dict):
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.config, self.info = config, info
+        self.plateau: ReduceLROnPlateau | None = None
+
+    def build_cell(self, input_size: int, **changes: Any) -> nn.Module:
+        """The recurrent stack that the `cell` group describes, some of its settings changed."""
+        return build_cell(input_size=input_size, **(self.config["cell"] | changes))
+
+    def count_tokens(self, batch: Any) -> int:
+        """How many tokens a training batch holds; what the throughput counts."""
+        raise NotImplementedError
+
+    def respond(self, text: str, options: dict) -> Iterator[str]:
+        """The answer to `text`, piece by piece; `options` are the keys of conf/predict.yaml."""
+        raise NotImplementedError
+
+    def finish(self) -> str:
+        """What to print when training is over: a look at what the model does."""
+        raise NotImplementedError
+
+    # --- optimisation ---
+
+    def configure_optimizers(self):
+        config = self.config["scheduler"]
+        matrices = [p for p in self.parameters() if p.ndim > 1]
+        vectors = [p for p in self.parameters() if p.ndim <= 1]  # biases and gains
+        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = instantiate(self.config["optimizer"], groups, _convert_="all")
+        warmup = config["warmup_steps"]
+        if config["name"] == "plateau":
+            mode = self.config["model"]["monitor_mode"]
+            self.plateau = ReduceLROnPlateau(
+                optimizer, mode, factor=config["factor"], patience=config["patience"]
+            )
+            # LinearLR multiplies what it finds, so that both can act on one optimizer
+            scheduler: Any = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+        else:
+            final = config.get("final_lr", 1.0)
+            decay = max(1, self.config["trainer"]["max_steps"] - warmup)
+
+            def share(step: int) -> float:
+                if step < warmup:
+                    return (step + 1) / (warmup + 1)
+                cosine = (1 + math.cos(math.pi * min(1.0, (step - warmup) / decay))) / 2
+                return final + (1 - final) * cosine
+
+            scheduler = LambdaLR(optimizer, share)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        """Clip as the `clipping` group says, and log the norm before it, computed once."""
+        config = self.config["clipping"]
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        if config["name"] == "norm":
+            norm = clip_grad_norm_(parameters, config["max_norm"])
+        else:
+            norm = get_total_norm([p.grad for p in parameters])
+        if config["name"] == "value":
+            clip_grad_value_(parameters, config["max_value"])
+        self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
+
+    def on_validation_epoch_end(self) -> None:
+        """Let the plateau scheduler see each validation; Lightning would show it one an epoch."""
+        if self.plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.plateau.step(self.trainer.callback_metrics[self.config["model"]["monitor"]])
+
+    # --- checkpoint ---
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if self.plateau is not None:
+            checkpoint["plateau"] = self.plateau.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.plateau is not None:
+            self.plateau.load_state_dict(checkpoint["plateau"])
+
+
+def detach(state: tuple[Tensor, ...] | None):
+    """The same state, cut off from the graph that made it: where truncated BPTT truncates."""
+    return None if state is None else type(state)(*(member.detach() for member in state))

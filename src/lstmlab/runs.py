@@ -1,0 +1,132 @@
+"""From a checked configuration to its numbers: a training run, and the evaluation of a checkpoint."""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lstmlab import checkpoint, data
+from lstmlab.callbacks.metrics_csv import MetricsCSV
+from lstmlab.models import model_class
+
+# Lightning announces what was asked for, and a product of its own
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+def train(config: dict[str, Any]) -> dict[str, float]:
+    """Train, write the run's folder (`config["run_dir"]`) and return its metrics.
+
+    The folder then holds config.yaml, metrics.csv, metrics.json, checkpoints/best.ckpt and last.ckpt;
+    the metrics are those of best.ckpt.
+
+    Raises:
+        FileExistsError: the folder holds a run already.
+        ValueError: the accelerator is not there, or the data do not suit.
+    """
+    run_dir = Path(config["run_dir"])
+    if (run_dir / "config.yaml").exists():
+        raise FileExistsError(f"run_dir={run_dir} holds a run already; choose another folder")
+    checkpoint.device(config["trainer"]["accelerator"])
+    if config["threads"] is not None:
+        torch.set_num_threads(config["threads"])
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing changes on the CPU
+    L.seed_everything(config["seed"], workers=True, verbose=False)
+
+    datamodule = data.build(config["data"], config["seed"])
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    limit_steps(config["trainer"], len(datamodule.train_dataloader()))
+    model = model_class(config["model"]["name"])(config, datamodule.info)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    trainer = L.Trainer(
+        **config["trainer"],
+        precision=config["precision"]["name"],
+        deterministic=config["deterministic"],
+        logger=build_loggers(config),
+        callbacks=[instantiate(settings) for settings in config["callbacks"].values()],
+        default_root_dir=run_dir,
+        use_distributed_sampler=False,  # it would shuffle the streams
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+    print(f"{describe(model)}\n{run_dir}")
+    start = time.perf_counter()
+    trainer.fit(model, datamodule)
+    seconds = time.perf_counter() - start
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+    best = checkpoint.load(str(run_dir / "checkpoints/best.ckpt"))
+    metrics = best["metrics"] | {"train/seconds": seconds}
+    model.load_state_dict(best["state_dict"])
+    print(f"\n{model.finish()}\n")
+    (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(*(f"{name:24} {value:.5g}" for name, value in metrics.items()), run_dir, sep="\n")
+    return metrics
+
+
+def evaluate(config: dict[str, Any]) -> dict[str, float]:
+    """The metrics of checkpoint `config["ckpt"]` on its validation data, and its test data if it has some.
+
+    Raises what `checkpoint.load` and the data module raise.
+    """
+    model = checkpoint.load_model(config["ckpt"], config["backend"], config["accelerator"])
+    given = {key: value for key, value in config["data"].items() if value is not None}
+    datamodule = data.build(model.config["data"] | given, model.config["seed"], model.info)
+    trainer = L.Trainer(
+        accelerator=config["accelerator"],
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    metrics = trainer.validate(model, datamodule, verbose=False)
+    if is_overridden("test_step", model):
+        metrics += trainer.test(model, datamodule, verbose=False)
+    return {name: value for part in metrics for name, value in part.items()}
+
+
+def limit_steps(trainer: dict[str, Any], batches: int) -> None:
+    """Set max_steps and max_epochs to what the run will do, for schedules that end with the run."""
+    if trainer["overfit_batches"]:
+        batches = min(batches, trainer["overfit_batches"])
+    elif trainer["limit_train_batches"]:
+        batches = min(batches, trainer["limit_train_batches"])
+    steps_per_epoch = -(-batches // trainer["accumulate_grad_batches"])
+    if trainer["max_epochs"] is None:
+        trainer["max_epochs"] = -(-trainer["max_steps"] // steps_per_epoch)
+    steps = trainer["max_epochs"] * steps_per_epoch
+    trainer["max_steps"] = min(trainer["max_steps"] or steps, steps)
+
+
+def build_loggers(config: dict[str, Any]) -> list[Logger]:
+    """metrics.csv, and what the `logger` group names."""
+    run_dir = Path(config["run_dir"])
+    loggers: list[Logger] = [MetricsCSV(config["run_dir"])]
+    for settings in config["logger"].values():
+        logger = instantiate(settings)
+        if isinstance(logger, WandbLogger):
+            if settings["group"] is None and run_dir.parent.name.startswith("multirun_"):
+                logger._wandb_init["group"] = run_dir.parent.name
+            logger.experiment.config.update(config)
+            monitor, mode = config["model"]["monitor"], config["model"]["monitor_mode"]
+            logger.experiment.define_metric(monitor, summary=mode)
+        loggers.append(logger)
+    return loggers
+
+
+def describe(model: torch.nn.Module) -> str:
+    """The model's name and size in one line."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return f"{type(model).__name__}: {parameters:,} parameters, {os.cpu_count()} CPU cores"

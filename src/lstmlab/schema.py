@@ -1,0 +1,271 @@
+"""What a configuration may hold: one class a choice, each key with its type and range.
+
+Defaults stand in conf/ alone. `check` raises ValueError with one sentence: key, value, what is allowed.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from lstmlab.cells import KINDS  # torch-free
+
+Share = Annotated[float, Field(ge=0, lt=1)]  # of something dropped
+Backend = Literal["scratch", "fused", "torch"]
+
+
+class Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Target(Group):
+    target: str = Field(alias="_target_")
+
+
+# --- cell ---------------------------------------------------------------------------------------
+
+
+class Cell(Group):
+    backend: Backend
+    kind: Literal["lstm", "peephole", "layernorm", "rnn", "gru"]
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    bidirectional: bool
+    dropout: Share
+    variational: bool
+    weight_drop: Share
+    init: Literal["xavier", "chrono", "torch"]
+    forget_bias: float
+    chrono_steps: Annotated[int, Field(ge=3)] | None
+
+
+# --- model --------------------------------------------------------------------------------------
+
+
+class Recommends(Group):
+    hidden_size: PositiveInt
+    num_layers: PositiveInt
+    bidirectional: bool
+    dropout: Share
+    max_epochs: PositiveInt
+    lr: PositiveFloat
+
+
+class Model(Group):
+    data: ClassVar[tuple[str, ...]]  # the data sets that fit
+    monitor: str
+    monitor_mode: Literal["min", "max"]
+    recommends: Recommends
+
+
+class CharLM(Model):
+    data = ("stdlib", "shakespeare", "textfile")
+    name: Literal["charlm"]
+    embedding_size: PositiveInt
+    dropout: Share
+    tie_weights: bool
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+class Text(Group):
+    batch_size: PositiveInt
+    sequence_length: PositiveInt
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    max_val_chars: Annotated[int, Field(gt=256)] | None
+    cache: str
+
+
+class Stdlib(Text):
+    name: Literal["stdlib"]
+    max_chars: PositiveInt
+
+
+class Shakespeare(Text):
+    name: Literal["shakespeare"]
+    hub: str
+    revision: str
+    path: str | None
+
+
+class TextFile(Text):
+    name: Literal["textfile"]
+    path: str
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+class Optimizer(Target):
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat
+
+
+class Adam(Optimizer):
+    target: Literal["torch.optim.Adam"] = Field(alias="_target_")
+
+
+class AdamW(Optimizer):
+    target: Literal["torch.optim.AdamW"] = Field(alias="_target_")
+    betas: list[Share] = Field(min_length=2, max_length=2)
+
+
+class SGD(Optimizer):
+    target: Literal["torch.optim.SGD"] = Field(alias="_target_")
+    momentum: Share
+
+
+class RMSprop(Optimizer):
+    target: Literal["torch.optim.RMSprop"] = Field(alias="_target_")
+
+
+class Constant(Group):
+    name: Literal["constant"]
+    warmup_steps: NonNegativeInt
+
+
+class Cosine(Group):
+    name: Literal["cosine"]
+    warmup_steps: NonNegativeInt
+    final_lr: Annotated[float, Field(ge=0, le=1)]
+
+
+class Plateau(Group):
+    name: Literal["plateau"]
+    warmup_steps: NonNegativeInt
+    factor: Annotated[float, Field(gt=0, lt=1)]
+    patience: NonNegativeInt
+
+
+class NormClipping(Group):
+    name: Literal["norm"]
+    max_norm: PositiveFloat
+
+
+class ValueClipping(Group):
+    name: Literal["value"]
+    max_value: PositiveFloat
+
+
+class NoClipping(Group):
+    name: Literal["none"]
+
+
+class Precision(Group):
+    name: Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
+class Trainer(Group):
+    accelerator: Literal["cpu", "gpu"]
+    devices: PositiveInt
+    max_epochs: PositiveInt | None
+    max_steps: PositiveInt | None
+    accumulate_grad_batches: PositiveInt
+    val_check_interval: PositiveInt | Annotated[float, Field(gt=0, le=1)]
+    limit_train_batches: PositiveInt | None
+    limit_val_batches: PositiveInt | None
+    overfit_batches: NonNegativeInt
+    log_every_n_steps: PositiveInt
+    profiler: Literal["simple", "advanced"] | None
+    enable_progress_bar: bool
+
+
+class Logger(Target):
+    model_config = ConfigDict(extra="allow", strict=True)
+    target: Literal[
+        "lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.WandbLogger"
+    ] = Field(alias="_target_")
+
+
+class Callback(Target):
+    model_config = ConfigDict(extra="allow", strict=True)
+    target: str = Field(alias="_target_", pattern=r"^(lightning\.pytorch\.callbacks|lstmlab\.callbacks)\.")
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+class Train(Group):
+    data: Annotated[Stdlib | Shakespeare | TextFile, Field(discriminator="name")]
+    model: Annotated[CharLM, Field(discriminator="name")]
+    cell: Cell
+    optimizer: Annotated[Adam | AdamW | SGD | RMSprop, Field(discriminator="target")]
+    scheduler: Annotated[Constant | Cosine | Plateau, Field(discriminator="name")]
+    clipping: Annotated[NormClipping | ValueClipping | NoClipping, Field(discriminator="name")]
+    precision: Precision
+    trainer: Trainer
+    logger: dict[str, Logger]
+    callbacks: dict[str, Callback]
+    seed: NonNegativeInt
+    deterministic: bool
+    threads: PositiveInt | None
+    run_dir: str
+
+    def conflict(self) -> str | None:
+        """The first pair of settings that do not go together, as a sentence."""
+        cell, model, data = self.cell, self.model, self.data
+        if cell.kind not in KINDS[cell.backend]:
+            pairs = "; ".join(f"{backend}: {', '.join(kinds)}" for backend, kinds in KINDS.items())
+            return f"cell={cell.backend} has no cell.kind={cell.kind}. There are {pairs}"
+        if data.name not in model.data:
+            return f"data={data.name} does not fit model={model.name}, which takes {', '.join(model.data)}"
+        if model.name == "charlm" and cell.bidirectional:
+            return "cell.bidirectional=true would show model=charlm the character that it is to predict"
+        if self.precision.name == "16-mixed" and self.trainer.accelerator == "cpu":
+            return "precision=fp16 needs trainer=gpu; on the CPU use precision=bf16 or fp32"
+        if cell.init == "chrono" and cell.chrono_steps is None:
+            return "cell.init=chrono needs cell.chrono_steps, the longest dependency expected"
+        if self.trainer.max_epochs is None and self.trainer.max_steps is None:
+            return "trainer.max_epochs=null and trainer.max_steps=null would never end; set one of them"
+        return None
+
+
+class Ask(Group):
+    ckpt: str
+    backend: Backend | None
+    accelerator: Literal["cpu", "gpu"]
+
+
+class Predict(Ask):
+    text: str
+    length: PositiveInt
+    temperature: NonNegativeFloat
+    top_k: PositiveInt | None
+    seed: NonNegativeInt
+
+
+class Evaluate(Ask):
+    data: dict[Literal["path", "cache"], str | None]
+
+
+COMMANDS: dict[str, type[Group]] = {"train": Train, "predict": Predict, "evaluate": Evaluate}
+
+
+def check(command: str, config: dict[str, Any]) -> None:
+    """Raise ValueError, with one sentence, if `config` is not what conf/`command`.yaml may be."""
+    try:
+        checked = COMMANDS[command].model_validate(config)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        node: Any = config
+        keys = []
+        for part in first["loc"]:  # pydantic's path also names union members, which are no keys
+            part = "_target_" if part == "target" else part
+            if isinstance(node, dict) and (part in node or first["type"] == "missing"):
+                keys.append(str(part))
+                node = node.get(part)
+        message = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "extra_forbidden":
+            message = "no such key"
+        raise ValueError(f"{'.'.join(keys)}={first['input']}: {message}") from None
+    if isinstance(checked, Train) and (conflict := checked.conflict()):
+        raise ValueError(conflict)

@@ -1,0 +1,23 @@
+"""Ask a trained model.
+
+python src/predict.py ckpt=RUN/checkpoints/best.ckpt text="ROMEO:" length=500 temperature=0.8
+"""
+
+import sys
+
+from lstmlab.config import entry_point
+
+
+@entry_point("predict")
+def main(config: dict) -> None:
+    from lstmlab.checkpoint import load_model
+
+    text = sys.stdin.read() if config["text"] == "-" else config["text"]
+    model = load_model(config["ckpt"], config["backend"], config["accelerator"])
+    for piece in model.respond(text, config):
+        print(piece, end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Train a model.
+
+python src/train.py model=charlm                  an LSTM learns to write Python, offline, in two minutes
+python src/train.py model=charlm cell=scratch     the same through the LSTM written one equation a line
+python src/train.py --help                        every choice and every setting
+"""
+
+from lstmlab.config import entry_point
+
+
+@entry_point("train")
+def main(config: dict) -> float:
+    from lstmlab.runs import train  # with torch and Lightning: seconds that a typo need not wait
+
+    return train(config)[config["model"]["monitor"]]
+
+
+if __name__ == "__main__":
+    main()
