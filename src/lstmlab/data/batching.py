@@ -1,0 +1,173 @@
+"""Sequences of different lengths: stored flat, batched by length, resumed exactly."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+T = TypeVar("T")
+GENERATED = ("test", "val", "train")  # in this order, so that more training data leaves the test set as it is
+CHUNK = 50  # batches that are sorted by length together: larger pads less, smaller shuffles better
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences in one array: number i is `flat[offsets[i]:offsets[i + 1]]`."""
+
+    flat: np.ndarray  # (N,) int32
+    offsets: np.ndarray  # (n + 1,) int64
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray) -> "Ragged":
+        """Sequences `rows`, in that order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return Ragged(
+            self.flat[np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)], offsets
+        )
+
+    def pad(self, rows: np.ndarray, max_length: int | None = None) -> tuple[Tensor, Tensor]:
+        """Sequences `rows` as ids (B, T), padded with 0, and their lengths (B,), both int64.
+
+        A longer one than `max_length` keeps its first quarter of that and, for the rest, its end.
+        """
+        starts, full = self.offsets[rows], self.lengths[rows]
+        lengths = full if max_length is None else np.minimum(full, max_length)
+        steps = np.arange(lengths.max())
+        valid = steps < lengths[:, None]  # (B, T)
+        skipped = np.where(steps < lengths[:, None] // 4, 0, (full - lengths)[:, None])
+        tokens = np.zeros(valid.shape, np.int64)
+        tokens[valid] = self.flat[(starts[:, None] + steps + skipped)[valid]]
+        return torch.from_numpy(tokens), torch.from_numpy(lengths)
+
+
+def bucketed(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """All rows in batches of similar length, in an order that (seed, epoch) decides."""
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(lengths))
+    batches: list[np.ndarray] = []
+    for start in range(0, len(order), CHUNK * batch_size):
+        rows = order[start : start + CHUNK * batch_size]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += np.split(rows, range(batch_size, len(rows), batch_size))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class EpochSampler(Sampler[Any]):
+    """Hands out `plan(epoch)`, a list of `length` items, one epoch a pass; of several ranks, each its share.
+
+    A pass that is broken off is over: the next one is the next epoch. After `load_state_dict` the next pass
+    is the rest of the epoch that the state was taken in, or the next epoch if nothing is left of it.
+    """
+
+    def __init__(self, plan: Callable[[int], Sequence[Any]], length: int):
+        self.plan = plan
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if distributed else 0
+        self.world = torch.distributed.get_world_size() if distributed else 1
+        self.length = length // self.world
+        self.epoch, self.step, self.resuming = -1, 0, False
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        if not self.resuming:
+            self.epoch, self.step = self.epoch + 1, 0
+        self.resuming = False
+        items = self.plan(self.epoch)[self.rank :: self.world]
+        for item in items[self.step : self.length]:
+            self.step += 1
+            yield item
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.resuming = 0 < self.step < self.length
+
+
+class BucketedData(L.LightningDataModule):
+    """What data sets of ragged sequences share. A subclass gives `load` and `info`.
+
+    `load` returns the data sets `train`, `val` and `test`; `dataset[rows]` is a batch, and
+    `dataset.lengths` (n,) what the batches are sorted by.
+    """
+
+    def __init__(self, config: dict, seed: int = 0):
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.datasets: dict[str, Any] = {}
+        check_counts(config, "batch_size", "vocab_size", "max_length", "val_size")
+        check_counts(config, "train_size", "test_size")
+
+    def load(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        self.setup()  # fills the cache, from which other processes then read
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.datasets:
+            self.datasets = self.load()
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        dataset, size = self.datasets["train"], self.config["batch_size"]
+        return training_loader(
+            dataset,
+            lambda epoch: bucketed(dataset.lengths, size, self.seed, epoch),
+            -(-len(dataset) // size),
+            self.config["num_workers"],
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._in_order("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._in_order("test")
+
+    def _in_order(self, split: str) -> DataLoader:
+        dataset, size = self.datasets[split], self.config["batch_size"]
+        rows = np.argsort(dataset.lengths, kind="stable")
+        return evaluation_loader(dataset, np.split(rows, range(size, len(rows), size)))
+
+
+def training_loader(
+    dataset: Dataset, plan: Callable[[int], Sequence[Any]], length: int, num_workers: int
+) -> StatefulDataLoader:
+    """A loader of whole batches `dataset[item]`, for the items of an `EpochSampler`."""
+    sampler = EpochSampler(plan, length)
+    return StatefulDataLoader(dataset, batch_size=None, sampler=sampler, num_workers=num_workers)
+
+
+def evaluation_loader(dataset: Dataset, items: Sequence[Any]) -> DataLoader:
+    """A loader of whole batches `dataset[item]`, always the same, in the order of `items`."""
+    return DataLoader(dataset, batch_size=None, sampler=items)
+
+
+def cut(pairs: dict[str, T], sizes: dict[str, int]) -> dict[str, tuple[list[str], list[T]]]:
+    """Pairs of generated data as splits of these sizes, one after the other: (keys, values) of each."""
+    items = iter(pairs.items())
+    parts = {split: list(islice(items, size)) for split, size in sizes.items()}
+    return {split: ([a for a, _ in part], [b for _, b in part]) for split, part in parts.items()}
+
+
+def check_counts(config: dict, *keys: str, least: int = 1) -> None:
+    """Refuse, with ValueError, a value of one of these keys (where present) that is no count."""
+    for key in keys:
+        if key in config and not (type(config[key]) is int and config[key] >= least):
+            raise ValueError(f"data.{key}={config[key]} must be a whole number of at least {least}")

@@ -1,0 +1,103 @@
+"""The copy task (Arjovsky et al. 2016): remember symbols over a stretch of blanks."""
+
+from typing import NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from lstmlab.data.batching import check_counts, evaluation_loader, training_loader
+
+TRAIN, VAL, TEST = range(3)  # the first number of every seed
+
+
+class CopyBatch(NamedTuple):
+    tokens: Tensor  # (B, T), T = length + delay + 1 + length: symbols, blanks, the marker, blanks
+    targets: Tensor  # (B, length): the symbols, to be given at the last `length` steps
+
+
+def copy_batch(
+    seed: tuple[int, ...], size: int, symbols: int, length: int, delay: int | tuple[int, int]
+) -> CopyBatch:
+    """`size` sequences that `seed` decides; their common delay too, if it is a range (both ends in it)."""
+    rng = np.random.default_rng(seed)
+    steps = delay if isinstance(delay, int) else int(rng.integers(delay[0], delay[1] + 1))
+    blank, marker = symbols, symbols + 1
+    targets = rng.integers(0, symbols, (size, length))
+    tokens = np.full((size, length + steps + 1 + length), blank)
+    tokens[:, :length] = targets
+    tokens[:, length + steps] = marker
+    return CopyBatch(torch.from_numpy(tokens), torch.from_numpy(targets))
+
+
+class CopyDataset(Dataset):
+    """Item (seed, size, delay) is that batch: made when asked for, the same whenever asked for."""
+
+    def __init__(self, symbols: int, length: int):
+        self.symbols, self.length = symbols, length
+
+    def __getitem__(self, item: tuple) -> CopyBatch:
+        seed, size, delay = item
+        return copy_batch(seed, size, self.symbols, self.length, delay)
+
+
+class CopyData(L.LightningDataModule):
+    """`data=copy`: training batches that never come again; a validation and a test set that never change.
+
+    The test set holds `test_size` sequences for each delay in `test_delay`. A batch has one delay:
+    T - 2 length - 1. Raises ValueError for a size, or a delay, that makes no task.
+    """
+
+    def __init__(self, config: dict, seed: int = 0):
+        super().__init__()
+        self.config, self.seed = config, seed
+        check_counts(config, "symbols", least=2)
+        check_counts(config, "length", "batch_size", "train_batches", "val_size", "test_size")
+        delay, tests = config["delay"], config["test_delay"]
+        bounds = delay if isinstance(delay, list) and len(delay) == 2 else [delay, delay]
+        if not all(type(d) is int for d in bounds) or not 0 <= bounds[0] <= bounds[1]:
+            raise ValueError(f"data.delay={delay} must be a number of steps or a range [low, high]")
+        self.delay = delay if isinstance(delay, int) else tuple(delay)
+        self.test_delays = tests if isinstance(tests, list) else [self.delay if tests is None else tests]
+        if tests is not None and not (
+            tests != [] and all(type(d) is int and d >= 0 for d in self.test_delays)
+        ):
+            raise ValueError(f"data.test_delay={tests} must be a number of steps or a list of them")
+        self.dataset = CopyDataset(config["symbols"], config["length"])
+
+    @property
+    def info(self) -> dict:
+        return {
+            "symbols": self.config["symbols"],
+            "length": self.config["length"],
+            "num_tokens": self.config["symbols"] + 2,
+            "max_delay": self.delay if isinstance(self.delay, int) else self.delay[1],
+            "test_delays": [d if isinstance(d, int) else list(d) for d in self.test_delays],
+        }
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        count, size = self.config["train_batches"], self.config["batch_size"]
+
+        def plan(epoch: int) -> list:
+            numbers = range(epoch * count, (epoch + 1) * count)
+            return [((TRAIN, self.seed, number), size, self.delay) for number in numbers]
+
+        return training_loader(self.dataset, plan, count, self.config["num_workers"])
+
+    def val_dataloader(self) -> DataLoader:
+        return evaluation_loader(self.dataset, self._fixed(VAL, self.config["val_size"], self.delay))
+
+    def test_dataloader(self) -> DataLoader:
+        size = self.config["test_size"]
+        items = [item for delay in self.test_delays for item in self._fixed(TEST, size, delay)]
+        return evaluation_loader(self.dataset, items)
+
+    def _fixed(self, part: int, total: int, delay: int | tuple[int, int]) -> list:
+        size = self.config["batch_size"]
+        return [
+            ((part, number), min(size, total - start), delay)
+            for number, start in enumerate(range(0, total, size))
+        ]

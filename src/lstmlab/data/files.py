@@ -1,0 +1,63 @@
+"""The splits of a data set of the hub, from the hub or from a folder with the same files."""
+
+from pathlib import Path
+
+from lstmlab.data.hub import load_splits
+
+
+def read_splits(
+    config: dict, files: dict[str, str], columns: dict[str, type], offline: str
+) -> dict[str, dict[str, list]]:
+    """The `columns` of each split in `files`: {split: {column: values}}.
+
+    `files` names each split's files, as a glob, in the folder `config["path"]`; if that is null, the data
+    set `config["hub"]` at `config["revision"]` is fetched. Raises OSError or ValueError, in one sentence,
+    for what cannot be reached or read; `offline` is the data set to use instead.
+    """
+    ways_out = f"give the files of {config['hub']} by data.path=FOLDER, or use {offline}"
+    if config["path"] is None:
+        source, splits = config["hub"], load_splits(config["hub"], config["revision"], offline)
+    else:
+        source, splits = config["path"], _read_folder(config, files, ways_out)
+    result = {}
+    for split in files:
+        if split not in splits:
+            raise ValueError(f"{source} has no split {split}, only {', '.join(splits)}; {ways_out}")
+        table = splits[split]
+        if missing := [name for name in columns if name not in table.column_names]:
+            raise ValueError(
+                f"{split} of {source} has no column {missing[0]}, only "
+                f"{', '.join(table.column_names) or 'none at all'}; {ways_out}"
+            )
+        result[split] = {name: list(table[name]) for name in columns}
+        for name, kind in columns.items():
+            for row, value in enumerate(result[split][name]):
+                if not isinstance(value, kind):
+                    raise ValueError(
+                        f"row {row} of {split} of {source} has {value!r} for its {name}, "
+                        f"which must be of type {kind.__name__}"
+                    )
+        if not table.num_rows:
+            raise ValueError(f"{split} of {source} has no rows; {ways_out}")
+    return result
+
+
+def _read_folder(config: dict, files: dict[str, str], ways_out: str):
+    import datasets
+
+    folder = Path(config["path"]).expanduser()
+    if not folder.is_dir():
+        raise NotADirectoryError(f"data.path={folder} is not a folder; {ways_out}")
+    found = {}
+    for split, pattern in files.items():
+        found[split] = [str(path) for path in sorted(folder.rglob(pattern))]
+        if not found[split]:
+            raise FileNotFoundError(f"data.path={folder} holds no {pattern}; {ways_out}")
+    kind = {".parquet": "parquet", ".jsonl": "json"}[Path(pattern).suffix]
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(kind, data_files=found, cache_dir=str(config["cache"]))
+    except Exception as error:  # of pyarrow, pandas or json, wrapped by `datasets` or not
+        cause = error.__cause__ or error
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        raise OSError(f"cannot read the {kind} files in data.path={folder} ({reason}); {ways_out}") from error

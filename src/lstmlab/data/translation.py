@@ -1,0 +1,129 @@
+"""Pairs of texts: what the translation data sets share, and Multi30k."""
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lstmlab.data.batching import BucketedData, Ragged
+from lstmlab.data.files import read_splits
+from lstmlab.data.tokenization import (
+    BOS,
+    EOS,
+    PAD,
+    UNK,
+    delimit,
+    encode,
+    fit_and_encode,
+    load_tokenizer,
+)
+
+
+class TranslationBatch(NamedTuple):
+    source: Tensor  # (B, S) int64: tokens, EOS, padding 0
+    source_lengths: Tensor  # (B,) int64, EOS counted
+    target: Tensor  # (B, T) int64: BOS, tokens, EOS, padding 0
+    target_lengths: Tensor  # (B,) int64, BOS and EOS counted
+
+
+class TranslationDataset(Dataset):
+    def __init__(self, source: Ragged, target: Ragged):
+        self.source, self.target = source, target
+        longer = np.maximum(source.lengths, target.lengths)
+        self.lengths = 1000 * longer + source.lengths + target.lengths  # pads less than the sum
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, rows: np.ndarray) -> TranslationBatch:
+        return TranslationBatch(*self.source.pad(rows), *self.target.pad(rows))
+
+
+class TranslationData(BucketedData):
+    """Pairs as tokens of one vocabulary. A subclass gives `read`: (sources, targets) of each split.
+
+    Pairs with a side of more than `max_length` tokens are left out of training, never of validation or test.
+    """
+
+    def read(self) -> dict[str, tuple[list[str], list[str]]]:
+        raise NotImplementedError
+
+    def load(self) -> dict[str, TranslationDataset]:
+        splits = self.read()
+        columns: dict[str, list[str]] = {}
+        for split, (sources, targets) in splits.items():
+            columns |= {f"{split}.source": sources, f"{split}.target": targets}
+        self.tokenizer, encoded = fit_and_encode(
+            columns,
+            fit=["train.source", "train.target"],
+            kind=self.config["tokenizer"],
+            vocab_size=self.config["vocab_size"],
+            lowercase=self.config["lowercase"],
+            cache=self.config["cache"],
+        )
+        limit = self.config["max_length"]
+        source, target = encoded["train.source"], encoded["train.target"]
+        fits = np.flatnonzero(np.maximum(source.lengths, target.lengths) <= limit)
+        if not len(fits):
+            raise ValueError(f"data.max_length={limit} leaves no training pair: all are longer")
+        encoded |= {"train.source": source.take(fits), "train.target": target.take(fits)}
+        return {
+            split: TranslationDataset(
+                delimit(encoded[f"{split}.source"], None, EOS),
+                delimit(encoded[f"{split}.target"], BOS, EOS),
+            )
+            for split in splits
+        }
+
+    @property
+    def info(self) -> dict:
+        return {
+            "tokenizer": self.tokenizer.to_str(),
+            "vocab_size": self.tokenizer.get_vocab_size(),
+            "max_length": self.config["max_length"],
+            "max_target_length": int(self.datasets["train"].target.lengths.max()),
+            "pad": PAD,
+            "bos": BOS,
+            "eos": EOS,
+            "unk": UNK,
+        }
+
+
+def encode_sources(info: dict, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Any texts as source (B, S) and source_lengths (B,), as the model was trained on them.
+
+    Raises ValueError for a text of more tokens than the model was trained on.
+    """
+    sources = encode(load_tokenizer(info["tokenizer"]), texts)
+    longest = int(sources.lengths.max())
+    if longest > info["max_length"]:
+        raise ValueError(
+            f"a text has {longest} tokens, but this model was trained on at most {info['max_length']} "
+            "(data.max_length): translate it sentence by sentence"
+        )
+    return delimit(sources, None, EOS).pad(np.arange(len(texts)))
+
+
+def decode_targets(info: dict, sequences: list[list[int]]) -> list[str]:
+    """The texts of target ids; BOS and padding are skipped, and all from EOS on."""
+    ends = [ids.index(EOS) if EOS in ids else len(ids) for ids in sequences]
+    return load_tokenizer(info["tokenizer"]).decode_batch(
+        [ids[:end] for ids, end in zip(sequences, ends, strict=True)]
+    )
+
+
+class Multi30k(TranslationData):
+    """`data=multi30k`: captions of pictures, English and German (Elliott et al. 2016).
+
+    Decoding the target ids gives back the reference, byte for byte.
+    """
+
+    def read(self) -> dict[str, tuple[list[str], list[str]]]:
+        source, target = self.config["source"], self.config["target"]
+        files = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
+        splits = read_splits(self.config, files, {source: str, target: str}, "data=dates")
+        return {
+            split: (splits[name][source], splits[name][target])
+            for split, name in [("train", "train"), ("val", "validation"), ("test", "test")]
+        }
