@@ -76,7 +76,7 @@ def entry_point(config_name: str) -> Callable:
                     raise
                 sys.exit(f"error: {sentence(error)}")
 
-        show_traceback = "HYDRA_FULL_ERROR" in os.environ
+        show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
         def main() -> None:
             sys.argv[1:] = [quote_raw(argument) for argument in sys.argv[1:]]

@@ -54,18 +54,23 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         precision=config["precision"]["name"],
         deterministic=config["deterministic"],
         logger=build_loggers(config),
-        callbacks=[instantiate(settings) for settings in config["callbacks"].values()],
+        callbacks=[instantiate(settings) for settings in config["callbacks"].values() if settings],
         default_root_dir=run_dir,
+        # a number of batches is counted on from epoch to epoch, a share within each
+        check_val_every_n_epoch=None if isinstance(config["trainer"]["val_check_interval"], int) else 1,
         use_distributed_sampler=False,  # it would shuffle the streams
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
     print(f"{describe(model)}\n{run_dir}")
     start = time.perf_counter()
-    trainer.fit(model, datamodule)
+    try:
+        trainer.fit(model, datamodule)
+    finally:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()  # or a sweep's next job would go on with this run
     seconds = time.perf_counter() - start
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
     best = checkpoint.load(str(run_dir / "checkpoints/best.ckpt"))
     metrics = best["metrics"] | {"train/seconds": seconds}

@@ -143,7 +143,7 @@ class Plateau(Group):
     name: Literal["plateau"]
     warmup_steps: NonNegativeInt
     factor: Annotated[float, Field(gt=0, lt=1)]
-    patience: NonNegativeInt
+    patience: PositiveInt
 
 
 class NormClipping(Group):
@@ -204,7 +204,7 @@ class Train(Group):
     precision: Precision
     trainer: Trainer
     logger: dict[str, Logger]
-    callbacks: dict[str, Callback]
+    callbacks: dict[str, Callback | None]
     seed: NonNegativeInt
     deterministic: bool
     threads: PositiveInt | None

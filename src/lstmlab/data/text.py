@@ -209,7 +209,7 @@ def encode(path: Path, val_fraction: float, cache: Path, vocabulary: str | None 
     if total == 0:
         raise ValueError(f"{path} is empty")
 
-    train = total - round(total * val_fraction)
+    train = int(total * (1 - val_fraction))
     try:
         if vocabulary is None:
             seen = np.zeros(0x110000, bool)  # one flag a code point

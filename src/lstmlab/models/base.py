@@ -57,7 +57,7 @@ class Task(L.LightningModule):
         if config["name"] == "plateau":
             mode = self.config["model"]["monitor_mode"]
             self.plateau = ReduceLROnPlateau(
-                optimizer, mode, factor=config["factor"], patience=config["patience"]
+                optimizer, mode, factor=config["factor"], patience=config["patience"] - 1
             )
             # LinearLR multiplies what it finds, so that both can act on one optimizer
             scheduler: Any = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
@@ -85,6 +85,11 @@ class Task(L.LightningModule):
         if config["name"] == "value":
             clip_grad_value_(parameters, config["max_value"])
         self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End in good order: at max_steps Lightning would stop without a last validation."""
+        if self.trainer.global_step >= self.config["trainer"]["max_steps"]:
+            self.trainer.should_stop = True
 
     def on_validation_epoch_end(self) -> None:
         """Let the plateau scheduler see each validation; Lightning would show it one an epoch."""

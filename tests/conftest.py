@@ -1,0 +1,76 @@
+"""Configurations composed and run in process, as the entry points do."""
+
+import importlib
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from lstmlab.config import PROJECT
+from lstmlab.schema import check
+
+torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
+
+SMALL = ["cell.hidden_size=8", "trainer.enable_progress_bar=false"]
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder with the real data sets: $LSTMLAB_DATA, or shared/data beside the project."""
+    folder = Path(os.environ.get("LSTMLAB_DATA", PROJECT.parent / "shared/data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; set LSTMLAB_DATA")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path) -> Callable[..., dict]:
+    """config("model=charlm", …): what train.py would run, its outputs under tmp_path."""
+
+    numbers = itertools.count()
+
+    def build(*overrides: str) -> dict:
+        with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
+            composed = compose("train", [f"run_dir={tmp_path}/run{next(numbers)}", *overrides])
+        OmegaConf.resolve(composed)
+        plain = OmegaConf.to_container(composed)
+        check("train", plain)
+        return plain
+
+    return build
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """command("train", "cell.dropout=2") → exit code, standard output, standard error; in process."""
+
+    def run(name: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the entry point sets it: have it restored
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        monkeypatch.chdir(tmp_path)
+        code = 0
+        capsys.readouterr()
+        try:
+            importlib.import_module(name).main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def text_file(tmp_path) -> Path:
+    """A text with some structure: 6,000 characters of counted lines."""
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"line {i}: é {i * i % 97}\n" for i in range(500))[:6000], encoding="utf-8")
+    return path

@@ -1,0 +1,138 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lstmlab import data
+from lstmlab.data import text as text_module
+from lstmlab.data.text import UNKNOWN, encode
+
+SIZES = {"batch_size": 3, "sequence_length": 10, "val_fraction": 0.1, "max_val_chars": None}
+
+
+def build(tmp_path, text, info=None, **changes):
+    file = tmp_path / "some.txt"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    settings = {"name": "textfile", "path": str(file), "cache": str(tmp_path / "cache"), **SIZES, **changes}
+    module = data.build(settings, info=info)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def decode(module, ids):
+    return "".join(module.info["vocabulary"][i] for i in ids)
+
+
+def test_the_windows_are_contiguous_streams_of_the_text(tmp_path, text_file):
+    text = text_file.read_text(encoding="utf-8")
+    module = build(tmp_path, text)
+    batches = list(module.train_dataloader())
+    inputs = torch.cat([batch.inputs for batch in batches], 1)  # (B, per stream)
+    targets = torch.cat([batch.targets for batch in batches], 1)
+    per_stream = (5400 - 1) // 3
+    assert inputs.shape == targets.shape == (3, per_stream)
+    for row in range(3):
+        start = row * per_stream
+        assert decode(module, inputs[row]) == text[start : start + per_stream]
+        assert decode(module, targets[row]) == text[start + 1 : start + 1 + per_stream]
+
+
+def test_validation_reads_the_last_part(tmp_path, text_file):
+    text = text_file.read_text(encoding="utf-8")
+    module = build(tmp_path, text)
+    stateful, cold = (list(loader) for loader in module.val_dataloader())
+    assert decode(module, torch.cat([b.targets for b in stateful], 1)[0]) == text[5401:]
+    windows = torch.cat([batch.inputs for batch in cold])
+    assert windows.shape == (2, 256)
+    assert decode(module, windows[1]) == text[5400 + 256 : 5400 + 512]
+    limited = build(tmp_path, text, max_val_chars=300)
+    stateful, _ = limited.val_dataloader()
+    assert decode(module, torch.cat([b.targets for b in stateful], 1)[0]) == text[5401:5700]
+
+
+def test_a_character_that_training_never_saw_is_unknown(tmp_path):
+    text = "ab" * 350 + "z" * 100 + "ab" * 300
+    module = build(tmp_path, text, val_fraction=0.4)
+    assert module.info["vocabulary"] == UNKNOWN + "abz"
+    module = build(tmp_path, "ab" * 450 + "电" * 600, val_fraction=0.4)
+    assert module.info["vocabulary"] == UNKNOWN + "ab"
+    assert (next(iter(module.val_dataloader()[1])).inputs == 0).all()
+
+
+def test_a_checkpoints_vocabulary_is_kept(tmp_path, text_file):
+    text = text_file.read_text(encoding="utf-8")
+    module = build(tmp_path, text, info={"vocabulary": UNKNOWN + "nile"})
+    batch = module.train_set[0]
+    assert batch.inputs.max() == 4
+    assert module.info["vocabulary"] == UNKNOWN + "nile"
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_chunks_change_nothing(tmp_path, monkeypatch, chunk):
+    """Characters of one to four bytes, split anywhere."""
+    text = "aé电😀\r\n" * 50
+    path = tmp_path / "t.txt"
+    path.write_bytes(text.encode())
+    monkeypatch.setattr(text_module, "CHUNK", chunk)
+    encoded, meta = encode(path, 0.1, tmp_path)
+    ids = np.fromfile(encoded, meta["dtype"])
+    assert "".join(meta["vocabulary"][i] for i in ids) == text
+    assert (meta["train"], meta["total"]) == (270, 300)
+
+
+def test_encoding_is_done_once_for_a_content(tmp_path, text_file):
+    encoded, meta = encode(text_file, 0.1, tmp_path)
+    before = encoded.stat().st_mtime_ns
+    assert encode(text_file, 0.1, tmp_path) == (encoded, meta)
+    assert encoded.stat().st_mtime_ns == before
+    text_file.write_text(text_file.read_text(encoding="utf-8") + "!", encoding="utf-8")
+    assert encode(text_file, 0.1, tmp_path)[0] != encoded
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "message"),
+    [
+        (b"", {}, "is empty"),
+        (b"abc\xff" * 500, {}, "is not UTF-8 text"),
+        ("ab" * 15, {}, "has 27 characters to train on, fewer than data.batch_size=3"),
+        ("ab" * 500, {}, "leaves 100 of 1000 characters for validation"),
+    ],
+)
+def test_unsuitable_texts_are_refused(tmp_path, text, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(tmp_path, text, **changes)
+
+
+def test_stdlib_is_the_same_every_time(tmp_path):
+    settings = {"name": "stdlib", "max_chars": 100_000, "cache": str(tmp_path), **SIZES}
+    metas = []
+    for _ in range(2):
+        module = data.build(settings)
+        module.prepare_data()
+        metas.append(module.meta)
+        for file in tmp_path.iterdir():
+            file.unlink()
+    assert metas[0] == metas[1]
+    assert 50_000 < metas[0]["total"] <= 100_000
+    version = ".".join(map(str, sys.version_info[:3]))
+    assert module.info["python"] == version and metas[0]["sha256"][:12] in module.info["source"]
+
+
+def test_shakespeare_is_checked(tmp_path, real_data):
+    settings = {"name": "shakespeare", "path": str(real_data / "shakespeare"), "cache": str(tmp_path)} | SIZES
+    module = data.build(settings)
+    module.prepare_data()
+    assert (module.meta["train"], module.meta["total"]) == (1_003_854, 1_115_394)
+    assert len(module.info["vocabulary"]) == 66
+    (tmp_path / "input.txt").write_text("First Citizen:\nNo.\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not Tiny Shakespeare"):
+        data.build(settings | {"path": str(tmp_path)}).prepare_data()
+
+
+def test_an_unreachable_hub_names_both_ways_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    settings = {"name": "shakespeare", "path": None, "hub": "nobody/nothing", "revision": "main"}
+    with pytest.raises(ConnectionError, match=r"nobody/nothing at main.*data\.path=FOLDER.*data=stdlib"):
+        data.build(settings | {"cache": str(tmp_path)} | SIZES).prepare_data()

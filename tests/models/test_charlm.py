@@ -1,0 +1,164 @@
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from conftest import SMALL
+from lstmlab import data
+from lstmlab.checkpoint import load_model
+from lstmlab.data.text import TextBatch
+from lstmlab.models.charlm import CharLM
+from lstmlab.runs import evaluate, train
+
+PLAIN = ["model.dropout=0", "cell.dropout=0"]
+
+
+@pytest.fixture
+def small(text_file):
+    """Overrides for a small language model on a small text."""
+    return [
+        *SMALL,
+        "data=textfile",
+        f"data.path={text_file}",
+        f"data.cache={text_file.parent}/cache",
+        "data.batch_size=4",
+        "data.sequence_length=20",
+        "data.max_val_chars=500",
+    ]
+
+
+@pytest.fixture
+def model(config, small):
+    torch.manual_seed(0)
+    return CharLM(config(*small, *PLAIN), {"vocabulary": "\ufffdabcdefgh"}).double().eval()
+
+
+def rows(settings: dict, column: str) -> list[float]:
+    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row[column]]
+
+
+def test_windows_with_carried_state_are_one_long_text(model):
+    ids = torch.randint(9, (2, 31))
+    whole, _ = model(ids[:, :-1])
+    expected = F.cross_entropy(whole.flatten(0, 1), ids[:, 1:].flatten())
+    state, total = None, torch.tensor(0.0)
+    for start in (0, 10, 20):
+        batch = TextBatch(ids[:, start : start + 10], ids[:, start + 1 : start + 11])
+        loss, state = model.loss(batch, state)
+        total += loss / 3
+    torch.testing.assert_close(total.double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("embedding_size", [8, 5])
+def test_tied_weights(config, small, embedding_size):
+    settings = config(*small, "model.tie_weights=true", f"model.embedding_size={embedding_size}")
+    model = CharLM(settings, {"vocabulary": "\ufffdabc"})
+    assert model.projection.weight is model.embedding.weight
+    logits, _ = model(torch.tensor([[1, 2]]))
+    assert logits.shape == (1, 2, 4)
+
+
+def test_greedy_sampling_takes_the_most_probable_character(model):
+    written = "abc"
+    for _ in range(40):
+        ids = torch.tensor([[model.vocabulary.index(c) for c in written]])
+        logits = model(ids)[0][0, -1]
+        logits[0] = -math.inf
+        written += model.vocabulary[logits.argmax()]
+    assert "".join(model.sample("abc", 40, temperature=0)) == written[3:]
+    assert "".join(model.sample("abc", 40, top_k=1)) == written[3:]
+
+
+def test_sampling_follows_the_probabilities(model):
+    """2,000 first characters against softmax(logits / temperature), without UNKNOWN."""
+    logits = model(torch.tensor([[1, 2]]))[0][0, -1] / 0.5
+    logits[0] = -math.inf
+    drawn = [next(model.sample("ab", 1, temperature=0.5, seed=seed)) for seed in range(2000)]
+    counts = torch.tensor([drawn.count(c) for c in model.vocabulary]) / 2000
+    torch.testing.assert_close(counts.double(), logits.softmax(-1), atol=0.04, rtol=0)
+
+
+def test_sampling_is_seeded_and_of_the_length_asked_for(model):
+    texts = ["".join(model.sample("a", 50, seed=seed)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+    assert len(texts[0]) == 50 and "\ufffd" not in texts[0]
+    with pytest.raises(ValueError, match="'x'"):
+        list(model.sample("ax", 5))
+    with pytest.raises(ValueError, match="empty"):
+        list(model.sample("", 5))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "rnn", "gru"])
+def test_backends_have_the_same_loss_curve_and_open_each_others_checkpoints(config, small, kind):
+    """50 steps, no dropout: the losses agree to 1e-5; so does the validation of one checkpoint."""
+    curves = {}
+    for backend in ("torch", "scratch", "fused"):
+        overrides = [f"cell={backend}", f"cell.kind={kind}", "trainer.log_every_n_steps=1"]
+        try:
+            settings = config(*small, *PLAIN, *overrides, "trainer.max_steps=50")
+        except ValueError:
+            assert (backend, kind) not in [("fused", "lstm")]
+            continue
+        metrics = train(settings)
+        curves[backend] = rows(settings, "train/loss")
+        assert len(curves[backend]) == 50
+        torch.testing.assert_close(curves[backend], curves["torch"], atol=1e-5, rtol=0)
+        again = evaluate(
+            {
+                "ckpt": settings["run_dir"] + "/checkpoints/best.ckpt",
+                "backend": "scratch",
+                "accelerator": "cpu",
+                "data": {"path": None, "cache": settings["data"]["cache"]},
+            }
+        )
+        for name in ("val/loss_stateful", "val/loss_cold", "val/perplexity"):
+            assert again[name] == pytest.approx(metrics[name], abs=1e-5)
+
+
+def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
+    """With frozen weights the second epoch repeats the first exactly."""
+    settings = config(
+        *small,
+        *PLAIN,
+        "trainer.max_epochs=2",
+        "trainer.log_every_n_steps=1",
+        "optimizer=sgd",
+        "optimizer.lr=1e-30",
+    )
+    train(settings)
+    losses = rows(settings, "train/loss")
+    half = len(losses) // 2
+    assert losses[:half] == losses[half:] and len(set(losses)) > half // 2
+
+
+def test_both_validation_losses_against_one_forward_pass(config, small):
+    settings = config(*small, "trainer.max_steps=5")
+    metrics = train(settings)
+    model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
+    module = data.build(settings["data"])
+    module.prepare_data()
+    module.setup("fit")
+    ids = torch.from_numpy(module.val_sets[1].tokens.astype("int64"))
+    assert len(ids) == 500
+    with torch.no_grad():
+        stateful = F.cross_entropy(model(ids[None, :-1])[0][0], ids[1:])
+        cold = F.cross_entropy(model(ids[None, :256])[0][0], ids[1:257])
+    assert metrics["val/loss_stateful"] == pytest.approx(stateful.item(), abs=1e-6)
+    assert metrics["val/loss_cold"] == pytest.approx(cold.item(), abs=1e-6)
+    assert metrics["val/perplexity"] == pytest.approx(stateful.exp().item(), rel=1e-5)
+    assert metrics["val/bits_per_character"] == pytest.approx(stateful.item() / math.log(2), rel=1e-5)
+
+
+def test_a_checkpoint_writes_on_its_own(config, small, command, text_file):
+    settings = config(*small, "trainer.max_steps=5")
+    train(settings)
+    text_file.unlink()
+    ckpt = f"ckpt={settings['run_dir']}/checkpoints/best.ckpt"
+    code, out, _ = command("predict", ckpt, "text=line 1: é", "length=30", "temperature=0")
+    assert code == 0 and out.startswith("line 1: é") and len(out) == 9 + 30 + 1
+    code, _, error = command("predict", ckpt, "text=Line?")
+    assert code == 1 and "'?'" in error

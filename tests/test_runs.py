@@ -1,0 +1,270 @@
+"""A run, whatever the task: its folder, its optimizer and schedule, its loggers."""
+
+import csv
+import json
+import math
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from conftest import SMALL
+from lstmlab import checkpoint
+from lstmlab.runs import train
+
+
+@pytest.fixture
+def small(text_file):
+    return [
+        *SMALL,
+        "data=textfile",
+        f"data.path={text_file}",
+        f"data.cache={text_file.parent}/cache",
+        "data.batch_size=4",
+        "data.sequence_length=20",
+        "data.max_val_chars=500",
+        "trainer.log_every_n_steps=1",
+        "model.dropout=0",
+        "cell.dropout=0",
+    ]
+
+
+def column(settings: dict, name: str) -> list[float]:
+    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row[name]]
+
+
+def weights(settings: dict, name: str) -> dict[str, torch.Tensor]:
+    return checkpoint.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt")["state_dict"]
+
+
+def test_the_run_folder(config, small, capsys):
+    settings = config(*small, "trainer.max_steps=4", "trainer.val_check_interval=2")
+    metrics = train(settings)
+    folder = Path(settings["run_dir"])
+    assert {path.name for path in folder.rglob("*") if path.is_file()} == {
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+        "best.ckpt",
+        "last.ckpt",
+    }
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == settings
+    assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert metrics["train/seconds"] > 0
+    assert min(column(settings, "val/loss_stateful")) == pytest.approx(metrics["val/loss_stateful"])
+    assert len(column(settings, "train/grad_norm")) == 4
+    assert min(column(settings, "train/tokens_per_second")) > 0
+    assert str(folder) in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        train(settings)
+
+
+def test_the_last_step_is_validated_and_saved(config, small):
+    """Also where max_steps is no multiple of val_check_interval."""
+    settings = config(*small, "trainer.max_steps=5", "trainer.val_check_interval=2")
+    train(settings)
+    assert len(column(settings, "val/loss_stateful")) == 3
+    last = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")
+    assert last["global_step"] == 5
+
+
+def test_the_same_seed_gives_the_same_run(config, small):
+    runs = [config(*small, "trainer.max_steps=5", f"seed={seed}") for seed in (1, 1, 2)]
+    curves = []
+    for settings in runs:
+        train(settings)
+        curves.append(column(settings, "train/loss"))
+    assert curves[0] == curves[1] != curves[2]
+
+
+STEP = ["trainer.max_steps=1", "optimizer=sgd", "scheduler=constant", "optimizer.lr=1"]
+
+
+@pytest.mark.parametrize("clipping", ["norm", "value", "none"])
+def test_clipping_and_the_norm_before_it(config, small, clipping):
+    """One plain SGD step at lr 1 moves the weights by the clipped gradient."""
+    limit = {"norm": ["clipping.max_norm=0.01"], "value": ["clipping.max_value=0.001"], "none": []}[clipping]
+    frozen = config(*small, *STEP, "optimizer.weight_decay=0", "optimizer.lr=1e-30")
+    train(frozen)
+    settings = config(
+        *small,
+        *STEP,
+        "optimizer.weight_decay=0",
+        f"clipping={clipping}",
+        *limit,
+        f"run_dir={frozen['run_dir']}b",
+    )
+    train(settings)
+    before, after = weights(frozen, "last"), weights(settings, "last")
+    moved = torch.cat([(after[name] - before[name]).flatten() for name in before])
+    norm = column(settings, "train/grad_norm")[0]
+    assert norm == pytest.approx(column(frozen, "train/grad_norm")[0], rel=1e-5)
+    if clipping == "norm":
+        assert norm > 0.02 and moved.norm() == pytest.approx(0.01, rel=1e-3)
+    elif clipping == "value":
+        assert moved.abs().max() == pytest.approx(0.001, rel=1e-3)
+    else:
+        assert moved.norm() == pytest.approx(norm, rel=1e-3)
+
+
+def test_weight_decay_spares_biases(config, small):
+    """A step of AdamW whose learning rate is lost in weight_decay: matrices shrink, vectors do not."""
+    base = [*small, "trainer.max_steps=1", "optimizer=adamw", "scheduler=constant", "optimizer.lr=1e-12"]
+    plain = config(*base, "optimizer.weight_decay=0")
+    train(plain)
+    settings = config(*base, "optimizer.weight_decay=1e11")
+    train(settings)
+    before, after = weights(plain, "last"), weights(settings, "last")
+    for name in before:
+        share = 1.0 if before[name].ndim == 1 else 0.9
+        torch.testing.assert_close(after[name], before[name] * share, atol=1e-6, rtol=1e-4)
+
+
+def test_warmup_and_cosine(config, small):
+    settings = config(
+        *small,
+        "trainer.max_steps=20",
+        "optimizer.lr=0.1",
+        "scheduler=cosine",
+        "scheduler.warmup_steps=4",
+        "scheduler.final_lr=0.5",
+    )
+    train(settings)
+    rates = column(settings, "train/lr")
+    assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
+    expected = [0.05 + 0.05 * (1 + math.cos(math.pi * step / 16)) / 2 for step in range(16)]
+    assert rates[4:] == pytest.approx(expected)
+
+
+def test_plateau_halves_after_two_stagnant_validations(config, small):
+    settings = config(
+        *small,
+        "trainer.max_steps=12",
+        "trainer.val_check_interval=1",
+        "optimizer=sgd",
+        "optimizer.lr=1e-5",
+        "scheduler.warmup_steps=2",
+        "callbacks.early_stopping=null",
+    )
+    train(settings)
+    rates = [rate * 1e5 for rate in column(settings, "train/lr")]
+    # the first validation is the best there is; the second and third are stagnant
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 0.5, 0.5, *(2.0**-k for k in (2, 2, 3, 3, 4, 4, 5))])
+
+
+def test_early_stopping_and_gradient_accumulation(config, small):
+    settings = config(
+        *small,
+        "trainer.max_epochs=50",
+        "trainer.accumulate_grad_batches=3",
+        "callbacks.early_stopping.patience=2",
+        "optimizer=sgd",
+        "optimizer.lr=1e-30",
+    )
+    batches = -(-((5400 - 1) // 4) // 20)
+    train(settings)
+    assert settings["trainer"]["max_steps"] == 50 * -(-batches // 3)
+    last = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")
+    assert last["global_step"] == 3 * -(-batches // 3)
+
+
+def test_checkpoints_hold_plain_containers_only(config, small):
+    settings = config(*small, "trainer.max_steps=1")
+    train(settings)
+    for name in ("best", "last"):
+        path = Path(settings["run_dir"]) / "checkpoints" / f"{name}.ckpt"
+        loaded = torch.load(path, weights_only=True)
+        assert loaded["hyper_parameters"]["config"] == settings
+        assert loaded["metrics"]["val/loss_stateful"] == pytest.approx(loaded["metrics"]["val/loss_stateful"])
+
+
+class Trap:
+    def __reduce__(self):
+        return (exit, (77,))
+
+
+def test_checkpoints_that_are_none_are_refused_by_name(tmp_path, config, small):
+    path = tmp_path / "x.ckpt"
+    for content, message in [
+        ({"state_dict": {}, "hyper_parameters": Trap()}, "could run code"),
+        ({"state_dict": {}}, "not one of lstmlab's"),
+    ]:
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load(str(path))
+    settings = config(*small, "trainer.max_steps=1")
+    train(settings)
+    whole = (Path(settings["run_dir"]) / "checkpoints/last.ckpt").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content in (b"", whole[: len(whole) // 2], bytes(flipped), b"no checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            checkpoint.load(str(path))
+    with pytest.raises(FileNotFoundError, match="a folder"):
+        checkpoint.load(str(tmp_path))
+
+
+def leveldb_log(blocks: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file, past its header: LevelDB's log format, in blocks of 32 KiB."""
+    position, parts = 7, b""  # the header counts towards the first block
+    while position < len(blocks) + 7:
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, part = struct.unpack_from("<IHB", blocks, position - 7)
+        parts += blocks[position : position + length]
+        position += 7 + length
+        if part in (1, 4):  # whole, or the last of several
+            yield parts
+            parts = b""
+
+
+def test_tensorboard_and_wandb_side_by_side(config, small):
+    """Read back what an offline wandb run holds: name, group, tags, config, the best as summary."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    settings = config(
+        *small,
+        "trainer.max_steps=3",
+        "logger=[tensorboard,wandb]",
+        "logger.wandb.offline=true",
+        "logger.wandb.group=a sweep",
+    )
+    train(settings)
+    folder = Path(settings["run_dir"])
+    assert list(folder.glob("tensorboard/events.out.tfevents.*"))
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    records = [Record.FromString(data) for data in leveldb_log(file.read_bytes()[7:])]
+    run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
+    assert run.display_name == "charlm-torch-lstm-2x8-textfile-seed0"
+    assert run.run_group == "a sweep"
+    assert list(run.tags) == ["charlm", "torch", "lstm", "textfile"]
+    logged = {item.key or "/".join(item.nested_key) for r in records for item in r.history.item}
+    assert {"train/loss", "val/loss_stateful", "train/grad_norm", "train/lr"} <= logged
+    defined = {r.metric.name: r.metric for r in records if r.WhichOneof("record_type") == "metric"}
+    assert defined["val/loss_stateful"].summary.min
+    config_keys = {item.key for r in records for item in [*r.config.update, *r.run.config.update]}
+    assert {"cell", "model", "data", "optimizer"} <= config_keys
+
+
+def test_a_sweep_writes_one_folder_a_job(command, small, tmp_path):
+    arguments = [override for override in small if "progress" not in override]
+    code, _, error = command(
+        "train",
+        "-m",
+        *arguments,
+        "trainer.enable_progress_bar=false",
+        "trainer.max_steps=1",
+        "cell.kind=rnn,lstm",
+    )
+    assert code == 0, error
+    (sweep,) = (tmp_path / "logs/charlm").iterdir()
+    for number, kind in enumerate(["rnn", "lstm"]):
+        settings = yaml.safe_load((sweep / str(number) / "config.yaml").read_text())
+        assert settings["cell"]["kind"] == kind
+        assert (sweep / str(number) / "metrics.json").exists()
