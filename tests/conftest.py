@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from lstmlab.config import PROJECT
+from lstmlab.config import PROJECT, plain
 from lstmlab.schema import check
 
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
@@ -38,10 +37,9 @@ def config(tmp_path) -> Callable[..., dict]:
     def build(*overrides: str) -> dict:
         with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
             composed = compose("train", [f"run_dir={tmp_path}/run{next(numbers)}", *overrides])
-        OmegaConf.resolve(composed)
-        plain = OmegaConf.to_container(composed)
-        check("train", plain)
-        return plain
+        settings = plain(composed)
+        check("train", settings)
+        return settings
 
     return build
 

@@ -1,11 +1,13 @@
 """A run, whatever the task: its folder, its optimizer and schedule, its loggers."""
 
 import csv
+import importlib
 import json
 import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +51,7 @@ def test_the_run_folder(config, small, capsys):
         "config.yaml",
         "metrics.csv",
         "metrics.json",
+        "examples.md",
         "best.ckpt",
         "last.ckpt",
     }
@@ -226,7 +229,7 @@ def leveldb_log(blocks: bytes) -> Iterator[bytes]:
 
 def test_tensorboard_and_wandb_side_by_side(config, small):
     """Read back what an offline wandb run holds: name, group, tags, config, the best as summary."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    wandb_internal_pb2: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
 
     settings = config(
         *small,
@@ -239,7 +242,7 @@ def test_tensorboard_and_wandb_side_by_side(config, small):
     folder = Path(settings["run_dir"])
     assert list(folder.glob("tensorboard/events.out.tfevents.*"))
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    records = [Record.FromString(data) for data in leveldb_log(file.read_bytes()[7:])]
+    records = [wandb_internal_pb2.Record.FromString(data) for data in leveldb_log(file.read_bytes()[7:])]
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
     assert run.display_name == "charlm-torch-lstm-2x8-textfile-seed0"
     assert run.run_group == "a sweep"

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -59,6 +59,11 @@ def sentence(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """The configuration, resolved, as plain containers. Raises MissingMandatoryValue for a `???`."""
+    return cast(dict, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+
+
 def entry_point(config_name: str) -> Callable:
     """Decorate `run(config: dict)`, the body of a command; see the module's docstring."""
 
@@ -66,8 +71,7 @@ def entry_point(config_name: str) -> Callable:
         @functools.wraps(run)
         def job(composed: DictConfig) -> Any:
             try:
-                OmegaConf.resolve(composed)
-                config = OmegaConf.to_container(composed, throw_on_missing=True)
+                config = plain(composed)
                 check(config_name, config)
                 return run(config)
             except USER_ERRORS as error:

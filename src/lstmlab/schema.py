@@ -173,6 +173,7 @@ class Trainer(Group):
     val_check_interval: PositiveInt | Annotated[float, Field(gt=0, le=1)]
     limit_train_batches: PositiveInt | None
     limit_val_batches: PositiveInt | None
+    limit_test_batches: PositiveInt | None
     overfit_batches: NonNegativeInt
     log_every_n_steps: PositiveInt
     profiler: Literal["simple", "advanced"] | None
@@ -247,7 +248,13 @@ class Evaluate(Ask):
     data: dict[Literal["path", "cache"], str | None]
 
 
-COMMANDS: dict[str, type[Group]] = {"train": Train, "predict": Predict, "evaluate": Evaluate}
+class Bench(Train):
+    suite: Literal["train"]
+    rounds: PositiveInt
+    steps: PositiveInt
+
+
+COMMANDS: dict[str, type[Group]] = {"train": Train, "bench": Bench, "predict": Predict, "evaluate": Evaluate}
 
 
 def check(command: str, config: dict[str, Any]) -> None:

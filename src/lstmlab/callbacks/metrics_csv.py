@@ -14,7 +14,7 @@ class _Writer(ExperimentWriter):
         file = Path(self.metrics_file_path)
         if file.exists():
             with file.open(newline="") as rows:
-                self.metrics_keys = csv.DictReader(rows).fieldnames or []
+                self.metrics_keys = list(csv.DictReader(rows).fieldnames or [])
 
 
 class MetricsCSV(CSVLogger):
@@ -26,6 +26,6 @@ class MetricsCSV(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        if self._experiment is None:
+        if not isinstance(self._experiment, _Writer):
             self._experiment = _Writer(self.log_dir)
         return self._experiment

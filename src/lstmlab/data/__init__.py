@@ -1,8 +1,7 @@
 """One LightningDataModule a data set; see `build`."""
 
 import importlib
-
-import lightning as L
+from typing import Any
 
 CLASSES = {
     "stdlib": "text.TextData",
@@ -11,8 +10,10 @@ CLASSES = {
 }
 
 
-def build(config: dict, seed: int = 0, info: dict | None = None) -> L.LightningDataModule:
-    """The data module for a `data` group; its `name` chooses the class.
+def build(config: dict, seed: int = 0, info: dict | None = None) -> Any:
+    """The LightningDataModule of a `data` group; its `name` chooses the class.
+
+    After setup, its `info` holds what a model must know (vocabulary …), in plain containers.
 
     With `info`, that of a checkpoint, the data are encoded with that checkpoint's vocabulary.
     """

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
@@ -41,9 +42,18 @@ class Task(L.LightningModule):
         """The answer to `text`, piece by piece; `options` are the keys of conf/predict.yaml."""
         raise NotImplementedError
 
+    def examples(self, batch: Any) -> tuple[list[str], list[list]]:
+        """Column names and a few rows: what the model makes of a validation batch, beside the truth."""
+        raise NotImplementedError
+
+    def picture(self, batch: Any) -> Any:
+        """A matplotlib Figure of the model at work on a validation batch, or None."""
+        return None
+
     def finish(self) -> str:
         """What to print when training is over: a look at what the model does."""
-        raise NotImplementedError
+        with torch.inference_mode():
+            return markdown(*self.eval().examples(next(iter(self.trainer.datamodule.val_dataloader()))))
 
     # --- optimisation ---
 
@@ -77,11 +87,11 @@ class Task(L.LightningModule):
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip as the `clipping` group says, and log the norm before it, computed once."""
         config = self.config["clipping"]
-        parameters = [p for p in self.parameters() if p.grad is not None]
+        parameters = list(self.parameters())
         if config["name"] == "norm":
             norm = clip_grad_norm_(parameters, config["max_norm"])
         else:
-            norm = get_total_norm([p.grad for p in parameters])
+            norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if config["name"] == "value":
             clip_grad_value_(parameters, config["max_value"])
         self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
@@ -111,3 +121,10 @@ class Task(L.LightningModule):
 def detach(state: tuple[Tensor, ...] | None):
     """The same state, cut off from the graph that made it: where truncated BPTT truncates."""
     return None if state is None else type(state)(*(member.detach() for member in state))
+
+
+def markdown(columns: list[str], rows: list[list]) -> str:
+    """A Markdown table; a line break within a cell is shown as ⏎."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    escaped = [[str(cell).replace("|", "\\|").replace("\n", "⏎") for cell in cells] for cells in lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)

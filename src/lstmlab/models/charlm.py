@@ -35,7 +35,8 @@ class CharLM(Task):
         self.projection = nn.Linear(features, len(self.vocabulary))
         if model["tie_weights"]:
             self.projection.weight = self.embedding.weight
-        self.train_state = self.val_state = None
+        self.train_state: tuple[Tensor, ...] | None = None
+        self.val_state: tuple[Tensor, ...] | None = None
 
     def forward(self, inputs: Tensor, state=None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Ids (B, T) and the state that the stack left before them → logits (B, T, V) and the new state."""
@@ -116,6 +117,11 @@ class CharLM(Task):
         yield text
         keys = ("length", "temperature", "top_k", "seed")
         yield from self.sample(text, **{key: options[key] for key in keys})
+
+    def examples(self, batch: TextBatch) -> tuple[list[str], list[list]]:
+        prompts = ["".join(self.vocabulary[i] for i in row) for row in batch.inputs[:3, :40].tolist()]
+        known = [prompt.replace(self.vocabulary[0], "") or "\n" for prompt in prompts]
+        return ["prompt", "sample"], [[p, "".join(self.sample(p, 80, temperature=0.8))] for p in known]
 
     def finish(self) -> str:
         return "".join(self.eval().sample("\n", 500, temperature=0.8))

@@ -1,0 +1,76 @@
+"""What Lightning, the logging and the callbacks cost: train.py's steps against a bare loop's."""
+
+import contextlib
+import copy
+import csv
+import io
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lstmlab import data
+from lstmlab.models import model_class
+from lstmlab.runs import limit_steps, train
+
+
+def overhead(config: dict) -> dict:
+    """Alternate both contenders, print and write bench.json; tokens a second, medians over the rounds."""
+    rates: dict[str, list[float]] = {"train.py": [], "bare loop": []}
+    for number in range(config["rounds"]):
+        settings = copy.deepcopy(config)
+        settings["trainer"] |= {"max_steps": config["steps"], "max_epochs": None, "enable_progress_bar": False}
+        settings["trainer"] |= {"limit_val_batches": 1, "val_check_interval": 1.0}
+        settings["run_dir"] = f"{config['run_dir']}/{number}"
+        rates["bare loop"].append(bare_loop(settings))
+        rates["train.py"].append(whole_run(settings))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratio = medians["train.py"] / medians["bare loop"]
+    result = {"suite": "train", "tokens_per_second": medians, "ratio": ratio, "rounds": rates}
+    (Path(config["run_dir"]) / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(*(f"{name:12} {rate:10,.0f} tokens/s" for name, rate in medians.items()), sep="\n")
+    print(f"ratio        {ratio:10.3f}")
+    return result
+
+
+def whole_run(config: dict) -> float:
+    """The median of train/tokens_per_second in the metrics.csv of a run, whose output is not shown."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(config)
+    with (Path(config["run_dir"]) / "metrics.csv").open(newline="") as file:
+        rows = [float(row["train/tokens_per_second"] or 0) for row in csv.DictReader(file)]
+    return statistics.median(rate for rate in rows if rate)
+
+
+def bare_loop(config: dict) -> float:
+    """The same model, batches, optimizer and clipping without a trainer; the median over as many steps."""
+    L.seed_everything(config["seed"], verbose=False)
+    datamodule = data.build(config["data"], config["seed"])
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    config = copy.deepcopy(config)
+    limit_steps(config["trainer"], len(datamodule.train_dataloader()))
+    model: Any = model_class(config["model"]["name"])(config, datamodule.info)
+    model.log = model.log_dict = lambda *args, **kwargs: None
+    (optimizer,), (schedule,) = model.configure_optimizers()
+    interval = config["trainer"]["log_every_n_steps"]
+    rates, tokens, start, step = [], 0, time.perf_counter(), 0
+    while step < config["steps"]:
+        for index, batch in enumerate(datamodule.train_dataloader()):
+            loss = model.training_step(batch, index)
+            optimizer.zero_grad()
+            loss.backward()
+            model.configure_gradient_clipping(optimizer)
+            optimizer.step()
+            schedule["scheduler"].step()
+            step += 1
+            tokens += model.count_tokens(batch)
+            if step % interval == 0:
+                rates.append(tokens / (time.perf_counter() - start))
+                tokens, start = 0, time.perf_counter()
+            if step == config["steps"]:
+                break
+    return statistics.median(rates)
