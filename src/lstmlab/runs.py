@@ -25,8 +25,8 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 def train(config: dict[str, Any]) -> dict[str, float]:
     """Train, write the run's folder (`config["run_dir"]`) and return its metrics.
 
-    The folder then holds config.yaml, metrics.csv, metrics.json, checkpoints/best.ckpt and last.ckpt;
-    the metrics are those of best.ckpt.
+    The folder then holds config.yaml, metrics.csv, metrics.json, examples.md, checkpoints/best.ckpt and
+    last.ckpt; the metrics are those of best.ckpt, tested once if the task has a test set.
 
     Raises:
         FileExistsError: the folder holds a run already.
@@ -66,15 +66,16 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     start = time.perf_counter()
     try:
         trainer.fit(model, datamodule)
+        seconds = time.perf_counter() - start
+        best = checkpoint.load(str(run_dir / "checkpoints/best.ckpt"))
+        metrics = best["metrics"] | {"train/seconds": seconds}
+        model.load_state_dict(best["state_dict"])
+        if is_overridden("test_step", model):
+            metrics |= trainer.test(model, datamodule, verbose=False)[0]
     finally:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # or a sweep's next job would go on with this run
-    seconds = time.perf_counter() - start
-
-    best = checkpoint.load(str(run_dir / "checkpoints/best.ckpt"))
-    metrics = best["metrics"] | {"train/seconds": seconds}
-    model.load_state_dict(best["state_dict"])
     print(f"\n{model.finish()}\n")
     (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(*(f"{name:24} {value:.5g}" for name, value in metrics.items()), run_dir, sep="\n")

@@ -1,0 +1,43 @@
+"""What a model makes of a few validation examples, beside the truth."""
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from lstmlab.models.base import markdown
+
+
+class Examples(L.Callback):
+    """Write the task's `examples(batch)` and `picture(batch)` at each validation.
+
+    The batch is the middle one, since data may come sorted by length. The table is appended to
+    RUN_DIR/examples.md, the picture is RUN_DIR/examples.png, the latest one; wandb and TensorBoard keep all.
+    """
+
+    def on_validation_batch_end(
+        self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
+    ) -> None:
+        if dataloader_idx == 0 and batch_idx == trainer.num_val_batches[0] // 2:
+            self.batch = batch
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        if not trainer.is_global_zero:
+            return
+        step, folder = trainer.global_step, Path(trainer.default_root_dir)
+        columns, rows = pl_module.examples(self.batch)
+        table = markdown(columns, rows)
+        with (folder / "examples.md").open("a", encoding="utf-8") as file:
+            file.write(f"## Step {step}\n\n{table}\n\n")
+        figure = pl_module.picture(self.batch)
+        if figure is not None:
+            figure.savefig(folder / "examples.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_table("examples", columns, rows)
+                if figure is not None:
+                    logger.log_image("picture", [figure])
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("examples", table, step)
+                if figure is not None:
+                    logger.experiment.add_figure("picture", figure, step, close=False)
