@@ -71,6 +71,7 @@ class EpochSampler(Sampler[Any]):
 
     A pass that is broken off is over: the next one is the next epoch. After `load_state_dict` the next pass
     is the rest of the epoch that the state was taken in, or the next epoch if nothing is left of it.
+    Lightning's `set_epoch` is no help: it counts one too many after a restart from an epoch's end.
     """
 
     def __init__(self, plan: Callable[[int], Sequence[Any]], length: int):
@@ -101,19 +102,41 @@ class EpochSampler(Sampler[Any]):
         self.resuming = 0 < self.step < self.length
 
 
+class TrainingLoader(StatefulDataLoader):
+    """Whole batches `dataset[item]`, for the items of an `EpochSampler`; its state resumes in mid-epoch."""
+
+    def __init__(self, dataset: Dataset, plan: Callable[[int], Sequence[Any]], length: int, num_workers: int):
+        sampler = EpochSampler(plan, length)
+        super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=num_workers)
+        self.begun_at = 0  # batches that the present iterator had given when it was made
+
+    def __iter__(self):
+        # After a restart Lightning asks for an epoch's iterator twice. With workers the first one has drawn
+        # from the sampler by then, so a second one would be an epoch further on.
+        if self._iterator is None or self._iterator._num_yielded > self.begun_at:
+            super().__iter__()
+            self.begun_at = self._iterator._num_yielded
+        return self._iterator
+
+
+def evaluation_loader(dataset: Dataset, items: Sequence[Any]) -> DataLoader:
+    """A loader of whole batches `dataset[item]`, always the same, in the order of `items`."""
+    return DataLoader(dataset, batch_size=None, sampler=items)
+
+
 class BucketedData(L.LightningDataModule):
     """What data sets of ragged sequences share. A subclass gives `load` and `info`.
 
     `load` returns the data sets `train`, `val` and `test`; `dataset[rows]` is a batch, and
-    `dataset.lengths` (n,) what the batches are sorted by.
+    `dataset.lengths` (n,) what the batches are sorted by. With `info`, that of a checkpoint, the texts are
+    encoded with that checkpoint's tokenizer.
     """
 
-    def __init__(self, config: dict, seed: int = 0):
+    def __init__(self, config: dict, seed: int = 0, info: dict | None = None):
         super().__init__()
         self.config, self.seed = config, seed
+        self.trained = None if info is None else info["tokenizer"]
         self.datasets: dict[str, Any] = {}
-        check_counts(config, "batch_size", "vocab_size", "max_length", "val_size")
-        check_counts(config, "train_size", "test_size")
 
     def load(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -125,9 +148,9 @@ class BucketedData(L.LightningDataModule):
         if not self.datasets:
             self.datasets = self.load()
 
-    def train_dataloader(self) -> StatefulDataLoader:
+    def train_dataloader(self) -> TrainingLoader:
         dataset, size = self.datasets["train"], self.config["batch_size"]
-        return training_loader(
+        return TrainingLoader(
             dataset,
             lambda epoch: bucketed(dataset.lengths, size, self.seed, epoch),
             -(-len(dataset) // size),
@@ -146,28 +169,8 @@ class BucketedData(L.LightningDataModule):
         return evaluation_loader(dataset, np.split(rows, range(size, len(rows), size)))
 
 
-def training_loader(
-    dataset: Dataset, plan: Callable[[int], Sequence[Any]], length: int, num_workers: int
-) -> StatefulDataLoader:
-    """A loader of whole batches `dataset[item]`, for the items of an `EpochSampler`."""
-    sampler = EpochSampler(plan, length)
-    return StatefulDataLoader(dataset, batch_size=None, sampler=sampler, num_workers=num_workers)
-
-
-def evaluation_loader(dataset: Dataset, items: Sequence[Any]) -> DataLoader:
-    """A loader of whole batches `dataset[item]`, always the same, in the order of `items`."""
-    return DataLoader(dataset, batch_size=None, sampler=items)
-
-
 def cut(pairs: dict[str, T], sizes: dict[str, int]) -> dict[str, tuple[list[str], list[T]]]:
     """Pairs of generated data as splits of these sizes, one after the other: (keys, values) of each."""
     items = iter(pairs.items())
     parts = {split: list(islice(items, size)) for split, size in sizes.items()}
     return {split: ([a for a, _ in part], [b for _, b in part]) for split, part in parts.items()}
-
-
-def check_counts(config: dict, *keys: str, least: int = 1) -> None:
-    """Refuse, with ValueError, a value of one of these keys (where present) that is no count."""
-    for key in keys:
-        if key in config and not (type(config[key]) is int and config[key] >= least):
-            raise ValueError(f"data.{key}={config[key]} must be a whole number of at least {least}")

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lstmlab.data.batching import check_counts, evaluation_loader, training_loader
+from lstmlab.data.batching import TrainingLoader, evaluation_loader
 
 TRAIN, VAL, TEST = range(3)  # the first number of every seed
 
@@ -48,14 +47,17 @@ class CopyData(L.LightningDataModule):
     """`data=copy`: training batches that never come again; a validation and a test set that never change.
 
     The test set holds `test_size` sequences for each delay in `test_delay`. A batch has one delay:
-    T - 2 length - 1. Raises ValueError for a size, or a delay, that makes no task.
+    T - 2 length - 1. Raises ValueError for delays that are none, and for other symbols than `info`, that of
+    a checkpoint, names.
     """
 
-    def __init__(self, config: dict, seed: int = 0):
+    def __init__(self, config: dict, seed: int = 0, info: dict | None = None):
         super().__init__()
         self.config, self.seed = config, seed
-        check_counts(config, "symbols", least=2)
-        check_counts(config, "length", "batch_size", "train_batches", "val_size", "test_size")
+        if info is not None and info["symbols"] != config["symbols"]:
+            raise ValueError(
+                f"data.symbols={config['symbols']}, but the model knows {info['symbols']} symbols"
+            )
         delay, tests = config["delay"], config["test_delay"]
         bounds = delay if isinstance(delay, list) and len(delay) == 2 else [delay, delay]
         if not all(type(d) is int for d in bounds) or not 0 <= bounds[0] <= bounds[1]:
@@ -78,14 +80,14 @@ class CopyData(L.LightningDataModule):
             "test_delays": [d if isinstance(d, int) else list(d) for d in self.test_delays],
         }
 
-    def train_dataloader(self) -> StatefulDataLoader:
+    def train_dataloader(self) -> TrainingLoader:
         count, size = self.config["train_batches"], self.config["batch_size"]
 
         def plan(epoch: int) -> list:
             numbers = range(epoch * count, (epoch + 1) * count)
             return [((TRAIN, self.seed, number), size, self.delay) for number in numbers]
 
-        return training_loader(self.dataset, plan, count, self.config["num_workers"])
+        return TrainingLoader(self.dataset, plan, count, self.config["num_workers"])
 
     def val_dataloader(self) -> DataLoader:
         return evaluation_loader(self.dataset, self._fixed(VAL, self.config["val_size"], self.delay))

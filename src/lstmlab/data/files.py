@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+from pyarrow.json import read_json
+from pyarrow.parquet import read_table
+
 from lstmlab.data.hub import load_splits
 
 
@@ -16,7 +20,8 @@ def read_splits(
     """
     ways_out = f"give the files of {config['hub']} by data.path=FOLDER, or use {offline}"
     if config["path"] is None:
-        source, splits = config["hub"], load_splits(config["hub"], config["revision"], offline)
+        source, fetched = config["hub"], load_splits(config["hub"], config["revision"], offline)
+        splits = {split: table.with_format("arrow")[:] for split, table in fetched.items()}
     else:
         source, splits = config["path"], _read_folder(config, files, ways_out)
     result = {}
@@ -29,7 +34,7 @@ def read_splits(
                 f"{split} of {source} has no column {missing[0]}, only "
                 f"{', '.join(table.column_names) or 'none at all'}; {ways_out}"
             )
-        result[split] = {name: list(table[name]) for name in columns}
+        result[split] = {name: table[name].to_pylist() for name in columns}
         for name, kind in columns.items():
             for row, value in enumerate(result[split][name]):
                 if not isinstance(value, kind):
@@ -42,22 +47,19 @@ def read_splits(
     return result
 
 
-def _read_folder(config: dict, files: dict[str, str], ways_out: str):
-    import datasets
-
+def _read_folder(config: dict, files: dict[str, str], ways_out: str) -> dict[str, pa.Table]:
     folder = Path(config["path"]).expanduser()
     if not folder.is_dir():
         raise NotADirectoryError(f"data.path={folder} is not a folder; {ways_out}")
-    found = {}
+    tables = {}
     for split, pattern in files.items():
-        found[split] = [str(path) for path in sorted(folder.rglob(pattern))]
-        if not found[split]:
+        paths = sorted(folder.rglob(pattern))
+        if not paths:
             raise FileNotFoundError(f"data.path={folder} holds no {pattern}; {ways_out}")
-    kind = {".parquet": "parquet", ".jsonl": "json"}[Path(pattern).suffix]
-    datasets.disable_progress_bars()
-    try:
-        return datasets.load_dataset(kind, data_files=found, cache_dir=str(config["cache"]))
-    except Exception as error:  # of pyarrow, pandas or json, wrapped by `datasets` or not
-        cause = error.__cause__ or error
-        reason = (str(cause) or type(cause).__name__).splitlines()[0]
-        raise OSError(f"cannot read the {kind} files in data.path={folder} ({reason}); {ways_out}") from error
+        read = read_table if pattern.endswith(".parquet") else read_json
+        try:
+            tables[split] = pa.concat_tables([read(path) for path in paths])
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise OSError(f"cannot read {pattern} in data.path={folder} ({reason}); {ways_out}") from error
+    return tables

@@ -125,7 +125,7 @@ SLOTS = {
 """),
     "place": listed("""
     Lisbon / Iceland / Texas / a small village / Tokyo / the desert / Paris / Chicago / a
-    submarine / space
+    submarine / Norway
 """),
     "hero": listed("""
     a retired detective / two brothers / a young nurse / a lost dog / a jazz singer / an old

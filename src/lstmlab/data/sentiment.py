@@ -51,11 +51,9 @@ class SentimentData(BucketedData):
         splits = self.read()
         self.tokenizer, encoded = fit_and_encode(
             {split: [clean(text) for text in texts] for split, (texts, _) in splits.items()},
-            fit=["train"],
-            kind=self.config["tokenizer"],
-            vocab_size=self.config["vocab_size"],
-            lowercase=self.config["lowercase"],
-            cache=self.config["cache"],
+            ["train"],
+            self.config,
+            self.trained,
         )
         return {
             split: SentimentDataset(encoded[split], labels, self.config["max_length"])

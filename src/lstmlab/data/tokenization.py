@@ -88,21 +88,23 @@ def delimit(sequences: Ragged, first: int | None, last: int) -> Ragged:
 
 
 def fit_and_encode(
-    columns: dict[str, list[str]], fit: list[str], kind: str, vocab_size: int, lowercase: bool, cache: str
+    columns: dict[str, list[str]], fit: list[str], config: dict, trained: str | None
 ) -> tuple[Tokenizer, dict[str, Ragged]]:
-    """Train a tokenizer on the columns `fit` and encode all columns.
+    """Encode all columns, with the tokenizer `trained` or, if None, one trained on the columns `fit`.
 
-    The result lies in the folder `cache`, under a name made from the texts and the settings: it is made once.
+    Of `config`: `tokenizer`, `vocab_size` and `lowercase`, as in `train_tokenizer`, and the folder `cache`,
+    where the result lies under a name made from the texts and the settings: it is made once.
     """
-    settings = [fit, kind, vocab_size, lowercase, tokenizers.__version__]
-    digest = hashlib.sha256(json.dumps(settings).encode())
+    settings = [config["tokenizer"], config["vocab_size"], config["lowercase"]]
+    digest = hashlib.sha256(json.dumps([fit, settings, trained, tokenizers.__version__]).encode())
     for name, texts in columns.items():
         digest.update(json.dumps([name, texts]).encode())
-    path = Path(cache) / f"tokens-{digest.hexdigest()[:32]}.npz"
+    path = Path(config["cache"]) / f"tokens-{digest.hexdigest()[:32]}.npz"
     if not path.exists():
-        tokenizer = train_tokenizer(
-            [text for name in fit for text in columns[name]], kind, vocab_size, lowercase
-        )
+        if trained is None:
+            tokenizer = train_tokenizer([text for name in fit for text in columns[name]], *settings)
+        else:
+            tokenizer = load_tokenizer(trained)
         arrays = {"tokenizer": np.frombuffer(tokenizer.to_str().encode(), np.uint8)}
         for name, texts in columns.items():
             encoded = encode(tokenizer, texts)

@@ -56,11 +56,9 @@ class TranslationData(BucketedData):
             columns |= {f"{split}.source": sources, f"{split}.target": targets}
         self.tokenizer, encoded = fit_and_encode(
             columns,
-            fit=["train.source", "train.target"],
-            kind=self.config["tokenizer"],
-            vocab_size=self.config["vocab_size"],
-            lowercase=self.config["lowercase"],
-            cache=self.config["cache"],
+            ["train.source", "train.target"],
+            self.config,
+            self.trained,
         )
         limit = self.config["max_length"]
         source, target = encoded["train.source"], encoded["train.target"]

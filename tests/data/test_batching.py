@@ -1,0 +1,168 @@
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from lstmlab.data.batching import (
+    CHUNK,
+    EpochSampler,
+    Ragged,
+    TrainingLoader,
+    bucketed,
+    cut,
+    evaluation_loader,
+)
+
+
+def ragged(sequences):
+    return Ragged(np.array([i for s in sequences for i in s], np.int32), np.cumsum([0, *map(len, sequences)]))
+
+
+SEQUENCES = [[1], [2, 3, 4], [5, 6], [7, 8, 9, 10, 11, 12, 13, 14, 15]]
+
+
+def test_pad():
+    tokens, lengths = ragged(SEQUENCES).pad(np.array([2, 0, 1]))
+    assert tokens.tolist() == [[5, 6, 0], [1, 0, 0], [2, 3, 4]]
+    assert lengths.tolist() == [2, 1, 3]
+    assert tokens.dtype == lengths.dtype == torch.int64
+
+
+def test_pad_keeps_a_long_sequence_s_first_quarter_and_its_end():
+    tokens, lengths = ragged(SEQUENCES).pad(np.array([3, 1]), max_length=8)
+    assert tokens.tolist() == [[7, 8, 10, 11, 12, 13, 14, 15], [2, 3, 4, 0, 0, 0, 0, 0]]
+    assert lengths.tolist() == [8, 3]
+    tokens, lengths = ragged(SEQUENCES).pad(np.array([3]), max_length=1)
+    assert tokens.tolist() == [[15]] and lengths.tolist() == [1]
+
+
+def test_take():
+    taken = ragged(SEQUENCES).take(np.array([2, 0, 2]))
+    assert taken.flat.tolist() == [5, 6, 1, 5, 6] and taken.lengths.tolist() == [2, 1, 2]
+
+
+def test_bucketed_takes_each_row_once_and_pads_little():
+    lengths = np.random.default_rng(0).integers(1, 500, 10_007)
+    batches = bucketed(lengths, 32, seed=0, epoch=0)
+    assert sorted(np.concatenate(batches)) == list(range(10_007))
+    assert len(batches) == -(-10_007 // 32) and max(map(len, batches)) == 32
+    padded = sum(len(rows) * lengths[rows].max() for rows in batches)
+    assert lengths.sum() / padded > 1 - 2 / CHUNK
+
+
+def test_bucketed_order_is_a_function_of_seed_and_epoch():
+    lengths = np.random.default_rng(0).integers(1, 50, 300)
+
+    def order(seed, epoch):
+        return np.concatenate(bucketed(lengths, 8, seed, epoch)).tolist()
+
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert orders == [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+    assert len({tuple(o) for o in orders}) == 4
+
+
+class Squares(torch.utils.data.Dataset):
+    def __getitem__(self, item):
+        return torch.tensor([item, item**2])
+
+
+def plan(epoch):
+    return [100 * epoch + i for i in range(7)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("done", [0, 3, 7, 10])
+def test_a_loader_goes_on_exactly(workers, done):
+    def loader():
+        return TrainingLoader(Squares(), plan, 7, workers)
+
+    first = loader()
+    steps = (int(batch[0]) for _ in range(3) for batch in first)
+    assert [next(steps) for _ in range(done)] == [*plan(0), *plan(1)][:done]
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    rest = [int(batch[0]) for _ in range(3) for batch in second]
+    assert rest[:7] == [*plan(0), *plan(1), *plan(2)][done : done + 7]
+
+
+def test_a_pass_that_is_broken_off_is_over():
+    loader = TrainingLoader(Squares(), plan, 7, num_workers=0)
+    assert [int(next(iter(loader))[0]) for _ in range(3)] == [0, 100, 200]
+
+
+def test_ranks_share_an_epoch(monkeypatch):
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        sampler = EpochSampler(plan, 7)
+        assert len(sampler) == 3
+        shares.append([list(sampler), list(sampler)])
+    assert shares == [[[0, 2, 4], [100, 102, 104]], [[1, 3, 5], [101, 103, 105]]]
+
+
+class Recorder(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def training_step(self, batch):
+        self.seen.append(int(batch[0]))
+        return self.weight
+
+    def validation_step(self, batch):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Saver(L.Callback):
+    def __init__(self, hook, step, path):
+        self.step, self.path = step, path
+        setattr(self, hook, self.save)
+
+    def save(self, trainer, *_):
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_train_batch_end", 3),
+        ("on_train_batch_end", 7),
+        ("on_train_batch_end", 10),
+        ("on_validation_end", 7),
+        ("on_validation_end", 14),
+        ("on_train_epoch_end", 14),
+    ],
+)
+def test_lightning_resumes_exactly(workers, hook, step, tmp_path):
+    def fit(steps, *callbacks, **arguments):
+        recorder, loader = Recorder(), TrainingLoader(Squares(), plan, 7, workers)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            callbacks=[*callbacks],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(recorder, loader, evaluation_loader(Squares(), [1, 2]), **arguments)
+        return recorder.seen
+
+    path = tmp_path / "saved.ckpt"
+    first = fit(step + 2, Saver(hook, step, path))
+    second = fit(21, ckpt_path=path, weights_only=True)
+    assert first[:step] + second == [*plan(0), *plan(1), *plan(2)]
+
+
+def test_cut():
+    pairs = {"a": 1, "b": 2, "c": 3, "d": 4}
+    assert cut(pairs, {"test": 1, "train": 2}) == {"test": (["a"], [1]), "train": (["b", "c"], [2, 3])}

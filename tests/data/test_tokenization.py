@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from lstmlab.data.tokenization import (
+    BOS,
+    EOS,
+    PAD,
+    SPECIALS,
+    UNK,
+    delimit,
+    encode,
+    fit_and_encode,
+    load_tokenizer,
+    train_tokenizer,
+)
+
+TEXTS = [
+    "Not bad, isn't it?",
+    "Zwei junge Männer überqueren die Straße...",
+    "a man, a plan",
+    "电影 is a film",
+] * 3
+
+
+def rows(encoded):
+    return [part.tolist() for part in np.split(encoded.flat, encoded.offsets[1:-1])]
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe", "char"])
+def test_special_ids_and_determinism(kind):
+    tokenizer = train_tokenizer(TEXTS, kind, 300, lowercase=False)
+    assert [tokenizer.token_to_id(token) for token in SPECIALS] == [PAD, BOS, EOS, UNK] == [0, 1, 2, 3]
+    assert tokenizer.to_str() == train_tokenizer(TEXTS, kind, 300, lowercase=False).to_str()
+    again = load_tokenizer(tokenizer.to_str())
+    assert rows(encode(again, TEXTS)) == rows(encode(tokenizer, TEXTS))
+
+
+def test_words():
+    tokenizer = train_tokenizer(TEXTS, "word", 300, lowercase=True)
+    words = [tokenizer.id_to_token(i) for i in rows(encode(tokenizer, [TEXTS[0]]))[0]]
+    assert words == ["not", "bad", ",", "isn't", "it", "?"]
+    assert tokenizer.encode("ÜBERQUEREN").ids == tokenizer.encode("überqueren").ids != [UNK]
+    assert train_tokenizer(TEXTS, "word", 6, lowercase=True).get_vocab_size() == 6
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_decoding_gives_back_the_text(kind):
+    tokenizer = train_tokenizer(TEXTS, kind, 400, lowercase=False)
+    assert tokenizer.decode_batch(rows(encode(tokenizer, TEXTS))) == TEXTS
+
+
+def test_bytes_leave_no_text_unknown():
+    tokenizer = train_tokenizer(["only ascii"], "bpe", 300, lowercase=False)
+    text = "Ä 电影 🎬"
+    ids = rows(encode(tokenizer, [text]))[0]
+    assert UNK not in ids and tokenizer.decode(ids) == text
+
+
+def test_unusual_texts():
+    tokenizer = train_tokenizer(TEXTS, "word", 300, lowercase=True)
+    long = "a plan " * 5000
+    encoded = encode(tokenizer, ["", "  \n", "wholly unheard", "ελληνικά", "<eos> <pad>", long])
+    assert rows(encoded)[:4] == [[UNK], [UNK], [UNK, UNK], [UNK]]
+    assert not {PAD, BOS, EOS} & set(rows(encoded)[4])
+    assert encoded.lengths[5] == 10_000
+
+
+def test_delimit():
+    tokenizer = train_tokenizer(TEXTS, "char", 300, lowercase=False)
+    plain = encode(tokenizer, ["ab", "", "b"])
+    assert rows(delimit(plain, BOS, EOS)) == [[BOS, *row, EOS] for row in rows(plain)]
+    assert rows(delimit(plain, None, EOS)) == [[*row, EOS] for row in rows(plain)]
+
+
+def test_fit_and_encode_is_done_once(tmp_path):
+    columns = {"train": TEXTS, "test": ["a man, unheard"]}
+    config = {"tokenizer": "word", "vocab_size": 300, "lowercase": True, "cache": str(tmp_path / "new")}
+    tokenizer, encoded = fit_and_encode(columns, ["train"], config, None)
+    assert rows(encoded["test"])[0][-1] == UNK  # the tokenizer has not seen the test column
+    (file,) = (tmp_path / "new").iterdir()
+    written = file.stat().st_mtime_ns
+    again, same = fit_and_encode(columns, ["train"], config, None)
+    assert file.stat().st_mtime_ns == written and again.to_str() == tokenizer.to_str()
+    assert all(rows(same[name]) == rows(encoded[name]) for name in columns)
+    fit_and_encode(columns, ["train"], config | {"lowercase": False}, None)
+    fit_and_encode(columns | {"test": ["another"]}, ["train"], config, None)
+    assert len(list((tmp_path / "new").iterdir())) == 3
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"data\.tokenizer=wrod must be one of word, bpe, char"):
+        train_tokenizer(TEXTS, "wrod", 300, lowercase=True)
+    with pytest.raises(ValueError, match=r"data\.vocab_size=100 must be at least 260 for bpe"):
+        train_tokenizer(TEXTS, "bpe", 100, lowercase=True)
