@@ -227,25 +227,24 @@ def leveldb_log(blocks: bytes) -> Iterator[bytes]:
             parts = b""
 
 
-def test_tensorboard_and_wandb_side_by_side(config, small):
-    """Read back what an offline wandb run holds: name, group, tags, config, the best as summary."""
-    wandb_internal_pb2: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+def wandb_run(folder: Path) -> list[Any]:
+    """The records of the offline wandb run in a run's folder."""
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    return [messages.Record.FromString(data) for data in leveldb_log(file.read_bytes()[7:])]
 
+
+def test_tensorboard_and_wandb_side_by_side(config, small):
+    """What an offline wandb run holds: name, tags, configuration, the best as summary."""
     settings = config(
-        *small,
-        "trainer.max_steps=3",
-        "logger=[tensorboard,wandb]",
-        "logger.wandb.offline=true",
-        "logger.wandb.group=a sweep",
+        *small, "trainer.max_steps=3", "logger=[tensorboard,wandb]", "logger.wandb.offline=true"
     )
     train(settings)
     folder = Path(settings["run_dir"])
     assert list(folder.glob("tensorboard/events.out.tfevents.*"))
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    records = [wandb_internal_pb2.Record.FromString(data) for data in leveldb_log(file.read_bytes()[7:])]
+    records = wandb_run(folder)
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
     assert run.display_name == "charlm-torch-lstm-2x8-textfile-seed0"
-    assert run.run_group == "a sweep"
     assert list(run.tags) == ["charlm", "torch", "lstm", "textfile"]
     logged = {item.key or "/".join(item.nested_key) for r in records for item in r.history.item}
     assert {"train/loss", "val/loss_stateful", "train/grad_norm", "train/lr"} <= logged
@@ -255,19 +254,16 @@ def test_tensorboard_and_wandb_side_by_side(config, small):
     assert {"cell", "model", "data", "optimizer"} <= config_keys
 
 
-def test_a_sweep_writes_one_folder_a_job(command, small, tmp_path):
-    arguments = [override for override in small if "progress" not in override]
-    code, _, error = command(
-        "train",
-        "-m",
-        *arguments,
-        "trainer.enable_progress_bar=false",
-        "trainer.max_steps=1",
-        "cell.kind=rnn,lstm",
-    )
+def test_a_sweep_has_a_folder_and_a_wandb_run_for_each_job(command, small, tmp_path):
+    sweep = ["-m", "cell.kind=rnn,lstm", "trainer.max_steps=1", "logger=wandb", "logger.wandb.offline=true"]
+    code, _, error = command("train", *sweep, *small)
     assert code == 0, error
-    (sweep,) = (tmp_path / "logs/charlm").iterdir()
+    (folder,) = (tmp_path / "logs/charlm").iterdir()
+    runs = []
     for number, kind in enumerate(["rnn", "lstm"]):
-        settings = yaml.safe_load((sweep / str(number) / "config.yaml").read_text())
-        assert settings["cell"]["kind"] == kind
-        assert (sweep / str(number) / "metrics.json").exists()
+        job = folder / str(number)
+        assert yaml.safe_load((job / "config.yaml").read_text())["cell"]["kind"] == kind
+        assert (job / "metrics.json").exists()
+        runs.append(next(r.run for r in wandb_run(job) if r.WhichOneof("record_type") == "run"))
+    assert runs[0].run_id != runs[1].run_id
+    assert [run.run_group for run in runs] == [folder.name] * 2

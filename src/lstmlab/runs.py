@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -118,13 +120,15 @@ def limit_steps(trainer: dict[str, Any], batches: int) -> None:
 
 def build_loggers(config: dict[str, Any]) -> list[Logger]:
     """metrics.csv, and what the `logger` group names."""
-    run_dir = Path(config["run_dir"])
+    sweep = None
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        sweep = Path(HydraConfig.get().sweep.dir).name
     loggers: list[Logger] = [MetricsCSV(config["run_dir"])]
     for settings in config["logger"].values():
+        if "group" in settings:
+            settings = settings | {"group": settings["group"] or sweep}
         logger = instantiate(settings)
         if isinstance(logger, WandbLogger):
-            if settings["group"] is None and run_dir.parent.name.startswith("multirun_"):
-                logger._wandb_init["group"] = run_dir.parent.name
             logger.experiment.config.update(config)
             monitor, mode = config["model"]["monitor"], config["model"]["monitor_mode"]
             logger.experiment.define_metric(monitor, summary=mode)
