@@ -1,18 +1,44 @@
 """Every file under conf/ composes, passes the check, and trains a batch."""
 
+import json
+import random
+from typing import get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from conftest import SMALL
 from lstmlab.config import PROJECT
+from lstmlab.data.reviews import made_up_review
 from lstmlab.runs import train
+from lstmlab.schema import Model
 
 CONF = PROJECT / "conf"
 CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.stem != "default")
+MODELS = {
+    data: get_args(model.model_fields["name"].annotation)[0]
+    for model in Model.__subclasses__()
+    for data in model.data
+}
+
+
+@pytest.fixture
+def hub_files(tmp_path):
+    """A few rows in files as those on the hub: imdb, multi30k."""
+    rng = random.Random(0)
+    for name, count in {"train": 60, "val": 20, "test": 20}.items():
+        texts = [made_up_review(rng, i % 2 == 1) for i in range(count)]
+        table = pa.table({"text": texts, "label": [i % 2 for i in range(count)]})
+        pq.write_table(table, tmp_path / f"{name}-00000-of-00001.parquet")
+        lines = [json.dumps({"en": text[:40], "de": text[:40]}) for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return tmp_path
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_trains_a_batch(choice, config, request, text_file):
+def test_trains_a_batch(choice, config, request, text_file, hub_files):
     group, name = choice.parent.name, choice.stem
     overrides = [f"{group}={name}", "debug=one_batch", *SMALL]
     text = (CONF / choice).read_text(encoding="utf-8")
@@ -29,9 +55,15 @@ def test_trains_a_batch(choice, config, request, text_file):
     if name == "textfile":
         overrides.append(f"data.path={text_file}")
         overrides += ["data.batch_size=4", "data.sequence_length=16"]
-    for real in ("shakespeare",):
-        if f"/data: {real}" in text or (group, name) == ("data", real):
-            overrides.append(f"data.path={request.getfixturevalue('real_data') / real}")
+    data = {name} if group == "data" else {d for d in MODELS if f"/data: {d}\n" in text}
+    if group == "data":
+        overrides.append(f"model={MODELS[name]}")
+    if "shakespeare" in data:
+        overrides.append(f"data.path={request.getfixturevalue('real_data') / 'shakespeare'}")
+    if data & {"imdb", "multi30k"}:
+        overrides += [f"data.path={hub_files}", f"data.cache={hub_files}/cache"]
+    if "imdb" in data:
+        overrides.append("data.val_size=20")
     if group == "debug":
         overrides.remove("debug=one_batch")
         overrides += ["trainer.max_epochs=1", "trainer.limit_val_batches=1", "trainer.max_steps=2"]

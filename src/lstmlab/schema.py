@@ -74,6 +74,19 @@ class CharLM(Model):
     tie_weights: bool
 
 
+class CopyTask(Model):
+    data = ("copy",)
+    name: Literal["copytask"]
+
+
+class Sentiment(Model):
+    data = ("imdb", "reviews")
+    name: Literal["sentiment"]
+    embedding_size: PositiveInt
+    dropout: Share
+    pooling: Literal["last", "max", "mean", "attention"]
+
+
 # --- data ---------------------------------------------------------------------------------------
 
 
@@ -100,6 +113,44 @@ class Shakespeare(Text):
 class TextFile(Text):
     name: Literal["textfile"]
     path: str
+
+
+class Copy(Group):
+    name: Literal["copy"]
+    symbols: Annotated[int, Field(ge=2)]
+    length: PositiveInt
+    delay: NonNegativeInt | list[NonNegativeInt]
+    test_delay: NonNegativeInt | list[NonNegativeInt] | None
+    batch_size: PositiveInt
+    train_batches: PositiveInt
+    val_size: PositiveInt
+    test_size: PositiveInt
+    num_workers: NonNegativeInt
+
+
+class Tokens(Group):
+    tokenizer: Literal["word", "bpe", "char"]
+    vocab_size: PositiveInt
+    lowercase: bool
+    max_length: PositiveInt
+    batch_size: PositiveInt
+    num_workers: NonNegativeInt
+    cache: str
+
+
+class IMDB(Tokens):
+    name: Literal["imdb"]
+    hub: str
+    revision: str
+    path: str | None
+    val_size: PositiveInt
+
+
+class Reviews(Tokens):
+    name: Literal["reviews"]
+    train_size: PositiveInt
+    val_size: PositiveInt
+    test_size: PositiveInt
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -196,8 +247,8 @@ class Callback(Target):
 
 
 class Train(Group):
-    data: Annotated[Stdlib | Shakespeare | TextFile, Field(discriminator="name")]
-    model: Annotated[CharLM, Field(discriminator="name")]
+    data: Annotated[Stdlib | Shakespeare | TextFile | Copy | IMDB | Reviews, Field(discriminator="name")]
+    model: Annotated[CharLM | CopyTask | Sentiment, Field(discriminator="name")]
     cell: Cell
     optimizer: Annotated[Adam | AdamW | SGD | RMSprop, Field(discriminator="target")]
     scheduler: Annotated[Constant | Cosine | Plateau, Field(discriminator="name")]
@@ -223,7 +274,7 @@ class Train(Group):
             return "cell.bidirectional=true would show model=charlm the character that it is to predict"
         if self.precision.name == "16-mixed" and self.trainer.accelerator == "cpu":
             return "precision=fp16 needs trainer=gpu; on the CPU use precision=bf16 or fp32"
-        if cell.init == "chrono" and cell.chrono_steps is None:
+        if cell.init == "chrono" and cell.chrono_steps is None and model.name != "copytask":
             return "cell.init=chrono needs cell.chrono_steps, the longest dependency expected"
         if self.trainer.max_epochs is None and self.trainer.max_steps is None:
             return "trainer.max_epochs=null and trainer.max_steps=null would never end; set one of them"

@@ -7,6 +7,9 @@ CLASSES = {
     "stdlib": "text.TextData",
     "shakespeare": "text.TextData",
     "textfile": "text.TextData",
+    "copy": "copy_task.CopyData",
+    "imdb": "sentiment.IMDB",
+    "reviews": "reviews.Reviews",
 }
 
 

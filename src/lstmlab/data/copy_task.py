@@ -18,18 +18,24 @@ class CopyBatch(NamedTuple):
     targets: Tensor  # (B, length): the symbols, to be given at the last `length` steps
 
 
+def present(targets: np.ndarray, symbols: int, delay: int) -> np.ndarray:
+    """The tokens (B, T) that show `targets` (B, length) and, `delay` steps later, ask for them."""
+    size, length = targets.shape
+    blank, marker = symbols, symbols + 1
+    tokens = np.full((size, length + delay + 1 + length), blank)
+    tokens[:, :length] = targets
+    tokens[:, length + delay] = marker
+    return tokens
+
+
 def copy_batch(
     seed: tuple[int, ...], size: int, symbols: int, length: int, delay: int | tuple[int, int]
 ) -> CopyBatch:
     """`size` sequences that `seed` decides; their common delay too, if it is a range (both ends in it)."""
     rng = np.random.default_rng(seed)
     steps = delay if isinstance(delay, int) else int(rng.integers(delay[0], delay[1] + 1))
-    blank, marker = symbols, symbols + 1
     targets = rng.integers(0, symbols, (size, length))
-    tokens = np.full((size, length + steps + 1 + length), blank)
-    tokens[:, :length] = targets
-    tokens[:, length + steps] = marker
-    return CopyBatch(torch.from_numpy(tokens), torch.from_numpy(targets))
+    return CopyBatch(torch.from_numpy(present(targets, symbols, steps)), torch.from_numpy(targets))
 
 
 class CopyDataset(Dataset):

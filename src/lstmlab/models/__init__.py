@@ -6,7 +6,11 @@ from lstmlab.models.base import Task
 
 __all__ = ["Task", "model_class"]
 
-CLASSES = {"charlm": "CharLM"}
+CLASSES = {
+    "charlm": "CharLM",
+    "copytask": "CopyTask",
+    "sentiment": "Sentiment",
+}
 
 
 def model_class(name: str) -> type[Task]:

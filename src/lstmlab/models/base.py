@@ -34,7 +34,7 @@ class Task(L.LightningModule):
         """The recurrent stack that the `cell` group describes, some of its settings changed."""
         return build_cell(input_size=input_size, **(self.config["cell"] | changes))
 
-    def count_tokens(self, batch: Any) -> int:
+    def count_tokens(self, batch: Any) -> int | Tensor:
         """How many tokens a training batch holds; what the throughput counts."""
         raise NotImplementedError
 
@@ -52,8 +52,10 @@ class Task(L.LightningModule):
 
     def finish(self) -> str:
         """What to print when training is over: a look at what the model does."""
+        trainer: Any = self.trainer
+        batch = next(iter(trainer.datamodule.val_dataloader()))
         with torch.inference_mode():
-            return markdown(*self.eval().examples(next(iter(self.trainer.datamodule.val_dataloader()))))
+            return markdown(*self.eval().examples(batch))
 
     # --- optimisation ---
 

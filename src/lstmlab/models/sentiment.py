@@ -1,0 +1,112 @@
+"""Sentiment: is a review positive or negative?"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryF1Score
+
+from lstmlab.data.sentiment import SentimentBatch, clean, encode_reviews
+from lstmlab.data.tokenization import PAD, UNK, load_tokenizer
+from lstmlab.models.base import Task
+
+SHOWN = 8  # reviews in the table of examples, and words that got most attention
+
+
+class Sentiment(Task):
+    """p(positive | review): embedding → dropout → recurrent stack → pooling → dropout → logit.
+
+    Pooling makes one vector (D·H) of the stack's outputs h_t at a review's own steps: `last`, the
+    final state of each direction; `max` and `mean` over t; `attention`, Σ α_t h_t with
+    α = softmax_t(vᵀ tanh(W h_t + b)) (Yang et al. 2016). Loss: binary cross-entropy in nats a review.
+    """
+
+    def __init__(self, config: dict, info: dict):
+        super().__init__(config, info)
+        model, cell = config["model"], config["cell"]
+        self.embedding = nn.Embedding(info["vocab_size"], model["embedding_size"], padding_idx=PAD)
+        self.cell = self.build_cell(model["embedding_size"])
+        self.dropout = nn.Dropout(model["dropout"])
+        self.directions = 1 + cell["bidirectional"]
+        features = cell["hidden_size"] * self.directions
+        self.pooling = model["pooling"]
+        if self.pooling == "attention":
+            self.score = nn.Sequential(
+                nn.Linear(features, features), nn.Tanh(), nn.Linear(features, 1, bias=False)
+            )
+        self.projection = nn.Linear(features, 1)
+        metrics = MetricCollection(
+            {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score(), "auroc": BinaryAUROC()}
+        )
+        self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Ids (B, T) and lengths (B,) → logits (B,) of `positive`, and the attention's α (B, T), if any."""
+        output, state = self.cell(self.dropout(self.embedding(tokens)), lengths=lengths)  # (B, T, D·H)
+        padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]  # (B, T)
+        weights = None
+        if self.pooling == "last":
+            pooled = state.h[-self.directions :].transpose(0, 1).flatten(1)  # (D, B, H) → (B, D·H)
+        elif self.pooling == "max":
+            pooled = output.masked_fill(padding[:, :, None], -torch.inf).amax(1)
+        elif self.pooling == "mean":
+            pooled = output.sum(1) / lengths[:, None]  # the output is 0 on padding
+        else:
+            scores = self.score(output).squeeze(2).masked_fill(padding, -torch.inf)
+            weights = scores.softmax(1)
+            pooled = torch.einsum("bt,bth->bh", weights, output)
+        return self.projection(self.dropout(pooled)).squeeze(1), weights
+
+    def loss(self, batch: SentimentBatch) -> tuple[Tensor, Tensor]:
+        logits, _ = self(batch.tokens, batch.lengths)
+        logits = logits.float()
+        return F.binary_cross_entropy_with_logits(logits, batch.labels), logits
+
+    def training_step(self, batch: SentimentBatch, index: int) -> Tensor:
+        loss, _ = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
+        return loss
+
+    def validation_step(self, batch: SentimentBatch, index: int) -> None:
+        self.evaluate("val", self.val_metrics, batch)
+
+    def test_step(self, batch: SentimentBatch, index: int) -> None:
+        self.evaluate("test", self.test_metrics, batch)
+
+    def evaluate(self, part: str, metrics: MetricCollection, batch: SentimentBatch) -> None:
+        loss, logits = self.loss(batch)
+        metrics.update(logits.sigmoid(), batch.labels.long())
+        self.log(f"{part}/loss", loss, batch_size=len(batch.labels))
+        self.log_dict(metrics, prog_bar=True)
+
+    def count_tokens(self, batch: SentimentBatch) -> Tensor:
+        return batch.lengths.sum()
+
+    def examples(self, batch: SentimentBatch) -> tuple[list[str], list[list]]:
+        tokenizer, labels = load_tokenizer(self.info["tokenizer"]), self.info["labels"]
+        tokens, lengths = batch.tokens[:SHOWN], batch.lengths[:SHOWN]
+        logits, _ = self(tokens, lengths)
+        texts = tokenizer.decode_batch([row[:n] for row, n in zip(tokens.tolist(), lengths, strict=True)])
+        return ["review", "prediction", "p(positive)", "truth"], [
+            [text[:500], labels[p > 0.5], f"{p:.4f}", labels[int(truth)]]
+            for text, p, truth in zip(texts, logits.sigmoid().tolist(), batch.labels.tolist(), strict=False)
+        ]
+
+    @torch.inference_mode()
+    def respond(self, text: str, options: dict) -> Iterator[str]:
+        """The label and its probability and, with attention, the words that weighed most."""
+        if not clean(text).strip():
+            raise ValueError("text= is empty; give a review")
+        tokens, lengths = encode_reviews(self.info, [text])
+        logits, weights = self(tokens.to(self.device), lengths.to(self.device))
+        p = logits.sigmoid().item()
+        yield f"{self.info['labels'][p > 0.5]}, probability {max(p, 1 - p):.3f}"
+        if (tokens == UNK).all():
+            yield " (the model knows none of these words)"
+        if weights is not None:
+            tokenizer = load_tokenizer(self.info["tokenizer"])
+            top = weights[0].topk(min(SHOWN, tokens.shape[1]))
+            for weight, token in zip(top.values.tolist(), tokens[0, top.indices.cpu()].tolist(), strict=True):
+                yield f"\n{weight:.3f} {tokenizer.decode([token], skip_special_tokens=False)}"
