@@ -87,6 +87,21 @@ class Sentiment(Model):
     pooling: Literal["last", "max", "mean", "attention"]
 
 
+class Seq2Seq(Model):
+    data = ("multi30k", "dates")
+    name: Literal["seq2seq"]
+    monitor: Literal["val/loss", "val/perplexity", "val/sacrebleu", "val/exact_match"]
+    embedding_size: PositiveInt
+    attention: Literal["additive", "dot", "general", "none"]
+    input_feeding: bool
+    tie_weights: Literal["none", "output", "all"]
+    dropout: Share
+    label_smoothing: Share
+    translate_val: bool
+    beam_size: PositiveInt
+    length_penalty: NonNegativeFloat
+
+
 # --- data ---------------------------------------------------------------------------------------
 
 
@@ -151,6 +166,28 @@ class Reviews(Tokens):
     train_size: PositiveInt
     val_size: PositiveInt
     test_size: PositiveInt
+
+
+class Multi30k(Tokens):
+    name: Literal["multi30k"]
+    hub: str
+    revision: str
+    path: str | None
+    source: str
+    target: str
+    tokenizer: Literal["bpe"]  # its tokens give back the very text, which BLEU needs
+    lowercase: Literal[False]  # likewise
+
+
+class Dates(Tokens):
+    name: Literal["dates"]
+    train_size: PositiveInt
+    val_size: PositiveInt
+    test_size: PositiveInt
+    first_year: Annotated[int, Field(ge=1000, le=9999)]
+    last_year: Annotated[int, Field(ge=1000, le=9999)]
+    locales: list[str] = Field(min_length=1)
+    tokenizer: Literal["char", "bpe"]
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -247,8 +284,11 @@ class Callback(Target):
 
 
 class Train(Group):
-    data: Annotated[Stdlib | Shakespeare | TextFile | Copy | IMDB | Reviews, Field(discriminator="name")]
-    model: Annotated[CharLM | CopyTask | Sentiment, Field(discriminator="name")]
+    data: Annotated[
+        Stdlib | Shakespeare | TextFile | Copy | IMDB | Reviews | Multi30k | Dates,
+        Field(discriminator="name"),
+    ]
+    model: Annotated[CharLM | CopyTask | Sentiment | Seq2Seq, Field(discriminator="name")]
     cell: Cell
     optimizer: Annotated[Adam | AdamW | SGD | RMSprop, Field(discriminator="target")]
     scheduler: Annotated[Constant | Cosine | Plateau, Field(discriminator="name")]
@@ -272,6 +312,9 @@ class Train(Group):
             return f"data={data.name} does not fit model={model.name}, which takes {', '.join(model.data)}"
         if model.name == "charlm" and cell.bidirectional:
             return "cell.bidirectional=true would show model=charlm the character that it is to predict"
+        translated = model.monitor in ("val/sacrebleu", "val/exact_match")
+        if isinstance(model, Seq2Seq) and translated and not model.translate_val:
+            return f"model.monitor={model.monitor} needs model.translate_val=true"
         if self.precision.name == "16-mixed" and self.trainer.accelerator == "cpu":
             return "precision=fp16 needs trainer=gpu; on the CPU use precision=bf16 or fp32"
         if cell.init == "chrono" and cell.chrono_steps is None and model.name != "copytask":
@@ -292,6 +335,9 @@ class Predict(Ask):
     length: PositiveInt
     temperature: NonNegativeFloat
     top_k: PositiveInt | None
+    beam_size: PositiveInt
+    length_penalty: NonNegativeFloat
+    attention_map: str | None
     seed: NonNegativeInt
 
 

@@ -10,6 +10,8 @@ CLASSES = {
     "copy": "copy_task.CopyData",
     "imdb": "sentiment.IMDB",
     "reviews": "reviews.Reviews",
+    "multi30k": "translation.Multi30k",
+    "dates": "dates.Dates",
 }
 
 

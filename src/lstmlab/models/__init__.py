@@ -10,6 +10,7 @@ CLASSES = {
     "charlm": "CharLM",
     "copytask": "CopyTask",
     "sentiment": "Sentiment",
+    "seq2seq": "Seq2Seq",
 }
 
 
