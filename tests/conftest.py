@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
+from lstmlab import data
 from lstmlab.config import PROJECT, plain
 from lstmlab.schema import check
 
@@ -72,3 +74,19 @@ def text_file(tmp_path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("".join(f"line {i}: é {i * i % 97}\n" for i in range(500))[:6000], encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def module(tmp_path) -> Callable:
+    """module("reviews", train_size=100, …): that data set with these keys changed, its files ready."""
+
+    def build(name: str, seed: int = 0, info: dict | None = None, **changes):
+        written = OmegaConf.load(PROJECT / f"conf/data/{name}.yaml")
+        settings = OmegaConf.merge(written, {"cache": str(tmp_path / "cache")}, changes)
+        assert isinstance(settings, DictConfig)
+        built = data.build(plain(settings), seed, info)
+        built.prepare_data()
+        built.setup("fit")
+        return built
+
+    return build

@@ -68,7 +68,5 @@ def test_trains_a_batch(choice, config, request, text_file, hub_files):
         overrides.remove("debug=one_batch")
         overrides += ["trainer.max_epochs=1", "trainer.limit_val_batches=1", "trainer.max_steps=2"]
     settings = config(*overrides)
-    if isinstance(settings["trainer"]["val_check_interval"], int):
-        settings["trainer"]["val_check_interval"] = 1
     metrics = train(settings)
     assert settings["model"]["monitor"] in metrics

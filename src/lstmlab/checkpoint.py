@@ -13,7 +13,7 @@ from lstmlab.models import Task, model_class
 def device(accelerator: str) -> str:
     """PyTorch's name of `cpu` or `gpu`. Raises ValueError if there is no GPU."""
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("no GPU: PyTorch finds none on this machine; use the cpu")
+        raise ValueError("gpu was asked for, but PyTorch finds none on this machine; use cpu")
     return "cuda" if accelerator == "gpu" else "cpu"
 
 

@@ -76,6 +76,9 @@ def entry_point(config_name: str) -> Callable:
                 return run(config)
             except USER_ERRORS as error:
                 # In a sweep Hydra adds which job failed, and a worker process must not exit.
+                folder = Path(HydraConfig.get().runtime.output_dir)
+                if folder != Path.cwd() and not any(folder.iterdir()):
+                    folder.rmdir()  # made by Hydra for a run that never began
                 if show_traceback or HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise
                 sys.exit(f"error: {sentence(error)}")

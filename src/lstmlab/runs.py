@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lstmlab import checkpoint, data
 from lstmlab.callbacks.metrics_csv import MetricsCSV
-from lstmlab.models import model_class
+from lstmlab.models import Task, model_class
 
 # Lightning announces what was asked for, and a product of its own
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -64,7 +63,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
-    print(f"{describe(model)}\n{run_dir}")
+    print(describe(model), run_dir, sep="\n")
     start = time.perf_counter()
     try:
         trainer.fit(model, datamodule)
@@ -91,6 +90,10 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     """
     model = checkpoint.load_model(config["ckpt"], config["backend"], config["accelerator"])
     given = {key: value for key, value in config["data"].items() if value is not None}
+    if "path" in given and "path" not in model.config["data"]:
+        raise ValueError(
+            f"data.path={given['path']}: data={model.config['data']['name']} is not read from a path"
+        )
     datamodule = data.build(model.config["data"] | given, model.config["seed"], model.info)
     trainer = L.Trainer(
         accelerator=config["accelerator"],
@@ -136,7 +139,8 @@ def build_loggers(config: dict[str, Any]) -> list[Logger]:
     return loggers
 
 
-def describe(model: torch.nn.Module) -> str:
-    """The model's name and size in one line."""
+def describe(model: Task) -> str:
+    """The model and its size, and which data it learns from."""
     parameters = sum(p.numel() for p in model.parameters())
-    return f"{type(model).__name__}: {parameters:,} parameters, {os.cpu_count()} CPU cores"
+    source = model.info.get("source", model.config["data"]["name"])
+    return f"{type(model).__name__} with {parameters:,} parameters; data: {source}"

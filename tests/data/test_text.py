@@ -117,7 +117,7 @@ def test_stdlib_is_the_same_every_time(tmp_path):
     assert metas[0] == metas[1]
     assert 50_000 < metas[0]["total"] <= 100_000
     version = ".".join(map(str, sys.version_info[:3]))
-    assert module.info["python"] == version and metas[0]["sha256"][:12] in module.info["source"]
+    assert version in module.info["source"] and metas[0]["sha256"][:12] in module.info["source"]
 
 
 def test_shakespeare_is_checked(tmp_path, real_data):
@@ -132,7 +132,8 @@ def test_shakespeare_is_checked(tmp_path, real_data):
 
 
 def test_an_unreachable_hub_names_both_ways_out(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     settings = {"name": "shakespeare", "path": None, "hub": "nobody/nothing", "revision": "main"}
     with pytest.raises(ConnectionError, match=r"nobody/nothing at main.*data\.path=FOLDER.*data=stdlib"):
         data.build(settings | {"cache": str(tmp_path)} | SIZES).prepare_data()

@@ -22,7 +22,11 @@ def overhead(config: dict) -> dict:
     rates: dict[str, list[float]] = {"train.py": [], "bare loop": []}
     for number in range(config["rounds"]):
         settings = copy.deepcopy(config)
-        settings["trainer"] |= {"max_steps": config["steps"], "max_epochs": None, "enable_progress_bar": False}
+        settings["trainer"] |= {
+            "max_steps": config["steps"],
+            "max_epochs": None,
+            "enable_progress_bar": False,
+        }
         settings["trainer"] |= {"limit_val_batches": 1, "val_check_interval": 1.0}
         settings["run_dir"] = f"{config['run_dir']}/{number}"
         rates["bare loop"].append(bare_loop(settings))

@@ -94,8 +94,7 @@ class TextData(L.LightningDataModule):
         self.encoded, self.meta = encode(path, config["val_fraction"], cache, self.vocabulary)
         self.info = {
             "vocabulary": self.meta["vocabulary"],
-            "source": f"{config['name']} sha256 {self.meta['sha256'][:12]}",
-            "python": platform.python_version(),
+            "source": f"{config['name']}, sha256 {self.meta['sha256'][:12]}, Python {platform.python_version()}",
         }
 
     def setup(self, stage: str) -> None:
