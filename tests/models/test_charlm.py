@@ -162,3 +162,5 @@ def test_a_checkpoint_writes_on_its_own(config, small, command, text_file):
     assert code == 0 and out.startswith("line 1: é") and len(out) == 9 + 30 + 1
     code, _, error = command("predict", ckpt, "text=Line?")
     assert code == 1 and "'?'" in error
+    code, _, error = command("predict", ckpt, "text=line", "beam_size=3")
+    assert code == 1 and "beam_size" in error and "temperature" in error

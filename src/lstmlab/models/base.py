@@ -24,6 +24,8 @@ class Task(L.LightningModule):
     Both are saved in the checkpoint, so that it opens without any other file.
     """
 
+    options: tuple[str, ...] = ()  # the keys of conf/predict.yaml that this task's `respond` reads
+
     def __init__(self, config: dict, info: dict):
         super().__init__()
         self.save_hyperparameters(logger=False)

@@ -20,6 +20,8 @@ class CharLM(Task):
     linear map to its size where that differs from the stack's (Press & Wolf 2017).
     """
 
+    options = ("length", "temperature", "top_k", "seed")
+
     def __init__(self, config: dict, info: dict):
         super().__init__(config, info)
         model, hidden_size = config["model"], config["cell"]["hidden_size"]
@@ -115,8 +117,7 @@ class CharLM(Task):
 
     def respond(self, text: str, options: dict) -> Iterator[str]:
         yield text
-        keys = ("length", "temperature", "top_k", "seed")
-        yield from self.sample(text, **{key: options[key] for key in keys})
+        yield from self.sample(text, **{key: options[key] for key in self.options})
 
     def examples(self, batch: TextBatch) -> tuple[list[str], list[list]]:
         prompts = ["".join(self.vocabulary[i] for i in row) for row in batch.inputs[:3, :40].tolist()]

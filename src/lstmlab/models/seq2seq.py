@@ -31,6 +31,8 @@ class Seq2Seq(Task):
     Without input feeding the whole target runs through the decoder in one call. Loss in nats a token.
     """
 
+    options = ("beam_size", "length_penalty", "attention_map")
+
     def __init__(self, config: dict, info: dict):
         super().__init__(config, info)
         model, cell = config["model"], config["cell"]
