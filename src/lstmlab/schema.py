@@ -341,7 +341,24 @@ class Predict(Ask):
     seed: NonNegativeInt
 
 
+class EvaluateData(Group):
+    path: str | None
+    cache: str
+    test_delay: NonNegativeInt | list[NonNegativeInt] | None
+
+
 class Evaluate(Ask):
+    data: EvaluateData
+
+
+class Analyze(Group):
+    ckpt: str
+    text: str | None
+    folder: str | None
+    page_steps: PositiveInt
+    page_values: list[Literal["i", "f", "g", "o", "c", "h", "r", "z", "n"]] | None
+    probe_steps: NonNegativeInt
+    language: Literal["python", "english"] | None
     data: dict[Literal["path", "cache"], str | None]
 
 
@@ -351,7 +368,13 @@ class Bench(Train):
     steps: PositiveInt
 
 
-COMMANDS: dict[str, type[Group]] = {"train": Train, "bench": Bench, "predict": Predict, "evaluate": Evaluate}
+COMMANDS: dict[str, type[Group]] = {
+    "train": Train,
+    "bench": Bench,
+    "predict": Predict,
+    "evaluate": Evaluate,
+    "analyze": Analyze,
+}
 
 
 def check(command: str, config: dict[str, Any]) -> None:

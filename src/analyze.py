@@ -1,0 +1,23 @@
+"""Look inside a trained model: gates, states, what its units know, how far its gradients reach.
+
+python src/analyze.py ckpt=RUN/checkpoints/best.ckpt                       on its own validation data
+python src/analyze.py ckpt=RUN/checkpoints/best.ckpt text="def f(x): …"    on any text
+"""
+
+import sys
+
+from lstmlab.config import entry_point
+
+
+@entry_point("analyze")
+def main(config: dict) -> None:
+    from lstmlab.analysis.report import analyze
+
+    if config["text"] == "-":
+        config["text"] = sys.stdin.read()
+    folder = analyze(config)
+    print(f"\n{folder}: report.md, page.html (open it in a browser), traces.npz, plots")
+
+
+if __name__ == "__main__":
+    main()

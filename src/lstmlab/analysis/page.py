@@ -1,0 +1,109 @@
+"""One HTML file in which a person looks at any unit's values on the text. It needs no network.
+
+Values are quantised to 8 bits and deflated; the browser unpacks what it shows.
+"""
+
+import base64
+import json
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lstmlab.analysis.gates import SIGMOIDS
+
+TEMPLATE = Path(__file__).with_name("page.html")
+LABELS = {
+    "i": "input gate i",
+    "f": "forget gate f",
+    "g": "candidate g",
+    "o": "output gate o",
+    "c": "cell state c",
+    "h": "hidden state h",
+    "r": "reset gate r",
+    "z": "update gate z",
+    "n": "candidate n",
+}
+
+
+def quantise(name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values (N, H) → bytes (H, N) and each unit's scale (H,).
+
+    Gates between 0 and 1: byte = 255 · value. Others: byte = 128 + 127 · value / scale, so that 0 stays 0;
+    scale is 1, of a cell state the largest |value| of the unit.
+    """
+    scale = np.ones(values.shape[1], np.float32)
+    if name in SIGMOIDS:
+        return np.rint(255 * values.T).astype(np.uint8), scale
+    if name == "c":
+        scale = np.maximum(np.abs(values).max(0), 1e-6)
+    return np.rint(128 + 127 * (values / scale).T).astype(np.uint8), scale
+
+
+def pack(values: np.ndarray) -> str:
+    """Bytes, raw deflate, base64."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return base64.b64encode(compressor.compress(values.tobytes()) + compressor.flush()).decode()
+
+
+def write_page(
+    path: Path,
+    title: str,
+    subtitle: str,
+    tokens: Sequence[str],
+    traces: Mapping[str, Tensor],
+    features: Mapping[str, np.ndarray],
+    half_lives: Tensor | None,
+) -> None:
+    """Write the page of N tokens.
+
+    traces: name → (L, D, N, H), the first to be shown first. features: name → (N,), by which units can be
+    ranked. half_lives: (L, D, H) in steps.
+    """
+    blocks, scales = [], {}
+
+    def add(key: str, values: np.ndarray) -> None:
+        blocks.append(f'<script type="text/plain" id="{key}">{pack(values)}</script>')
+
+    for name, values in traces.items():
+        for layer, direction in np.ndindex(*values.shape[:2]):
+            key = f"{name}-{layer}-{direction}"
+            quantised, scale = quantise(name, values[layer, direction].numpy())
+            add(key, quantised)
+            scales[key] = [float(f"{s:.4g}") for s in scale]
+    for k, label in enumerate(features.values()):
+        spread = np.ptp(label) or 1
+        add(f"feature-{k}", np.rint(255 * (label - label.min()) / spread).astype(np.uint8))
+    L, D, _, H = next(iter(traces.values())).shape
+    meta: dict[str, Any] = {
+        "title": title,
+        "subtitle": subtitle,
+        "tokens": list(tokens),
+        "layers": L,
+        "directions": D,
+        "units": H,
+        "values": [{"name": n, "label": LABELS[n], "gate": n in SIGMOIDS} for n in traces],
+        "scales": scales,
+        "features": [
+            {"name": name, "low": float(label.min()), "high": float(label.max())}
+            for name, label in features.items()
+        ],
+        "halfLives": None if half_lives is None else _finite(half_lives.tolist()),
+    }
+    text = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = TEMPLATE.read_text(encoding="utf-8")
+    path.write_text(
+        page.replace("<!-- META -->", text, 1).replace("<!-- BLOCKS -->", "\n".join(blocks), 1),
+        encoding="utf-8",
+    )
+
+
+def _finite(values: Any) -> Any:
+    """Nested lists with None for infinity, which JSON lacks."""
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return round(values, 2) if math.isfinite(values) else None

@@ -1,0 +1,120 @@
+"""The pictures of an analysis, each a matplotlib Figure."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from torch import Tensor
+
+from lstmlab.analysis.gates import SIGMOIDS, Saturation
+from lstmlab.analysis.probes import Finding
+
+SHOWN = 120  # steps in the picture of the gates
+
+
+def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
+    figure = Figure((width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def place(layer: int, direction: int) -> str:
+    return f"layer {layer}" + (", backwards" if direction else "")
+
+
+def saturations(found: Mapping[str, Saturation]) -> Figure:
+    """A point a unit: how often its gate is as good as closed, and as good as open (Karpathy et al. 2015)."""
+    L, D, _ = next(iter(found.values())).low.shape
+    figure, axes = grid(L * D, len(found), 3, 3)
+    for gate, name in enumerate(found):
+        for k, (layer, direction) in enumerate(np.ndindex(L, D)):
+            ax, (low, high) = axes[k][gate], found[name]
+            ax.scatter(low[layer, direction], high[layer, direction], s=12, alpha=0.5)
+            ax.plot([0, 1], [1, 0], color="grey", linewidth=0.8)
+            ax.set(title=f"{name}, {place(layer, direction)}", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+            ax.set(xlabel="share of steps below 0.1", ylabel="above 0.9", aspect="equal")
+    return figure
+
+
+def half_lives(steps: Tensor) -> Figure:
+    """Units by the half-life of their memory (L, D, H)."""
+    figure, [[ax]] = grid(1, 1, 6, 3.5)
+    finite = steps[steps.isfinite()].clamp(min=0.1)
+    bins = np.geomspace(0.1, max(10.0, float(finite.max()) if len(finite) else 10.0), 40)
+    for layer, direction in np.ndindex(*steps.shape[:2]):
+        values = steps[layer, direction].clamp(0.1, bins[-1])
+        ax.hist(values, bins, histtype="step", linewidth=1.6, label=place(layer, direction))
+    ax.set(xscale="log", xlabel="half-life of the memory, in steps", ylabel="units")
+    ax.legend()
+    return figure
+
+
+def gates(traces: Mapping[str, Tensor], order: Tensor, tokens: list[str]) -> Figure:
+    """All values of the last layer over the first steps; units sorted by `order` (H,), a row each."""
+    font = get_font(findfont("DejaVu Sans"))  # matplotlib's own, which lacks some scripts
+    marks = {" ": "␣", "\n": "⏎", "\t": "→"}
+    shown = [
+        "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in token.strip(" "))
+        for token in (marks.get(token, token.rstrip("\n")) for token in tokens[:SHOWN])
+    ]
+    figure, axes = grid(len(traces), 1, 2 + len(shown) * 0.14, 1.9)
+    for (name, values), [ax] in zip(traces.items(), axes, strict=True):
+        sigmoid = name in SIGMOIDS
+        limit = 1.0 if name != "c" else float(values[-1, 0, :SHOWN].abs().quantile(0.99))
+        image = ax.imshow(
+            values[-1, 0, :SHOWN].T[order],
+            aspect="auto",
+            interpolation="nearest",
+            cmap="viridis" if sigmoid else "RdBu_r",
+            vmin=0 if sigmoid else -limit,
+            vmax=limit,
+        )
+        ax.set(ylabel=f"{name}: units")
+        ax.set_xticks(range(len(shown)), shown, fontsize=6, parse_math=False)
+        if max(map(len, shown)) > 1:
+            ax.tick_params("x", rotation=90)
+        figure.colorbar(image, ax=ax, pad=0.01)
+    return figure
+
+
+def probes(findings: list[Finding]) -> Figure:
+    """Best unit and probe of each feature, beside what the shifted labels give."""
+    figure, [[left, right]] = grid(1, 2, 5, 1.2 + 0.4 * len(findings))
+    y = np.arange(len(findings))
+    names = [f"{f.feature}\n{f.best[0][0]}" for f in findings]
+    bars = {
+        left: ([abs(f.best[0][1]) for f in findings], [f.control_r for f in findings]),
+        right: ([f.probe for f in findings], [f.control_probe for f in findings]),
+    }
+    for ax, (found, control) in bars.items():
+        ax.barh(y, np.maximum(found, 0), color="tab:blue", label="truth")
+        ax.barh(y, np.maximum(control, 0), height=0.3, color="tab:orange", label="shifted labels, the best")
+        ax.set(xlim=(0, 1))
+        ax.invert_yaxis()
+    left.set_yticks(y, names, fontsize=8, parse_math=False)
+    right.set_yticks([])
+    left.set(xlabel="|r| of the best unit")
+    right.set(xlabel="R² of the linear probe")
+    right.legend(fontsize=8)
+    return figure
+
+
+def gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
+    """‖∂loss/∂h_t‖, and ‖∂loss/∂c_t‖ dashed, against T − t."""
+    figure, [[ax]] = grid(1, 1, 8, 5)
+    longest = 1
+    for k, (name, flow) in enumerate(flows.items()):
+        for member, norms in flow.items():
+            back = norms.flip(0).clamp(min=1e-30)
+            steps = np.arange(len(back))
+            longest = max(longest, len(back))
+            style = {"color": f"C{k}", "linestyle": "-" if member == "h" else "--"}
+            first = int(member == "c")  # ∂loss/∂c_T is 0: the loss reads h_T
+            ax.plot(steps[first:], back[first:], **style, label=f"{name}: ∂loss/∂{member}ₜ")
+    for share in (0.85, 0.98):
+        ax.plot(share ** np.arange(longest), ":", color="black", linewidth=1)
+        ax.annotate(f"{share}ᵗ".lstrip("0"), (longest - 1, share ** (longest - 1)))
+    ax.set(yscale="log", ylim=(1e-16, 10), xlabel="T − t, steps back", ylabel="norm, as a share of that at T")
+    ax.legend(fontsize=7, ncols=2)
+    return figure

@@ -1,0 +1,95 @@
+"""Which units know what? Correlation of single units, and a linear probe of all of them."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SHIFTS = 10  # circular shifts of the labels that make the control
+RIDGE = 1e-3  # λ, for units of variance 1 and a mean over the steps
+
+
+class Unit(NamedTuple):
+    """Where a value comes from: `traces[name][layer, direction, :, index]`."""
+
+    name: str
+    layer: int
+    direction: int
+    index: int
+
+    def __str__(self) -> str:
+        backwards = ", backwards" if self.direction else ""
+        return f"{self.name}, layer {self.layer}{backwards}, unit {self.index}"
+
+
+class Finding(NamedTuple):
+    """How well a feature can be read off. All scores are of the second half of the steps."""
+
+    feature: str
+    best: list[tuple[Unit, float]]  # the units with the largest |r| in the first half, with r in the second
+    control_r: float  # the largest |r| of any unit with the shifted labels
+    probe: float  # R² of a ridge regression on all units, fitted on the first half
+    control_probe: float  # the largest R² with the shifted labels
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's r of each unit and each feature: x (N, U), y (N, F) → (U, F); 0 where one is constant."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    return (x.T @ y / (x.norm(dim=0)[:, None] * y.norm(dim=0))).nan_to_num(0, 0, 0)
+
+
+def linear_probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> Tensor:
+    """R² (F,) on the test steps of the ridge regression y = W x + b fitted to x (N, U), y (N, F).
+
+    W = (XᵀX / N + λ I)⁻¹ Xᵀy / N, X standardised. R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², ȳ of the test steps.
+    """
+    mean, deviation = x.mean(0), x.std(0).clamp(min=1e-6)
+    x, x_test = (x - mean) / deviation, (x_test - mean) / deviation
+    N, U = x.shape
+    gram = (x.T @ x).double() / N + RIDGE * torch.eye(U, dtype=torch.float64, device=x.device)
+    weights = torch.linalg.solve(gram, (x.T @ (y - y.mean(0))).double() / N).to(x.dtype)
+    residual = y_test - y.mean(0) - x_test @ weights
+    return 1 - residual.square().sum(0) / (y_test - y_test.mean(0)).square().sum(0)
+
+
+def find_units(
+    traces: Mapping[str, Tensor], features: Mapping[str, np.ndarray], top: int = 5
+) -> list[Finding]:
+    """For each feature (N,) the units of `traces`, name → (L, D, N, H), that track it.
+
+    The first half of the steps chooses units and fits probes, the second half scores them. Labels
+    shifted circularly are the control: it keeps their autocorrelation, by which two slow signals
+    correlate without any connection. Features that are constant in a half are left out.
+    """
+    places = [
+        Unit(name, layer, direction, index)
+        for name, values in traces.items()
+        for layer, direction, index in np.ndindex(values.size(0), values.size(1), values.size(3))
+    ]
+    # (L, D, N, H) → (N, names · L · D · H)
+    x = torch.cat([values.flatten(0, 1).transpose(0, 1).flatten(1) for values in traces.values()], 1)
+    half = len(x) // 2
+    varying = [n for n, label in features.items() if np.ptp(label[:half]) > 0 and np.ptp(label[half:]) > 0]
+    if not varying:
+        return []
+    y = torch.from_numpy(np.stack([features[name] for name in varying], 1)).to(x.dtype)  # (N, F)
+    shifts = np.linspace(len(y) // 10, len(y) - len(y) // 10, SHIFTS, dtype=int)
+    control = torch.cat([y.roll(int(shift), 0) for shift in shifts], 1)  # (N, SHIFTS · F)
+
+    chosen = correlation(x[:half], y[:half])  # (U, F)
+    r = correlation(x[half:], torch.cat([y, control], 1)[half:])
+    both = torch.cat([y, control], 1)
+    scores = linear_probe(x[:half], both[:half], x[half:], both[half:]).unflatten(0, (-1, len(varying)))
+    r = r.unflatten(1, (-1, len(varying)))  # (U, 1 + SHIFTS, F)
+    return [
+        Finding(
+            feature,
+            [(places[u], r[u, 0, f].item()) for u in chosen[:, f].abs().topk(min(top, len(x.T))).indices],
+            r[:, 1:, f].abs().max().item(),
+            scores[0, f].item(),
+            scores[1:, f].max().item(),
+        )
+        for f, feature in enumerate(varying)
+    ]

@@ -1,0 +1,188 @@
+"""All analyses of a checkpoint, written into a folder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lstmlab.analysis import gates, plots
+from lstmlab.analysis.features import features
+from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
+from lstmlab.analysis.page import write_page
+from lstmlab.analysis.probes import find_units
+from lstmlab.analysis.traces import Rows, embed, read, stack, tokens, trace, validation
+from lstmlab.cells import GATES
+from lstmlab.checkpoint import load_model
+from lstmlab.models import Task
+from lstmlab.models.base import markdown
+
+FLOW_STEPS, FLOW_ROWS = 100, 32
+
+
+def analyze(config: dict[str, Any]) -> Path:
+    """Look inside checkpoint `config["ckpt"]`; returns the folder: report.md, page.html, traces.npz, plots.
+
+    Raises what `checkpoint.load`, `traces.read` and the data module raise.
+    """
+    ckpt = Path(config["ckpt"])
+    model = load_model(config["ckpt"], "scratch")
+    cell = model.config["cell"]
+    given = {key: value for key, value in config["data"].items() if value is not None}
+    held_out = None
+    if config["text"] is None or config["probe_steps"]:
+        held_out = validation(model, given, max(config["probe_steps"], config["page_steps"]))
+    rows = read(model, config["text"]) if config["text"] is not None else held_out
+    assert rows is not None
+    rows = rows.head(config["page_steps"])
+    run = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
+    folder = Path(config["folder"] or run / "analysis")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    values, text = trace(model, rows), tokens(model, rows)
+    np.savez(folder / "traces.npz", tokens=np.array(text), **{k: v.numpy() for k, v in values.items()})
+    name = model.config["model"]["name"]
+    shape = f"{cell['kind']}, {cell['num_layers']} × {cell['hidden_size']}"
+    parts = [f"# Inside {ckpt}\n\n{name}: {shape}. {len(text):,} steps traced."]
+
+    steps = None
+    if cell["kind"] in gates.RETAINS:
+        retain = gates.RETAINS[cell["kind"]]
+        steps = gates.half_life(values[retain])
+        parts += forgetting(values[retain], text), memory(steps, retain)
+        plots.half_lives(steps).savefig(folder / "half_life.png")
+    found = {gate: gates.saturation(v) for gate, v in values.items() if gate in gates.SIGMOIDS}
+    if found:
+        parts.append(saturated(found))
+        plots.saturations(found).savefig(folder / "saturation.png")
+    order = torch.arange(cell["hidden_size"]) if steps is None else steps[-1, 0].argsort()
+    plots.gates(values, order, text).savefig(folder / "gates.png")
+    if config["probe_steps"]:
+        parts.append(probed(model, held_out, config, folder))
+    parts.append(flowing(model, rows, folder))
+    if name == "seq2seq" and model.config["model"]["attention"] != "none":
+        model.attention_map(rows.ids[:1, : rows.lengths[0]], rows.lengths[:1]).savefig(folder / "attention.png")
+
+    shown = config["page_values"] or [n for n in "cfiogrznh" if n in values]
+    if unknown := [n for n in shown if n not in values]:
+        raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
+    write_page(
+        folder / "page.html",
+        f"Inside {name}",
+        f"{shape} · {len(text):,} steps · {ckpt}",
+        text,
+        {n: values[n] for n in shown},
+        features(model, rows, config["language"]),
+        steps,
+    )
+    report = "\n\n".join(parts)
+    (folder / "report.md").write_text(report + "\n", encoding="utf-8")
+    print(report)
+    return folder
+
+
+def forgetting(f: torch.Tensor, text: list[str]) -> str:
+    """Where each layer drops what it holds: f (L, D, N, H)."""
+    parts = ["## Forgetting"]
+    for layer, direction in np.ndindex(*f.shape[:2]):
+        kept = f[layer, direction]
+        tokens_ = [
+            f"{token!r} {mean:.2f}" for token, _, mean in gates.kept_by_token(kept, text, len(text) // 500)
+        ]
+        rows = [
+            [f"{mean:.3f}", *(f"`{piece!r}`" for piece in gates.context(text, step))]
+            for step, mean in gates.least_kept(kept, 10)
+        ]
+        parts += [
+            f"{plots.place(layer, direction).capitalize()}: least is kept at {', '.join(tokens_[:6])}; "
+            f"most at {', '.join(tokens_[:-7:-1])} (mean over the units).",
+            markdown(["kept", "before", "token", "after"], rows),
+        ]
+    return "\n\n".join(parts)
+
+
+def memory(steps: torch.Tensor, retain: str) -> str:
+    """Half-lives (L, D, H)."""
+    parts = [f"## Memory\n\nHalf-life in steps, −ln 2 / mean(ln {retain}):"]
+    for layer, direction in np.ndindex(*steps.shape[:2]):
+        values = steps[layer, direction]
+        median, high = values.quantile(0.5), values.quantile(0.9)
+        longest = ", ".join(f"{values[u]:.4g} (unit {u})" for u in values.topk(min(3, len(values))).indices)
+        parts.append(
+            f"- {plots.place(layer, direction)}: median {median:.3g}, a tenth above {high:.3g}, longest {longest}"
+        )
+    return "\n".join(parts)
+
+
+def saturated(found: dict[str, gates.Saturation]) -> str:
+    rows = [
+        [place, name, f"{low:.1%}", f"{high:.1%}"]
+        for name, shares in found.items()
+        for place, low, high in (
+            (plots.place(*at), shares.low[at].mean(), shares.high[at].mean())
+            for at in np.ndindex(*shares.low.shape[:2])
+        )
+    ]
+    table = markdown(["", "gate", "of the time below 0.1", "above 0.9"], sorted(rows))
+    return f"## Saturation\n\n{table}"
+
+
+def probed(model: Task, rows: Rows, config: dict[str, Any], folder: Path) -> str:
+    """What single units and a linear probe know of the features, on validation data."""
+    rows = rows.head(config["probe_steps"])
+    if len(rows.ids) == 1:
+        rows = rows.side_by_side(min(16, 1 + rows.ids.size(1) // 2000))
+    truth = features(model, rows, config["language"])
+    members = "ch" if "f" in GATES[model.config["cell"]["kind"]] else "h"
+    findings = find_units(trace(model, rows, members), truth)
+    N = int(rows.lengths.sum())
+    left_out = sorted(truth.keys() - {finding.feature for finding in findings})
+    text = (
+        f"## What the units know\n\n{N:,} steps of validation data; units and probes are chosen on the first "
+        f"half, scored on the second. The control: the best that labels shifted circularly give."
+    )
+    if left_out:
+        text += f" Left out, since constant: {', '.join(left_out)}."
+    if not findings:
+        return text
+    plots.probes(findings).savefig(folder / "probes.png")
+    rows_ = [
+        [
+            f.feature,
+            str(f.best[0][0]),
+            f"{f.best[0][1]:+.3f}",
+            f"{f.control_r:.3f}",
+            f"{f.probe:.3f}",
+            f"{f.control_probe:.3f}",
+            "; ".join(f"{unit} {r:+.2f}" for unit, r in f.best[1:]),
+        ]
+        for f in findings
+    ]
+    return f"{text}\n\n" + markdown(
+        ["feature", "best unit", "r", "control |r|", "probe R²", "control R²", "next units"], rows_
+    )
+
+
+def flowing(model: Task, rows: Rows, folder: Path) -> str:
+    """How far gradients reach: untrained cells, and the model's own on the rows."""
+    flows = at_initialisation(FLOW_STEPS)
+    text = f"## Gradient flow\n\n‖∂loss/∂h_t‖ as a share of that at T = {FLOW_STEPS}, by steps back:"
+    if stack(model).bidirectional:
+        text = text.replace(":", " (the model itself is left out: bidirectional, it has no single way back):")
+    else:
+        if len(rows.ids) == 1:
+            rows = rows.side_by_side(max(1, rows.ids.size(1) // FLOW_STEPS))
+        longest = rows.lengths.argsort(descending=True)[:FLOW_ROWS]
+        T = min(FLOW_STEPS, int(rows.lengths[longest].min()))
+        flows["trained"] = gradient_flow(stack(model), embed(model, rows.ids[longest, :T]).detach())
+    plots.gradient_flows(flows).savefig(folder / "gradient_flow.png")
+    back = (10, 30, 99)
+    table = [
+        [name, member]
+        + [f"{norms[-1 - k]:.1e}" if k < len(norms) else "" for k in back]
+        + [str(int((norms.flip(0)[1:] >= 0.01).long().cumprod(0).sum()))]
+        for name, flow in flows.items()
+        for member, norms in flow.items()
+    ]
+    columns = ["cell", "state", *(f"{k} back" for k in back), "steps until below 1 %"]
+    return f"{text}\n\n{markdown(columns, table)}"

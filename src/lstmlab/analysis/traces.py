@@ -1,0 +1,152 @@
+"""Every gate and state of a trained model, step by step, whatever it was trained with.
+
+A checkpoint is opened through the scratch cell: `trace(load_model(ckpt, "scratch"), rows)`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lstmlab import data
+from lstmlab.cells.scratch import ScratchCell
+from lstmlab.data.copy_task import present
+from lstmlab.data.sentiment import clean, encode_reviews
+from lstmlab.data.tokenization import load_tokenizer
+from lstmlab.data.translation import encode_sources
+from lstmlab.models import Task
+
+ROWS = 64  # read side by side
+WINDOW = 512  # steps traced at once, where the state can be carried on: bounds the memory
+
+
+class Rows(NamedTuple):
+    """Sequences as a model reads them."""
+
+    ids: Tensor  # (B, T)
+    lengths: Tensor  # (B,)
+    labels: Tensor | None = None  # (B,): of reviews, 1 positive, 0 negative
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T): True within a row's length. `x[mask]` are the N steps, row after row."""
+        return torch.arange(self.ids.size(1)) < self.lengths[:, None]
+
+    def head(self, count: int) -> "Rows":
+        """The first rows, `count` steps in all at most; a first row that is longer is cut."""
+        keep = max(1, int((self.lengths.cumsum(0) <= count).sum()))
+        lengths = self.lengths[:keep].clamp(max=count)
+        labels = None if self.labels is None else self.labels[:keep]
+        return Rows(self.ids[:keep, : int(lengths.max())], lengths, labels)
+
+    def side_by_side(self, streams: int) -> "Rows":
+        """One long row as `streams` rows; up to streams − 1 steps at its end are left out."""
+        T = self.ids.size(1) // streams
+        return Rows(self.ids[:, : streams * T].view(streams, T), torch.full((streams,), T))
+
+
+def read(model: Task, text: str) -> Rows:
+    """A text as the model reads it; for seq2seq, a sentence a line. Raises ValueError if it can't be read."""
+    name = model.config["model"]["name"]
+    if not clean(text).strip():
+        raise ValueError("text= is empty")
+    if name == "sentiment":
+        return Rows(*encode_reviews(model.info, [text]))
+    if name == "seq2seq":
+        return Rows(*encode_sources(model.info, [line for line in text.splitlines() if line.strip()]))
+    if name == "copytask":
+        ids = torch.from_numpy(present(model.read(text), model.symbols, model.info["max_delay"]))
+    else:
+        known = {character: i for i, character in enumerate(model.info["vocabulary"])}
+        ids = torch.tensor([[known.get(character, 0) for character in text]])
+    return Rows(ids, torch.tensor([ids.size(1)]))
+
+
+def validation(model: Task, given: dict, count: int) -> Rows:
+    """The model's own validation data, `count` steps or somewhat more, or all if there are fewer.
+
+    given: keys of the `data` group that replace those trained with, such as `path`. A text is one row;
+    sequences come in a fixed random order.
+    """
+    config = model.config["data"] | given
+    name = model.config["model"]["name"]
+    if name == "charlm":
+        config = config | {"max_val_chars": max(count, 257)}
+    module = data.build(config, model.config["seed"], model.info)
+    module.prepare_data()
+    module.setup("fit")
+    if name == "charlm":
+        ids = torch.from_numpy(module.val_sets[1].tokens.astype(np.int64))[None]
+        return Rows(ids, torch.tensor([ids.size(1)]))
+    if name == "copytask":
+        ids = []
+        for batch in module.val_dataloader():
+            if ids and batch.tokens.size(1) != ids[0].size(1):
+                continue  # another delay
+            ids.append(batch.tokens)
+            if sum(part.numel() for part in ids) >= count:
+                break
+        tokens = torch.cat(ids)
+        return Rows(tokens, torch.full((len(tokens),), tokens.size(1)))
+    dataset = module.datasets["val"]
+    order = np.random.default_rng(0).permutation(len(dataset))
+    order = order[: 1 + np.searchsorted(np.cumsum(dataset.lengths[order]), count)]
+    batch = dataset[order]
+    if name == "seq2seq":
+        return Rows(batch.source, batch.source_lengths)
+    return Rows(*batch)
+
+
+def tokens(model: Task, rows: Rows) -> list[str]:
+    """The N steps' tokens as text: joined they can be read, a row a line."""
+    name, steps = model.config["model"]["name"], rows.ids[rows.mask].tolist()
+    if name == "charlm":
+        return [model.info["vocabulary"][i] for i in steps]
+    if name == "copytask":
+        kinds = model.info["symbols"]
+        shown = [*map(str, range(kinds)), "·", "?"]
+        pieces = [shown[i] + (" " if kinds > 10 else "") for i in steps]
+    else:
+        tokenizer = load_tokenizer(model.info["tokenizer"])
+        gap = "" if model.config["data"]["tokenizer"] == "char" else " "
+        pieces = [tokenizer.decode([i], skip_special_tokens=False) + gap for i in steps]
+    for end in rows.lengths.cumsum(0).tolist():
+        pieces[end - 1] += "\n"
+    return pieces
+
+
+def stack(model: Task) -> ScratchCell:
+    """The recurrent part that reads the text: of seq2seq, the encoder."""
+    return model.encoder if model.config["model"]["name"] == "seq2seq" else model.cell
+
+
+def embed(model: Task, ids: Tensor) -> Tensor:
+    """Ids (B, T) → what `stack` sees of them (B, T, I)."""
+    name = model.config["model"]["name"]
+    if name == "copytask":
+        return F.one_hot(ids, model.info["num_tokens"]).to(model.projection.weight.dtype)
+    return (model.source_embedding if name == "seq2seq" else model.embedding)(ids)
+
+
+@torch.inference_mode()
+def trace(model: Task, rows: Rows, names: str | None = None) -> dict[str, Tensor]:
+    """i, f, g, o, c, h (GRU: r, z, n, h; RNN: h) → (L, D, N, H), the rows one after the other.
+
+    model: with scratch cells, in evaluation mode. names: "ch" keeps c and h alone; None: all.
+    Each row starts from a zero state.
+    """
+    cell = stack(model)
+    T = rows.ids.size(1)
+    carry = not cell.bidirectional and bool((rows.lengths == T).all())
+    groups = []
+    for start in range(0, len(rows.ids), ROWS):
+        ids, lengths = rows.ids[start : start + ROWS], rows.lengths[start : start + ROWS]
+        mask = rows.mask[start : start + ROWS]
+        windows, state = [], None
+        for x in embed(model, ids).split(WINDOW if carry else T, 1):
+            _, state, values = cell.trace(x, state, None if carry else lengths)
+            windows.append({name: values[name] for name in names or values})
+        groups.append({k: torch.cat([w[k] for w in windows], 3)[:, :, mask] for k in windows[0]})
+    return {name: torch.cat([group[name] for group in groups], 2) for name in groups[0]}
