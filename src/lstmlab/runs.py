@@ -90,9 +90,9 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     """
     model = checkpoint.load_model(config["ckpt"], config["backend"], config["accelerator"])
     given = {key: value for key, value in config["data"].items() if value is not None}
-    if "path" in given and "path" not in model.config["data"]:
+    if unread := sorted(given.keys() - model.config["data"].keys() - {"cache"}):
         raise ValueError(
-            f"data.path={given['path']}: data={model.config['data']['name']} is not read from a path"
+            f"data.{unread[0]}={given[unread[0]]}: data={model.config['data']['name']} has no such key"
         )
     datamodule = data.build(model.config["data"] | given, model.config["seed"], model.info)
     trainer = L.Trainer(

@@ -1,0 +1,178 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import SMALL
+from lstmlab import data
+from lstmlab.cells import KINDS
+from lstmlab.checkpoint import load_model
+from lstmlab.models.copytask import CopyTask
+from lstmlab.runs import evaluate, train
+
+TINY = [
+    *SMALL,
+    "model=copytask",
+    "data.length=3",
+    "data.delay=4",
+    "data.batch_size=16",
+    "data.val_size=20",
+    "data.test_size=20",
+    "trainer.max_steps=3",
+]
+
+
+def ask(settings: dict, backend: str | None = None, **changes) -> dict:
+    """What evaluate.py would run on the best checkpoint."""
+    given = {"path": None, "cache": "unused", "test_delay": None} | changes
+    ckpt = f"{settings['run_dir']}/checkpoints/best.ckpt"
+    return evaluate({"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "data": given})
+
+
+def build(settings: dict) -> tuple[CopyTask, data.Any]:
+    torch.manual_seed(0)
+    module = data.build(settings["data"])
+    return CopyTask(settings, module.info).double().eval(), module
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_measures_against_the_definition(config, bidirectional):
+    """One sequence and one recalled symbol at a time, from the outputs of the last `length` steps."""
+    model, module = build(config(*TINY, "data.symbols=3", f"cell.bidirectional={bidirectional}"))
+    batch = next(iter(module.val_dataloader()))
+    losses, right = [], []
+    for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
+        shown = torch.zeros(1, len(tokens), 5, dtype=torch.double)
+        shown[0, torch.arange(len(tokens)), tokens] = 1
+        output, _ = model.cell(shown)
+        for k, target in enumerate(targets):
+            p = model.projection(output[0, 3 + 4 + 1 + k]).softmax(0)
+            losses.append(-p[target].log().item())
+            right.append(p.argmax().item() == target.item())
+    measured = {name: value.item() for name, value in model.measures(batch).items()}
+    whole = [all(right[i : i + 3]) for i in range(0, len(right), 3)]
+    assert measured == pytest.approx(
+        {
+            "loss": sum(losses) / len(losses),
+            "loss_over_chance": sum(losses) / len(losses) / math.log(3),
+            "symbol_accuracy": sum(right) / len(right),
+            "sequence_accuracy": sum(whole) / len(whole),
+        },
+        abs=1e-6,
+    )
+
+
+def test_a_short_memory_is_learnt(config):
+    """Chance is 1 in 8."""
+    metrics = train(
+        config(
+            *TINY,
+            "cell.hidden_size=32",
+            "optimizer.lr=0.02",
+            "trainer.max_steps=150",
+            "data.train_batches=150",
+        )
+    )
+    assert metrics["test/sequence_accuracy"] == metrics["val/symbol_accuracy"] == 1
+    assert metrics["test/loss_over_chance"] == pytest.approx(metrics["test/loss"] / math.log(2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("delay", "test_delay", "suffixes"),
+    [
+        (4, "null", [""]),
+        (4, "[4,9]", ["", "_delay9"]),
+        (4, "9", ["_delay9"]),
+        ("[2,6]", "null", [""]),
+        ("[2,6]", "[4,9]", ["_delay4", "_delay9"]),
+    ],
+)
+def test_each_test_delay_has_its_name(config, delay, test_delay, suffixes):
+    metrics = train(config(*TINY, f"data.delay={delay}", f"data.test_delay={test_delay}"))
+    names = {name for name in metrics if name.startswith("test/sequence_accuracy")}
+    assert names == {f"test/sequence_accuracy{suffix}" for suffix in suffixes}
+
+
+@pytest.mark.parametrize("kind", ["lstm", "rnn", "gru"])
+def test_the_backends_agree_on_a_checkpoint(config, kind):
+    settings = config(*TINY, "data.test_delay=[4,9]", f"cell.kind={kind}")
+    metrics = train(settings)
+    for backend in KINDS:
+        if kind in KINDS[backend]:
+            again = ask(settings, backend)
+            assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
+
+
+def test_evaluation_at_other_delays(config):
+    settings = config(*TINY)
+    metrics = train(settings)
+    again = ask(settings, test_delay=[4, 7])
+    assert again["test/loss"] == pytest.approx(metrics["test/loss"], abs=1e-6)
+    other = train(config(*TINY, "data.test_delay=7"))
+    assert again["test/loss_delay7"] == pytest.approx(other["test/loss_delay7"], abs=1e-6)
+    with pytest.raises(ValueError, match="data.path=x: data=copy has no such key"):
+        ask(settings, path="x")
+
+
+def test_chrono_takes_its_steps_from_the_task(config):
+    settings = config(*TINY, "cell.init=chrono", "data.delay=[2,40]", "cell.hidden_size=500")
+    model, _ = build(settings)
+    forget = model.cell.bias_ih_l0.chunk(4)[1]
+    assert math.log(45) < forget.max() < math.log(3 + 40 + 1 + 3 - 1)
+    assert forget.min() > 0
+    model, _ = build(config(*TINY, "cell.init=chrono", "cell.chrono_steps=9", "cell.hidden_size=500"))
+    assert math.log(7.5) < model.cell.bias_ih_l0.chunk(4)[1].max() < math.log(8)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "text", "wrong", "said"),
+    [
+        (2, "011", "012", "'2', but this model remembers 3 symbols of 0 to 1"),
+        (2, " 0 1 1", "0110", "holds 4 symbols, but this model remembers 3"),
+        (2, "101", "", "holds 0 symbols"),
+        (12, "11 0 7", "11 0 12", "'12', but this model remembers 3 symbols of 0 to 11"),
+        (12, "11 0 7", "电影", "'电影'"),
+    ],
+)
+def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, said):
+    settings = config(*TINY, f"data.symbols={symbols}")
+    train(settings)
+    ckpt = f"{settings['run_dir']}/checkpoints/best.ckpt"
+    code, out, _ = command("predict", f"ckpt={ckpt}", f"text={text}")
+    assert code == 0 and "symbols right after 4 steps" in out
+
+    shown = [int(piece) for piece in (text.split() if symbols > 10 else text.replace(" ", ""))]
+    tokens = [*shown, *[symbols] * 4, symbols + 1, *[symbols] * 3]
+    with torch.no_grad():
+        recalled = load_model(ckpt)(torch.tensor([tokens]))[0].argmax(1).tolist()
+    first, second = out.splitlines()
+    assert first.split() == [(" " if symbols > 10 else "").join(map(str, recalled))] or symbols > 10
+    assert second.startswith(f"{sum(a == b for a, b in zip(recalled, shown, strict=True))} of 3")
+
+    code, _, error = command("predict", f"ckpt={ckpt}", f"text={wrong}")
+    assert code == 1 and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.delay=-1", "data.delay=-1"),
+        ("data.delay=[5,3]", "data.delay=[5, 3]"),
+        ("data.symbols=1", "data.symbols=1"),
+        ("data.test_delay=far", "data.test_delay=far"),
+        ("data=stdlib", "data=stdlib does not fit model=copytask"),
+    ],
+)
+def test_refusals(command, override, said):
+    code, _, error = command("train", "model=copytask", override)
+    assert code == 1 and said in error and error.count("\n") == 1
+
+
+def test_examples(config, capsys):
+    settings = config(*TINY, "data.batch_size=8")
+    train(settings)
+    text = (Path(settings["run_dir"]) / "examples.md").read_text()
+    assert text.startswith("## Step 3\n\n| prediction | truth |\n| --- | --- |\n")
+    assert len(text.strip().splitlines()) == 4 + 8
+    assert "| prediction | truth |" in capsys.readouterr().out
