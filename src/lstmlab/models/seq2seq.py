@@ -153,7 +153,7 @@ class Seq2Seq(Task):
 
     def training_step(self, batch: TranslationBatch, index: int) -> Tensor:
         loss = self.loss(batch, self.config["model"]["label_smoothing"])
-        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -254,7 +254,7 @@ class Seq2Seq(Task):
         columns, rows = ([label(token) for token in ids[0].tolist()] for ids in (source, tokens))
         figure = Figure((2 + len(columns) / 4, 1 + len(rows) / 4), layout="constrained")
         axes = figure.add_subplot()
-        axes.imshow(weights[0].float().cpu(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        axes.imshow(weights[0].float().cpu().numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         axes.xaxis.tick_top()
         axes.set_xticks(range(len(columns)), columns, rotation=90, parse_math=False)
         axes.set_yticks(range(len(rows)), rows, parse_math=False)

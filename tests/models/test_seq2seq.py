@@ -1,0 +1,317 @@
+import json
+from pathlib import Path
+
+import pytest
+import sacrebleu
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from conftest import SMALL
+from lstmlab import data
+from lstmlab.checkpoint import load_model
+from lstmlab.data.translation import TranslationBatch, encode_sources
+from lstmlab.models.seq2seq import Seq2Seq
+from lstmlab.runs import evaluate, train
+
+INFO = {"vocab_size": 12, "pad": 0, "bos": 1, "eos": 2, "unk": 3, "max_target_length": 9}
+SOURCE_LENGTHS, TARGET_LENGTHS = torch.tensor([7, 2, 5, 1]), torch.tensor([3, 6, 2, 5])
+SHORT = ["trainer.max_steps=2", "trainer.log_every_n_steps=1"]
+DATES = ["model=seq2seq", "data=dates", "data.train_size=60", "data.val_size=20", "data.test_size=20"]
+
+
+def make_batch() -> TranslationBatch:
+    """Random tokens; at the padding too, where nothing may depend on them."""
+    torch.manual_seed(1)
+    source, target = torch.randint(3, 12, (4, 7)), torch.randint(3, 12, (4, 6))
+    return TranslationBatch(source, SOURCE_LENGTHS, target, TARGET_LENGTHS)
+
+
+@pytest.fixture
+def build(config):
+    """build("model.attention=dot", …): a small model in double precision, without dropout."""
+
+    def make(*overrides: str, info: dict = INFO) -> Seq2Seq:
+        settings = config("model=seq2seq", *SMALL, "model.embedding_size=6", "model.dropout=0", *overrides)
+        torch.manual_seed(1)
+        model = Seq2Seq(settings, info).double().eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)  # so that what is decoded differs from source to source
+        return model
+
+    return make
+
+
+VARIANTS = [
+    ["model.attention=additive", "model.input_feeding=true"],
+    ["model.attention=dot", "cell.kind=gru", "cell.num_layers=2"],
+    ["model.attention=general", "cell=scratch", "cell.kind=peephole", "cell.bidirectional=false"],
+    ["model.attention=none", "cell.kind=rnn", "model.input_feeding=true", "model.tie_weights=none"],
+    ["model.attention=general", "cell=fused", "cell.num_layers=3"],
+]
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
+def test_a_padded_batch_is_its_sentences_alone(build, overrides):
+    model, batch = build(*overrides), make_batch()
+    logits, weights = model(batch.source, SOURCE_LENGTHS, batch.target)
+    loss = 0.0
+    greedy, beam = (model.search(batch.source, SOURCE_LENGTHS, size) for size in (1, 3))
+    for b, (s, t) in enumerate(zip(SOURCE_LENGTHS.tolist(), TARGET_LENGTHS.tolist(), strict=True)):
+        source, length, target = batch.source[b : b + 1, :s], SOURCE_LENGTHS[b : b + 1], batch.target[b, :t]
+        alone, looked = model(source, length, target[None])
+        torch.testing.assert_close(logits[b, :t], alone[0])
+        torch.testing.assert_close(weights[b, :t, :s], looked[0])
+        assert not weights[b, :t, s:].any()
+        loss += F.cross_entropy(alone[0, :-1], target[1:], reduction="sum").item()
+        for together, size in ((greedy, 1), (beam, 3)):
+            found = model.search(source, length, size)[0].tolist()
+            assert together[b].tolist()[: len(found)] == found and not together[b, len(found) :].any()
+    assert model.loss(batch).item() == pytest.approx(loss / (TARGET_LENGTHS - 1).sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
+def test_padding_does_not_reach_loss_or_gradients(build, overrides):
+    model, batch = build(*overrides), make_batch()
+    results = []
+    for filling in (0, 7):
+        steps = torch.arange(7)
+        source = batch.source.masked_fill(steps >= SOURCE_LENGTHS[:, None], filling)
+        target = batch.target.masked_fill(steps[:6] >= TARGET_LENGTHS[:, None], filling)
+        model.zero_grad()
+        loss = model.loss(TranslationBatch(source, SOURCE_LENGTHS, target, TARGET_LENGTHS), 0.1)
+        loss.backward()
+        results.append([loss, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("input_feeding", ["true", "false"])
+@torch.no_grad()
+def test_against_the_equations_step_by_step(build, input_feeding):
+    """The class docstring's, with nn.LSTMCell and one token at a time."""
+    model, batch = build(f"model.input_feeding={input_feeding}"), make_batch()
+    logits, weights = model(batch.source, SOURCE_LENGTHS, batch.target)
+    named = model.state_dict()
+    E, H, tied = 6, 8, named["target_embedding.weight"]
+
+    def lstm_cell(name: str, suffix: str = "") -> nn.LSTMCell:
+        cell = nn.LSTMCell(named[f"{name}.weight_ih_l0"].size(1), H).double()
+        cell.load_state_dict(
+            {k: named[f"{name}.{k}_l0{suffix}"] for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        )
+        return cell
+
+    forward, backward = lstm_cell("encoder"), lstm_cell("encoder", "_reverse")
+    decoder = lstm_cell("decoder")
+    for b, length in enumerate(SOURCE_LENGTHS.tolist()):
+        finals, outputs = [], []
+        for cell, order in ((forward, range(length)), (backward, reversed(range(length)))):
+            state, hs = (torch.zeros(H).double(),) * 2, {}
+            for s in order:
+                state = cell(tied[batch.source[b, s]], state)
+                hs[s] = state[0]
+            finals.append(state)
+            outputs.append(torch.stack([hs[s] for s in range(length)]))
+        memory = torch.cat(outputs, 1)  # (S, 2H)
+        state = tuple(
+            torch.tanh(bridge(torch.cat([final[k] for final in finals])))
+            for k, bridge in enumerate(model.bridge)
+        )
+        readout = torch.zeros(E).double()
+        for t in range(batch.target.size(1)):
+            x = tied[batch.target[b, t]]
+            state = decoder(torch.cat([x, readout]) if input_feeding == "true" else x, state)
+            scores = memory @ named["attention.W.weight"].t() @ state[0]
+            attended = scores.softmax(0)
+            readout = torch.tanh(model.readout(torch.cat([state[0], attended @ memory])))
+            torch.testing.assert_close(weights[b, t, :length], attended)
+            torch.testing.assert_close(logits[b, t], tied @ readout + model.projection.bias)
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
+@torch.no_grad()
+def test_greedy_search_takes_the_most_probable_token(build, overrides):
+    model, batch = build(*overrides), make_batch()
+    found = model.search(batch.source, SOURCE_LENGTHS)
+    for b in range(4):
+        written = [INFO["bos"]]
+        while len(written) < INFO["max_target_length"] and written[-1] != INFO["eos"]:
+            logits, _ = model(batch.source[b : b + 1], SOURCE_LENGTHS[b : b + 1], torch.tensor([written]))
+            logits[0, -1, :2] = -torch.inf
+            written.append(int(logits[0, -1].argmax()))
+        assert found[b].tolist()[: len(written) - 1] == written[1:]
+        assert not found[b, len(written) - 1 :].any()
+    assert len({tuple(row) for row in found.tolist()}) > 1
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
+@torch.no_grad()
+def test_a_wide_beam_finds_the_most_probable_sentence(build, overrides):
+    """Of all that are at most 4 tokens of EOS and three others long, by their logits in `forward`."""
+    model, batch = build(*overrides, info=INFO | {"vocab_size": 6, "max_target_length": 5}), make_batch()
+    found = model.search(batch.source % 6, SOURCE_LENGTHS, 150, length_penalty=0.0)
+    sentences = torch.cartesian_prod(*[torch.tensor([2, 3, 4, 5])] * 4)  # (256, 4)
+    given = F.pad(sentences[:, :-1], (1, 0), value=INFO["bos"])
+    ended = given.eq(INFO["eos"]).cummax(1).values  # from the step after EOS on
+    for b in range(4):
+        source = (batch.source[b : b + 1] % 6).expand(256, -1)
+        logits = model(source, SOURCE_LENGTHS[b].expand(256), given)[0]
+        logits[:, :, :2] = -torch.inf
+        losses = F.cross_entropy(logits.transpose(1, 2), sentences, reduction="none")
+        best = losses.masked_fill(ended, 0).sum(1).argmin()
+        expected = sentences[best].masked_fill(ended[best], INFO["pad"])
+        assert found[b].tolist() == expected[: found.size(1)].tolist()
+        assert not expected[found.size(1) :].any()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+def test_backends_agree(build, kind):
+    """One checkpoint, every backend: the same loss, gradients and translations."""
+    batch, results = make_batch(), {}
+    for backend in ("torch", "scratch", "fused"):
+        try:
+            model = build(f"cell={backend}", f"cell.kind={kind}", "cell.num_layers=2")
+        except ValueError:
+            assert (backend, kind) not in [("fused", "lstm")]
+            continue
+        loss = model.loss(batch, 0.1)
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        tokens = model.search(batch.source, SOURCE_LENGTHS, 3)
+        results[backend] = (loss, gradients, tokens)
+        torch.testing.assert_close(results[backend], results["torch"])
+
+
+def test_tied_weights(build):
+    shared = {
+        tie: build(f"model.tie_weights={tie}").state_dict(keep_vars=True) for tie in ("none", "output", "all")
+    }
+    names = ("source_embedding.weight", "target_embedding.weight", "projection.weight")
+    assert [len({id(state[name]) for name in names}) for state in shared.values()] == [3, 2, 1]
+
+
+# --- whole runs ---
+
+
+@pytest.fixture
+def run(config, tmp_path):
+    """run(overrides): the settings and the metrics of a short run on a few dates."""
+
+    def start(*overrides: str) -> tuple[dict, dict[str, float]]:
+        settings = config(*DATES, *SMALL, f"data.cache={tmp_path}/cache", *SHORT, *overrides)
+        return settings, train(settings)
+
+    return start
+
+
+def test_it_learns_by_heart(run, config, tmp_path):
+    """Every one of 8 dates, after 150 steps on them."""
+    settings, _ = run(
+        "data.train_size=8",
+        "data.batch_size=8",
+        "cell.hidden_size=64",
+        "model.tie_weights=output",
+        "model.dropout=0",
+        "optimizer.lr=1e-2",
+        "trainer.max_epochs=150",
+        "trainer.max_steps=150",
+        "trainer.val_check_interval=150",
+        "scheduler.warmup_steps=10",
+        "callbacks.examples=null",
+    )
+    model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
+    assert isinstance(model, Seq2Seq)
+    module = data.build(settings["data"])
+    module.setup("fit")
+    sources, targets = module.read()["train"]
+    for beam_size in (1, 4):
+        assert model.translate(*encode_sources(model.info, sources), beam_size, 1.0) == targets
+
+
+def test_metrics_of_the_test_set(run, capsys):
+    """Against sacrebleu on the texts of the data set itself."""
+    settings, metrics = run("trainer.max_steps=40", "data.batch_size=15", "optimizer.lr=1e-2")
+    assert "case:mixed|eff:no|tok:13a" in capsys.readouterr().out
+    ckpt = settings["run_dir"] + "/checkpoints/best.ckpt"
+    model = load_model(ckpt)
+    assert isinstance(model, Seq2Seq)
+    module = data.build(settings["data"])
+    module.setup("fit")
+    for part, beam_size, penalty in (("val", 1, 1.0), ("test", 5, 1.0)):
+        sources, targets = module.read()[part]
+        predictions = model.translate(*encode_sources(model.info, sources), beam_size, penalty)
+        bleu = sacrebleu.corpus_bleu(predictions, [targets]).score
+        assert metrics[f"{part}/sacrebleu"] == pytest.approx(bleu, abs=1e-3) and bleu > 0
+        same = sum(p == t for p, t in zip(predictions, targets, strict=True))
+        assert metrics[f"{part}/exact_match"] == pytest.approx(same / 20)
+    lower = sacrebleu.corpus_bleu(predictions, [targets], lowercase=True).score
+    assert metrics["test/bleu_lower"] == pytest.approx(lower, abs=1e-3)
+    options = {"ckpt": ckpt, "backend": "scratch", "accelerator": "cpu"}
+    again = evaluate(options | {"data": {"path": None, "cache": settings["data"]["cache"]}})
+    for name in ("val/loss", "val/sacrebleu", "test/loss", "test/perplexity", "test/sacrebleu"):
+        assert again[name] == pytest.approx(metrics[name], rel=1e-4)
+
+
+def test_monitors_and_what_they_need(run, config):
+    best = ["model.monitor=val/sacrebleu", "model.monitor_mode=max"]
+    _, metrics = run(*best, "scheduler=plateau")
+    assert "val/sacrebleu" in metrics
+    _, metrics = run("model.translate_val=false")
+    assert "val/sacrebleu" not in metrics and "test/sacrebleu" in metrics
+    with pytest.raises(ValueError, match=r"needs model\.translate_val=true"):
+        config(*DATES, *best, "model.translate_val=false")
+
+
+def test_a_checkpoint_translates_on_its_own(run, command, tmp_path):
+    settings, _ = run()
+    folder = Path(settings["run_dir"])
+    assert "| source | prediction | truth |" in (folder / "examples.md").read_text(encoding="utf-8")
+    assert (folder / "examples.png").stat().st_size > 1000
+    for path in (tmp_path / "cache").iterdir():
+        path.unlink()
+    ckpt, picture = f"ckpt={folder}/checkpoints/best.ckpt", tmp_path / "map.png"
+    code, out, _ = command("predict", ckpt, "text=22. November 2026", f"attention_map={picture}")
+    assert code == 0 and out.endswith("\n") and picture.stat().st_size > 1000
+    for text in ("电影 ☃", "2026年11月22日 $x$", "null", "Isn't it, Zoë?"):
+        code, _, error = command("predict", ckpt, f"text={text}", "beam_size=2", f"attention_map={picture}")
+        assert code == 0, error
+    code, out, _ = command("predict", ckpt, "text=1.2.2003\n\n4.5.2006", "beam_size=1")
+    assert code == 0 and out.count("\n") == 3 and out.splitlines()[1] == ""
+    for text, said in (("", "text= is empty"), (" ", "text= is empty"), ("dog " * 10_000, "40000 tokens")):
+        code, _, error = command("predict", ckpt, f"text={text}")
+        assert code == 1 and said in error and error.count("\n") == 1
+    code, _, error = command("predict", ckpt, "text=1.2.2003", f"attention_map={tmp_path}/map.xyz")
+    assert code == 1 and "xyz" in error and error.count("\n") == 1
+
+
+def test_without_attention_there_is_no_picture(run, command):
+    settings, _ = run("model.attention=none")
+    folder = Path(settings["run_dir"])
+    assert not (folder / "examples.png").exists()
+    code, _, error = command(
+        "predict", f"ckpt={folder}/checkpoints/best.ckpt", "text=1.2.2003", "attention_map=map.png"
+    )
+    assert code == 1 and "model.attention=none" in error
+
+
+def test_multi30k_from_files_of_the_hub(config, tmp_path, command):
+    pairs = [("A man's red shirt.", "Ein rotes Hemd, „so“."), ("Two Girls.", "Zwei Mädchen.")]
+    for split, copies in {"train": 20, "val": 3, "test": 3}.items():
+        rows = [json.dumps({"en": f"{en} {i}", "de": f"{de} {i}"}) for i in range(copies) for en, de in pairs]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows))
+    settings = config(
+        "model=seq2seq",
+        *SMALL,
+        f"data.path={tmp_path}",
+        f"data.cache={tmp_path}/cache",
+        "data.vocab_size=300",
+        *SHORT,
+    )
+    metrics = train(settings)
+    assert {"val/perplexity", "test/sacrebleu", "test/bleu_lower"} <= metrics.keys()
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.jsonl").unlink()
+    ckpt = f"ckpt={settings['run_dir']}/checkpoints/best.ckpt"
+    for text in ("A man's red shirt.", "电影", "ä" * 40):
+        code, _, error = command("predict", ckpt, f"text={text}")
+        assert code == 0, error
