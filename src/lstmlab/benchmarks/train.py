@@ -58,7 +58,7 @@ def bare_loop(config: dict) -> float:
     config = copy.deepcopy(config)
     limit_steps(config["trainer"], len(datamodule.train_dataloader()))
     model: Any = model_class(config["model"]["name"])(config, datamodule.info)
-    model.log = model.log_dict = lambda *args, **kwargs: None
+    model.log_step = lambda *args, **kwargs: None
     (optimizer,), (schedule,) = model.configure_optimizers()
     interval = config["trainer"]["log_every_n_steps"]
     rates, tokens, start, step = [], 0, time.perf_counter(), 0

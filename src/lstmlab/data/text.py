@@ -131,13 +131,12 @@ def stdlib(config: dict, cache: Path) -> Path:
     folder = Path(sysconfig.get_path("stdlib"))
     names = [name for name in sys.stdlib_module_names if (folder / f"{name}.py").is_file()]
     names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-    text = ""
+    text, limit = "", config["max_chars"]
     for name in names:
-        module = (folder / f"{name}.py").read_text(encoding="utf-8")
-        if len(text) + len(module) <= config["max_chars"]:
-            text += module
+        if len(text) < limit:
+            text += (folder / f"{name}.py").read_text(encoding="utf-8")
     path = cache / f"stdlib-{platform.python_version()}-{config['max_chars']}.txt"
-    write_atomically(path, [text.encode()])
+    write_atomically(path, [text[:limit].encode()])
     return path
 
 

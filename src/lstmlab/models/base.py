@@ -98,7 +98,13 @@ class Task(L.LightningModule):
             norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if config["name"] == "value":
             clip_grad_value_(parameters, config["max_value"])
-        self.log_dict({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
+        self.log_step({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
+
+    def log_step(self, values: dict[str, Any], prog_bar: bool = False) -> None:
+        """Log a training step's values, at the steps that are recorded: Lightning's `log` costs a third of
+        a millisecond also where what it logs is thrown away."""
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.log_dict(values, prog_bar=prog_bar, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End in good order: at max_steps Lightning would stop without a last validation."""

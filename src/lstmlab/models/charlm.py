@@ -55,7 +55,7 @@ class CharLM(Task):
             self.train_state = None
         loss, state = self.loss(batch, self.train_state)
         self.train_state = detach(state)
-        self.log("train/loss", loss, prog_bar=True, batch_size=1)
+        self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 
     def validation_step(self, batch: TextBatch, index: int, dataloader_idx: int) -> None:

@@ -50,7 +50,7 @@ class CopyTask(Task):
 
     def training_step(self, batch: CopyBatch, index: int) -> Tensor:
         loss, _ = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.targets))
+        self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 
     def validation_step(self, batch: CopyBatch, index: int) -> None:

@@ -66,7 +66,7 @@ class Sentiment(Task):
 
     def training_step(self, batch: SentimentBatch, index: int) -> Tensor:
         loss, _ = self.loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.labels))
+        self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 
     def validation_step(self, batch: SentimentBatch, index: int) -> None:
@@ -109,4 +109,4 @@ class Sentiment(Task):
             tokenizer = load_tokenizer(self.info["tokenizer"])
             top = weights[0].topk(min(SHOWN, tokens.shape[1]))
             for weight, token in zip(top.values.tolist(), tokens[0, top.indices.cpu()].tolist(), strict=True):
-                yield f"\n{weight:.3f} {tokenizer.decode([token], skip_special_tokens=False)}"
+                yield f"\n{weight:.3f} {tokenizer.decode([token], skip_special_tokens=False) or '␣'}"

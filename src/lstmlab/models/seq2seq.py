@@ -51,9 +51,8 @@ class Seq2Seq(Task):
         self.attention = ATTENTIONS[model["attention"]](H, memory_size)
         self.readout = nn.Linear(H + self.attention.context_size, E)
         self.projection = nn.Linear(E, V)
-        # As the output's matrix, nn.Embedding's N(0, 1) would give logits of a standard deviation of √E
-        for embedding in (self.source_embedding, self.target_embedding):
-            nn.init.uniform_(embedding.weight, -0.1, 0.1)
+        for matrix in (self.source_embedding, self.target_embedding, self.projection):
+            nn.init.normal_(matrix.weight, std=E**-0.5)  # logits of the order of 1; see `embed`
         if model["tie_weights"] != "none":
             self.projection.weight = self.target_embedding.weight
         if model["tie_weights"] == "all":
@@ -61,9 +60,14 @@ class Seq2Seq(Task):
 
     # --- the model ---
 
+    def embed(self, embedding: nn.Embedding, tokens: Tensor) -> Tensor:
+        """Tokens (…) → (…, E), of variance 1 at the start though the matrix may be the output's as well
+        (Vaswani et al. 2017, section 3.4)."""
+        return self.dropout(embedding(tokens) * embedding.embedding_dim**0.5)
+
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Memory, State]:
         """Source (B, S) and its lengths (B,) → what attention reads, and the decoder's first state."""
-        output, state = self.encoder(self.dropout(self.source_embedding(source)), lengths=lengths)
+        output, state = self.encoder(self.embed(self.source_embedding, source), lengths=lengths)
         members = []
         for linear, final in zip(self.bridge, state, strict=True):
             flat = final.transpose(0, 1).flatten(1)  # (L·D, B, H) → (B, L·D·H)
@@ -93,7 +97,7 @@ class Seq2Seq(Task):
         """Source (B, S), its lengths (B,), and target tokens (B, T), BOS first → logits of the tokens that
         follow each of them (B, T, V) and attention weights (B, T, S)."""
         memory, state = self.encode(source, lengths)
-        embedded = self.dropout(self.target_embedding(target))  # (B, T, E)
+        embedded = self.embed(self.target_embedding, target)  # (B, T, E)
         if not self.input_feeding:
             hidden, _ = self.decoder(embedded, state)
             readouts, weights = self.read(hidden, memory)
@@ -130,7 +134,8 @@ class Seq2Seq(Task):
 
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
             readout = state[0].view(*tokens.shape, -1)  # (1, B·K, E) → (B, K, E)
-            readout, _, after = self.step(self.target_embedding(tokens), readout, state[1:], memory)
+            embedded = self.embed(self.target_embedding, tokens)
+            readout, _, after = self.step(embedded, readout, state[1:], memory)
             return self.projection(readout), (readout.flatten(0, 1)[None], *after)
 
         tokens, _ = beam_search(
