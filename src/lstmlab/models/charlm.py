@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ class CharLM(Task):
                 inputs = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
             drawn.append(inputs)
             if len(drawn) == TRANSFER or remaining == 1:
-                yield "".join(self.vocabulary[i] for i in torch.cat(drawn, 1)[0].tolist())
+                yield self.decode(torch.cat(drawn, 1)[0])
                 drawn.clear()
 
     def respond(self, text: str, options: dict) -> Iterator[str]:
@@ -120,9 +121,17 @@ class CharLM(Task):
         yield from self.sample(text, **{key: options[key] for key in self.options})
 
     def examples(self, batch: TextBatch) -> tuple[list[str], list[list]]:
-        prompts = ["".join(self.vocabulary[i] for i in row) for row in batch.inputs[:3, :40].tolist()]
-        known = [prompt.replace(self.vocabulary[0], "") or "\n" for prompt in prompts]
-        return ["prompt", "sample"], [[p, "".join(self.sample(p, 80, temperature=0.8))] for p in known]
+        prompts = [self.decode(row) or self.vocabulary[1] for row in batch.inputs[:3, :40]]
+        return ["prompt", "sample"], [[p, "".join(self.sample(p, 80, temperature=0.8))] for p in prompts]
 
     def finish(self) -> str:
-        return "".join(self.eval().sample("\n", 500, temperature=0.8))
+        """500 characters that go on from the beginning of the validation text."""
+        trainer: Any = self.trainer
+        _, cold = trainer.datamodule.val_dataloader()
+        prompt = self.decode(next(iter(cold)).inputs[0]) or self.vocabulary[1]
+        last_line = prompt.rpartition("\n")[2]
+        return last_line + "".join(self.eval().sample(prompt, 500, temperature=0.8))
+
+    def decode(self, ids: Tensor) -> str:
+        """The characters of ids (T,), without those that the model never saw."""
+        return "".join(self.vocabulary[i] for i in ids.tolist() if i > 0)
