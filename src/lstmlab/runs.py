@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader
 
 from lstmlab import checkpoint, data
 from lstmlab.callbacks.metrics_csv import MetricsCSV
@@ -45,13 +47,17 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     datamodule = data.build(config["data"], config["seed"])
     datamodule.prepare_data()
     datamodule.setup("fit")
+    arguments = dict(config["trainer"])
+    if count := arguments.pop("overfit_batches"):  # Lightning would ask the data set for items 0, 1, …
+        batches = list(islice(datamodule.train_dataloader(), count))
+        datamodule.train_dataloader = lambda: DataLoader(batches, batch_size=None)
     limit_steps(config["trainer"], len(datamodule.train_dataloader()))
     model = model_class(config["model"]["name"])(config, datamodule.info)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     trainer = L.Trainer(
-        **config["trainer"],
+        **arguments,
         precision=config["precision"]["name"],
         deterministic=config["deterministic"],
         logger=build_loggers(config),
@@ -110,9 +116,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
 
 def limit_steps(trainer: dict[str, Any], batches: int) -> None:
     """Set max_steps and max_epochs to what the run will do, for schedules that end with the run."""
-    if trainer["overfit_batches"]:
-        batches = min(batches, trainer["overfit_batches"])
-    elif trainer["limit_train_batches"]:
+    if trainer["limit_train_batches"]:
         batches = min(batches, trainer["limit_train_batches"])
     steps_per_epoch = -(-batches // trainer["accumulate_grad_batches"])
     if trainer["max_epochs"] is None:

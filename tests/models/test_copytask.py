@@ -111,7 +111,7 @@ def test_evaluation_at_other_delays(config):
     assert again["test/loss"] == pytest.approx(metrics["test/loss"], abs=1e-6)
     other = train(config(*TINY, "data.test_delay=7"))
     assert again["test/loss_delay7"] == pytest.approx(other["test/loss_delay7"], abs=1e-6)
-    with pytest.raises(ValueError, match="data.path=x: data=copy has no such key"):
+    with pytest.raises(ValueError, match=r"data.path=x: data=copy has no such key"):
         ask(settings, path="x")
 
 
