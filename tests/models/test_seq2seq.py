@@ -108,18 +108,19 @@ def test_against_the_equations_step_by_step(build, input_feeding):
         for cell, order in ((forward, range(length)), (backward, reversed(range(length)))):
             state, hs = (torch.zeros(H).double(),) * 2, {}
             for s in order:
-                state = cell(tied[batch.source[b, s]], state)
+                state = cell(E**0.5 * tied[batch.source[b, s]], state)
                 hs[s] = state[0]
             finals.append(state)
             outputs.append(torch.stack([hs[s] for s in range(length)]))
         memory = torch.cat(outputs, 1)  # (S, 2H)
-        state = tuple(
+        h, c = (
             torch.tanh(bridge(torch.cat([final[k] for final in finals])))
             for k, bridge in enumerate(model.bridge)
         )
+        state = h, c
         readout = torch.zeros(E).double()
         for t in range(batch.target.size(1)):
-            x = tied[batch.target[b, t]]
+            x = E**0.5 * tied[batch.target[b, t]]
             state = decoder(torch.cat([x, readout]) if input_feeding == "true" else x, state)
             scores = memory @ named["attention.W.weight"].t() @ state[0]
             attended = scores.softmax(0)
