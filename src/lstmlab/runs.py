@@ -47,8 +47,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     datamodule = data.build(config["data"], config["seed"])
     datamodule.prepare_data()
     datamodule.setup("fit")
-    arguments = dict(config["trainer"])
-    if count := arguments.pop("overfit_batches"):  # Lightning would ask the data set for items 0, 1, …
+    if count := config["trainer"]["overfit_batches"]:  # Lightning would ask the data set for items 0, 1, …
         batches = list(islice(datamodule.train_dataloader(), count))
         datamodule.train_dataloader = lambda: DataLoader(batches, batch_size=None)
     limit_steps(config["trainer"], len(datamodule.train_dataloader()))
@@ -57,7 +56,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     trainer = L.Trainer(
-        **arguments,
+        **{key: value for key, value in config["trainer"].items() if key != "overfit_batches"},
         precision=config["precision"]["name"],
         deterministic=config["deterministic"],
         logger=build_loggers(config),
