@@ -22,11 +22,11 @@ def saturation(gate: Tensor) -> Saturation:
 
 
 def half_life(f: Tensor) -> Tensor:
-    """Steps after which half of a memory is left, (…, N, H) → (…, H): −ln 2 / (mean over steps of ln f).
+    """Steps after which half of a memory is left, (…, N, H) → (…, H): ln 2 / |mean over steps of ln f|.
 
     After t steps Π f is left of what the cell held: with a constant f, −ln 2 / ln f. Infinite if f = 1.
     """
-    return -math.log(2) / f.double().log().mean(-2)
+    return math.log(2) / f.double().log().mean(-2).abs()
 
 
 def least_kept(f: Tensor, top: int) -> list[tuple[int, float]]:

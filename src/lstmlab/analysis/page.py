@@ -74,7 +74,7 @@ def write_page(
             key = f"{name}-{layer}-{direction}"
             quantised, scale = quantise(name, values[layer, direction].numpy())
             add(key, quantised)
-            scales[key] = [float(f"{s:.4g}") for s in scale]
+            scales[key] = [float(f"{s:.6g}") for s in scale]
     for k, label in enumerate(features.values()):
         spread = np.ptp(label) or 1
         add(f"feature-{k}", np.rint(255 * (label - label.min()) / spread).astype(np.uint8))

@@ -63,7 +63,7 @@ def gates(traces: Mapping[str, Tensor], order: Tensor, tokens: list[str]) -> Fig
         sigmoid = name in SIGMOIDS
         limit = 1.0 if name != "c" else float(values[-1, 0, :SHOWN].abs().quantile(0.99))
         image = ax.imshow(
-            values[-1, 0, :SHOWN].T[order],
+            values[-1, 0, :SHOWN].T[order].numpy(),
             aspect="auto",
             interpolation="nearest",
             cmap="viridis" if sigmoid else "RdBu_r",

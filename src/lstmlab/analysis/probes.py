@@ -25,12 +25,13 @@ class Unit(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """How well a feature can be read off. All scores are of the second half of the steps."""
+    """How well a feature can be read off."""
 
     feature: str
-    best: list[tuple[Unit, float]]  # the units with the largest |r| in the first half, with r in the second
+    best: list[tuple[Unit, float]]  # the units with the largest |r|, with r
+    halves: tuple[float, float]  # r of the best one in each half of the steps
     control_r: float  # the largest |r| of any unit with the shifted labels
-    probe: float  # R² of a ridge regression on all units, fitted on the first half
+    probe: float  # R² on the second half of a ridge regression on all units, fitted to the first
     control_probe: float  # the largest R² with the shifted labels
 
 
@@ -59,9 +60,9 @@ def find_units(
 ) -> list[Finding]:
     """For each feature (N,) the units of `traces`, name → (L, D, N, H), that track it.
 
-    The first half of the steps chooses units and fits probes, the second half scores them. Labels
-    shifted circularly are the control: it keeps their autocorrelation, by which two slow signals
-    correlate without any connection. Features that are constant in a half are left out.
+    Labels shifted circularly are the control, with the same choice among units: a shift keeps their
+    autocorrelation, by which two slow signals correlate without any connection. Features that are
+    constant in a half of the steps are left out.
     """
     places = [
         Unit(name, layer, direction, index)
@@ -78,18 +79,21 @@ def find_units(
     shifts = np.linspace(len(y) // 10, len(y) - len(y) // 10, SHIFTS, dtype=int)
     control = torch.cat([y.roll(int(shift), 0) for shift in shifts], 1)  # (N, SHIFTS · F)
 
-    chosen = correlation(x[:half], y[:half])  # (U, F)
-    r = correlation(x[half:], torch.cat([y, control], 1)[half:])
     both = torch.cat([y, control], 1)
+    r = correlation(x, both).unflatten(1, (-1, len(varying)))  # (U, 1 + SHIFTS, F)
+    halves = torch.stack([correlation(x[:half], y[:half]), correlation(x[half:], y[half:])])  # (2, U, F)
     scores = linear_probe(x[:half], both[:half], x[half:], both[half:]).unflatten(0, (-1, len(varying)))
-    r = r.unflatten(1, (-1, len(varying)))  # (U, 1 + SHIFTS, F)
-    return [
-        Finding(
-            feature,
-            [(places[u], r[u, 0, f].item()) for u in chosen[:, f].abs().topk(min(top, len(x.T))).indices],
-            r[:, 1:, f].abs().max().item(),
-            scores[0, f].item(),
-            scores[1:, f].max().item(),
+    findings = []
+    for f, feature in enumerate(varying):
+        best = r[:, 0, f].abs().topk(min(top, len(r))).indices.tolist()
+        findings.append(
+            Finding(
+                feature,
+                [(places[u], r[u, 0, f].item()) for u in best],
+                (halves[0, best[0], f].item(), halves[1, best[0], f].item()),
+                r[:, 1:, f].abs().max().item(),
+                scores[0, f].item(),
+                scores[1:, f].max().item(),
+            )
         )
-        for f, feature in enumerate(varying)
-    ]
+    return findings

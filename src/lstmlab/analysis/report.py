@@ -35,11 +35,13 @@ def analyze(config: dict[str, Any]) -> Path:
     rows = read(model, config["text"]) if config["text"] is not None else held_out
     assert rows is not None
     rows = rows.head(config["page_steps"])
+    values, text = trace(model, rows), tokens(model, rows)
+    shown = config["page_values"] or [n for n in "cfiogrznh" if n in values]
+    if unknown := [n for n in shown if n not in values]:
+        raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
     run = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
     folder = Path(config["folder"] or run / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
-
-    values, text = trace(model, rows), tokens(model, rows)
     np.savez(folder / "traces.npz", tokens=np.array(text), **{k: v.numpy() for k, v in values.items()})
     name = model.config["model"]["name"]
     shape = f"{cell['kind']}, {cell['num_layers']} × {cell['hidden_size']}"
@@ -63,9 +65,6 @@ def analyze(config: dict[str, Any]) -> Path:
     if name == "seq2seq" and model.config["model"]["attention"] != "none":
         model.attention_map(rows.ids[:1, : rows.lengths[0]], rows.lengths[:1]).savefig(folder / "attention.png")
 
-    shown = config["page_values"] or [n for n in "cfiogrznh" if n in values]
-    if unknown := [n for n in shown if n not in values]:
-        raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
     write_page(
         folder / "page.html",
         f"Inside {name}",
@@ -138,8 +137,9 @@ def probed(model: Task, rows: Rows, config: dict[str, Any], folder: Path) -> str
     N = int(rows.lengths.sum())
     left_out = sorted(truth.keys() - {finding.feature for finding in findings})
     text = (
-        f"## What the units know\n\n{N:,} steps of validation data; units and probes are chosen on the first "
-        f"half, scored on the second. The control: the best that labels shifted circularly give."
+        f"## What the units know\n\n{N:,} steps of validation data. r: of the best unit, and in each half; "
+        "R²: of a linear probe of all units, fitted to the first half, on the second. The controls: the best "
+        "that labels shifted circularly give."
     )
     if left_out:
         text += f" Left out, since constant: {', '.join(left_out)}."
@@ -151,6 +151,7 @@ def probed(model: Task, rows: Rows, config: dict[str, Any], folder: Path) -> str
             f.feature,
             str(f.best[0][0]),
             f"{f.best[0][1]:+.3f}",
+            "{:+.2f}, {:+.2f}".format(*f.halves),
             f"{f.control_r:.3f}",
             f"{f.probe:.3f}",
             f"{f.control_probe:.3f}",
@@ -159,7 +160,7 @@ def probed(model: Task, rows: Rows, config: dict[str, Any], folder: Path) -> str
         for f in findings
     ]
     return f"{text}\n\n" + markdown(
-        ["feature", "best unit", "r", "control |r|", "probe R²", "control R²", "next units"], rows_
+        ["feature", "best unit", "r", "halves", "control |r|", "probe R²", "control R²", "next units"], rows_
     )
 
 

@@ -91,9 +91,9 @@ def validation(model: Task, given: dict, count: int) -> Rows:
         tokens = torch.cat(ids)
         return Rows(tokens, torch.full((len(tokens),), tokens.size(1)))
     dataset = module.datasets["val"]
+    lengths = dataset.source.lengths if name == "seq2seq" else dataset.lengths
     order = np.random.default_rng(0).permutation(len(dataset))
-    order = order[: 1 + np.searchsorted(np.cumsum(dataset.lengths[order]), count)]
-    batch = dataset[order]
+    batch = dataset[order[: 1 + np.searchsorted(lengths[order].cumsum(), count)]]
     if name == "seq2seq":
         return Rows(batch.source, batch.source_lengths)
     return Rows(*batch)

@@ -1,0 +1,67 @@
+"""Traces made by hand, in which it is known which unit knows what."""
+
+import numpy as np
+import pytest
+import torch
+
+from lstmlab.analysis.probes import Unit, correlation, find_units, linear_probe
+
+N = 4000
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def held(length: int, generator: torch.Generator) -> torch.Tensor:
+    """0 or 1 at random, the same for `length` steps."""
+    return torch.randint(2, (N // length + 1,), generator=generator).repeat_interleave(length)[:N].float()
+
+
+def test_correlation_is_pearsons(generator):
+    x, y = torch.randn(50, 3, generator=generator).double(), torch.randn(50, 2, generator=generator).double()
+    y[:, 0] += x[:, 1]
+    expected = torch.from_numpy(np.corrcoef(x.T, y.T)[:3, 3:])
+    torch.testing.assert_close(correlation(x, y), expected)
+    x[:, 2] = 7
+    assert correlation(x, y)[2].tolist() == [0, 0]
+
+
+def test_linear_probe(generator):
+    """All of what is linear in the units and nothing of what is noise."""
+    x = torch.randn(2 * N, 5, generator=generator)
+    noise = torch.randn(2 * N, 2, generator=generator)
+    y = torch.stack([3 * x[:, 0] - x[:, 4] + 2, x[:, 1] + noise[:, 0], noise[:, 1]], 1)
+    r2 = linear_probe(x[:N], y[:N], x[N:], y[N:])
+    torch.testing.assert_close(r2, torch.tensor([1.0, 0.5, 0.0]), atol=0.03, rtol=0)
+
+
+def test_planted_units_are_found(generator):
+    """One unit of h tracks a feature with r = 0.8; another feature is spread over two units of c."""
+    c, h = (torch.randn(2, 1, N, 6, generator=generator) for _ in range(2))
+    first, second = held(7, generator), held(5, generator)
+    h[1, 0, :, 4] = -(first - 0.5) * 2 * 0.8 + 0.6 * h[1, 0, :, 4]
+    c[0, 0, :, 1] += 5
+    noise = 3 * torch.randn(N, generator=generator)
+    c[0, 0, :, 2], c[1, 0, :, 3] = second + noise, second - noise
+    features = {"first": first.numpy(), "second": second.numpy(), "constant": np.ones(N, np.float32)}
+    found = {finding.feature: finding for finding in find_units({"c": c, "h": h}, features)}
+    assert found.keys() == {"first", "second"}
+    unit, r = found["first"].best[0]
+    assert unit == Unit("h", 1, 0, 4) and str(unit) == "h, layer 1, unit 4"
+    assert (r, *found["first"].halves) == pytest.approx((-0.8,) * 3, abs=0.03)
+    assert found["first"].probe == pytest.approx(0.64, abs=0.03)
+    assert abs(found["second"].best[0][1]) < 0.25
+    assert found["second"].probe > 0.98
+    for finding in found.values():
+        assert finding.control_r < 0.15 and finding.control_probe < 0.02
+
+
+def test_the_control_shows_what_slowness_alone_gives(generator):
+    """Random walks and a slow label correlate by chance; labels that are shifted do so as well."""
+    walks = torch.randn(1, 1, N, 50, generator=generator).cumsum(2)
+    label = torch.randn(N, generator=generator).cumsum(0)
+    [finding] = find_units({"h": walks}, {"slow": label.numpy()})
+    assert finding.control_r > 0.7
+    assert abs(finding.best[0][1]) < finding.control_r + 0.1

@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from conftest import SMALL
+from lstmlab.analysis import traces
+from lstmlab.analysis.traces import Rows, embed, read, stack, tokens, trace, validation
+from lstmlab.checkpoint import load_model
+from lstmlab.runs import train
+
+SETS = ["data.train_size=64", "data.val_size=40", "data.test_size=10"]
+MODELS = {
+    "charlm": (["data=textfile", "data.batch_size=4", "data.sequence_length=20"], "line 12: é 5\nline" * 60),
+    "copytask": (["data.val_size=40"], None),
+    "sentiment": (["data=reviews", *SETS], "Not bad at all, isn't it?"),
+    "seq2seq": (["data=dates", *SETS], "May 3, 1999\n12 June 2001"),
+}
+
+
+@pytest.fixture
+def checkpoint(config, text_file, tmp_path):
+    """checkpoint("charlm", …): the path of a model that was trained on one batch."""
+
+    def build(name: str, *overrides: str) -> str:
+        given = [f"model={name}", *MODELS[name][0], *SMALL, "debug=one_batch", *overrides]
+        if name == "charlm":
+            given.append(f"data.path={text_file}")
+        if name != "copytask":
+            given.append(f"data.cache={tmp_path}/cache")
+        settings = config(*given)
+        train(settings)
+        return settings["run_dir"] + "/checkpoints/last.ckpt"
+
+    return build
+
+
+def text_for(name: str, model) -> str:
+    return MODELS[name][1] or "01" * (model.length // 2)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["charlm", "cell=torch", "cell.num_layers=2"],
+        ["charlm", "cell=fused"],
+        ["charlm", "cell=scratch", "cell.kind=layernorm"],
+        ["charlm", "cell=torch", "cell.kind=gru"],
+        ["copytask", "cell=torch", "cell.kind=rnn"],
+        ["sentiment", "cell=fused", "cell.bidirectional=true"],
+        ["seq2seq", "cell=torch", "cell.bidirectional=true", "cell.num_layers=2"],
+    ],
+    ids=" ".join,
+)
+def test_the_trace_is_what_the_trained_backend_computes(checkpoint, overrides):
+    name = overrides[0]
+    path = checkpoint(*overrides)
+    own, model = load_model(path), load_model(path, "scratch")
+    rows = read(model, text_for(name, model))
+    values = trace(model, rows)
+    with torch.inference_mode():
+        output, _ = stack(own)(embed(own, rows.ids), lengths=rows.lengths)  # (B, T, D·H)
+    h = torch.cat(list(values["h"][-1]), -1)  # (N, D·H)
+    torch.testing.assert_close(h, output[rows.mask], atol=1e-6, rtol=0)
+    if name == "charlm":
+        with torch.inference_mode():
+            logits, _ = own(rows.ids)
+            torch.testing.assert_close(model.projection(model.resize(h)), logits[0], atol=1e-6, rtol=0)
+
+
+def test_gates_and_states_obey_the_equations(checkpoint):
+    model = load_model(checkpoint("charlm", "cell.num_layers=2"), "scratch")
+    rows = read(model, "line 1: é\n" * 120)
+    assert len(tokens(model, rows)) > 2 * traces.WINDOW
+    v = trace(model, rows)
+    before = torch.cat([torch.zeros_like(v["c"][:, :, :1]), v["c"][:, :, :-1]], 2)
+    torch.testing.assert_close(v["c"], v["f"] * before + v["i"] * v["g"])
+    torch.testing.assert_close(v["h"], v["o"] * v["c"].tanh())
+    assert v["c"].shape == (2, 1, 1200, 8)
+    assert trace(model, rows, "c").keys() == {"c"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_validation_data_and_their_tokens(checkpoint, name, text_file):
+    model = load_model(checkpoint(name), "scratch")
+    rows = validation(model, {}, 300)
+    text = tokens(model, rows)
+    assert len(text) == rows.lengths.sum() == rows.mask.sum() >= 300
+    if name == "charlm":
+        assert "".join(text) == text_file.read_text(encoding="utf-8")[5400:5700]
+    else:
+        assert sum(token.endswith("\n") for token in text) == len(rows.ids)
+
+
+def test_tokens_of_a_typed_text(checkpoint):
+    charlm = load_model(checkpoint("charlm"), "scratch")
+    assert tokens(charlm, read(charlm, "line\n电 1")) == [*"line\n\ufffd 1"]
+    copy = load_model(checkpoint("copytask", "data.length=2", "data.delay=3"), "scratch")
+    assert "".join(tokens(copy, read(copy, "01"))) == "01···?··\n"
+    dates = load_model(checkpoint("seq2seq"), "scratch")
+    assert "".join(tokens(dates, read(dates, "May 3\n1999"))) == "May 3<eos>\n1999<eos>\n"
+    with pytest.raises(ValueError, match="empty"):
+        read(charlm, "")
+
+
+def test_rows():
+    ids = torch.arange(12).view(3, 4)
+    rows = Rows(ids, torch.tensor([2, 3, 4]), torch.tensor([0.0, 1.0, 0.0]))
+    head = rows.head(5)
+    assert ids[:2, :3].equal(head.ids) and head.lengths.tolist() == [2, 3] and head.labels.tolist() == [0, 1]
+    assert rows.ids[rows.mask].tolist() == [0, 1, 4, 5, 6, 8, 9, 10, 11]
+    long = Rows(ids.view(1, 12), torch.tensor([12]))
+    assert long.head(5).ids.tolist() == [[0, 1, 2, 3, 4]]
+    assert long.side_by_side(5).ids.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
