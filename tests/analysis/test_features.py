@@ -115,7 +115,7 @@ def test_indentation_and_position_count_what_was_read():
 
 
 def test_english():
-    text = 'It\'s "so, I\n\nam “A” b'
+    text = "It's \"so, I\n\nam “A” b"
     found = english(text)
     assert labelled(found["position in word"], text) == ["123400120010", "0", "120010" + "01"]
     assert labelled(found["inside quotes"], text) == ["000001111110", "0", "00011000"]

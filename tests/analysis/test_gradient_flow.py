@@ -15,10 +15,8 @@ class Linear(nn.Module):
 
     def forward(self, x, state=None):
         h = x.transpose(0, 1)  # (1, B, H)
-        if state is not None:
-            h = h + state.h @ self.W.T
-        else:
-            h = h + 0 * self.W.sum()
+        before = torch.zeros_like(h) if state is None else state.h
+        h = before @ self.W.T + h
         return h.transpose(0, 1), HiddenState(h)
 
 

@@ -97,7 +97,13 @@ def test_in_a_browser(browser, tmp_path):
     traces["c"][0, 0, :, 4] = 1 - 3 * torch.from_numpy(truth)  # the unit that knows
     traces["f"][1, 0, 3, 2] = 0.25
     write_page(
-        tmp_path / "page.html", "A page", "of a test", TOKENS, traces, {"line break": truth}, torch.ones(2, 1, H)
+        tmp_path / "page.html",
+        "A page",
+        "of a test",
+        TOKENS,
+        traces,
+        {"line break": truth},
+        torch.ones(2, 1, H),
     )
 
     def act(script: str, shown: str) -> None:
@@ -107,7 +113,9 @@ def test_in_a_browser(browser, tmp_path):
             if browser.execute_script("return document.body.dataset.shown") == shown:
                 return
             time.sleep(0.01)
-        pytest.fail(f"{script}: not {shown}, but {browser.execute_script('return document.body.dataset.shown')}")
+        pytest.fail(
+            f"{script}: not {shown}, but {browser.execute_script('return document.body.dataset.shown')}"
+        )
 
     def colours() -> list[str]:
         return browser.execute_script("return spans.map(span => span.style.backgroundColor)")
@@ -116,7 +124,7 @@ def test_in_a_browser(browser, tmp_path):
         hover = "spans[arguments[0]].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))"
         browser.execute_script(hover, step)
         for _ in range(500):  # the values of the other gates are unpacked when they are asked for
-            text = browser.execute_script("return document.getElementById('tip').innerText")
+            text = browser.execute_script("return $('tip').innerText")
             if "…" not in text:
                 return text
             time.sleep(0.01)
@@ -127,17 +135,17 @@ def test_in_a_browser(browser, tmp_path):
     assert browser.title == "A page"
     text = browser.execute_script("return spans.map(span => span.textContent).join('')")
     assert text.replace("\u200b", "") == "".join(TOKENS).replace("\n", "")
-    assert "r = -1.00" in browser.execute_script("return document.getElementById('about').textContent")
+    assert "r = -1.00" in browser.execute_script("return $('about').textContent")
     by_truth = {kind: {c for c, t in zip(colours(), truth, strict=True) if t == kind} for kind in (0, 1)}
     assert len(by_truth[0]) == len(by_truth[1]) == 1 and by_truth[0] != by_truth[1]
     listed = "return [...document.querySelectorAll('#list button')].map(b => b.unit)"
     assert sorted(browser.execute_script(listed)) == list(range(H))
 
     before = colours()
-    act("document.querySelector('#list button:nth-child(2)').click()", f"c-0-0 {browser.execute_script(listed)[1]} feature-0")
+    second = browser.execute_script(listed)[1]
+    act("document.querySelector('#list button:nth-child(2)').click()", f"c-0-0 {second} feature-0")
     assert colours() != before
-    unit = "document.getElementById('unit').value = 2; document.getElementById('unit').dispatchEvent(new Event('input'))"
-    act(unit, "c-0-0 2 feature-0")
+    act("$('unit').value = 2; $('unit').dispatchEvent(new Event('input'))", "c-0-0 2 feature-0")
     act("document.querySelector('#layer input[value=\"1\"]').click()", "c-1-0 2 feature-0")
     act("document.querySelector('#value input[value=f]').click()", "f-1-0 2 feature-0")
     shown = tip(3)
@@ -146,10 +154,6 @@ def test_in_a_browser(browser, tmp_path):
     [h] = re.findall(r"hidden state h\s+(\S+)", shown)
     assert float(h.replace("−", "-")) == pytest.approx(expected, abs=0.005)
 
-    act(
-        "const order = document.getElementById('order'); order.value = 'number';"
-        "order.dispatchEvent(new Event('change'))",
-        "f-1-0 0 number",
-    )
+    act("$('order').value = 'number'; $('order').dispatchEvent(new Event('change'))", "f-1-0 0 number")
     assert browser.execute_script(listed) == list(range(H))
     assert browser.get_log("browser") == []

@@ -63,8 +63,13 @@ def test_each_task(task, trained, command, tmp_path):
 def test_a_typed_text_needs_no_data(trained, command, tmp_path, text_file):
     run = trained("charlm")
     text_file.unlink()
-    arguments = [f"ckpt={run}/checkpoints/last.ckpt", "probe_steps=0", "page_values=[c,f]", f"folder={tmp_path}/x"]
-    code, out, error = command("analyze", *arguments, "text=line 1: \"é\", isn't it?\n")
+    arguments = [
+        f"ckpt={run}/checkpoints/last.ckpt",
+        "probe_steps=0",
+        "page_values=[c,f]",
+        f"folder={tmp_path}/x",
+    ]
+    code, out, error = command("analyze", *arguments, 'text=line 1: "é", isn\'t it?\n')
     assert (code, error) == (0, "")
     assert "## What the units know" not in out
     page = (tmp_path / "x/page.html").read_text(encoding="utf-8")

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -53,7 +55,8 @@ def text_for(name: str, model) -> str:
 def test_the_trace_is_what_the_trained_backend_computes(checkpoint, overrides):
     name = overrides[0]
     path = checkpoint(*overrides)
-    own, model = load_model(path), load_model(path, "scratch")
+    own: Any = load_model(path)
+    model: Any = load_model(path, "scratch")
     rows = read(model, text_for(name, model))
     values = trace(model, rows)
     with torch.inference_mode():
@@ -63,7 +66,8 @@ def test_the_trace_is_what_the_trained_backend_computes(checkpoint, overrides):
     if name == "charlm":
         with torch.inference_mode():
             logits, _ = own(rows.ids)
-            torch.testing.assert_close(model.projection(model.resize(h)), logits[0], atol=1e-6, rtol=0)
+            traced = model.projection(model.resize(h))
+        torch.testing.assert_close(traced, logits[0], atol=1e-6, rtol=0)
 
 
 def test_gates_and_states_obey_the_equations(checkpoint):
@@ -81,13 +85,21 @@ def test_gates_and_states_obey_the_equations(checkpoint):
 @pytest.mark.parametrize("name", MODELS)
 def test_validation_data_and_their_tokens(checkpoint, name, text_file):
     model = load_model(checkpoint(name), "scratch")
-    rows = validation(model, {}, 300)
+    rows, note = validation(model, {}, 300)
+    assert note == ""
     text = tokens(model, rows)
     assert len(text) == rows.lengths.sum() == rows.mask.sum() >= 300
     if name == "charlm":
         assert "".join(text) == text_file.read_text(encoding="utf-8")[5400:5700]
     else:
         assert sum(token.endswith("\n") for token in text) == len(rows.ids)
+
+
+def test_another_text_than_that_trained_with_is_named(checkpoint, text_file):
+    model = load_model(checkpoint("charlm"), "scratch")
+    text_file.write_text(text_file.read_text(encoding="utf-8").replace("line", "lime"), encoding="utf-8")
+    rows, note = validation(model, {}, 300)
+    assert "not the text trained with" in note and "\ufffd" in tokens(model, rows)
 
 
 def test_tokens_of_a_typed_text(checkpoint):
@@ -105,7 +117,8 @@ def test_rows():
     ids = torch.arange(12).view(3, 4)
     rows = Rows(ids, torch.tensor([2, 3, 4]), torch.tensor([0.0, 1.0, 0.0]))
     head = rows.head(5)
-    assert ids[:2, :3].equal(head.ids) and head.lengths.tolist() == [2, 3] and head.labels.tolist() == [0, 1]
+    assert ids[:2, :3].equal(head.ids) and head.lengths.tolist() == [2, 3]
+    assert head.labels is not None and head.labels.tolist() == [0, 1]
     assert rows.ids[rows.mask].tolist() == [0, 1, 4, 5, 6, 8, 9, 10, 11]
     long = Rows(ids.view(1, 12), torch.tensor([12]))
     assert long.head(5).ids.tolist() == [[0, 1, 2, 3, 4]]

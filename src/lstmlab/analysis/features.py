@@ -4,11 +4,11 @@ Each is (N,), a number a step: what a reader knows after that step, without a lo
 """
 
 import re
+from typing import Any
 
 import numpy as np
 
 from lstmlab.analysis.traces import Rows, tokens
-from lstmlab.models import Task
 
 Features = dict[str, np.ndarray]
 
@@ -22,7 +22,7 @@ LEXEME = re.compile(
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
-def features(model: Task, rows: Rows, language: str | None) -> Features:
+def features(model: Any, rows: Rows, language: str | None) -> Features:
     """The features of the model's task; language: python or english, None: as data=stdlib or others are."""
     name = model.config["model"]["name"]
     if name == "charlm":
@@ -109,7 +109,7 @@ def english(text: str) -> Features:
 
 
 def bits_held(ids: np.ndarray, symbols: int, length: int) -> Features:
-    """Of the copy task, for each place k: its symbol, −1 to 1, from when it is shown until it is asked for."""
+    """Of the copy task, for each place: its symbol, −1 to 1, while it has to be held."""
     B, T = ids.shape
     found = {}
     for k in range(length):

@@ -42,9 +42,7 @@ def kept_by_token(f: Tensor, tokens: list[str], least: int) -> list[tuple[str, i
     index = torch.tensor([numbers[token] for token in tokens])
     counts = index.bincount()
     means = index.bincount(f.double().mean(1)) / counts
-    found = [
-        row for row in zip(kinds, counts.tolist(), means.tolist(), strict=True) if row[1] >= least
-    ]
+    found = [row for row in zip(kinds, counts.tolist(), means.tolist(), strict=True) if row[1] >= least]
     return sorted(found, key=lambda row: row[2])
 
 

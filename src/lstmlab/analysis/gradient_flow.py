@@ -17,7 +17,8 @@ def gradient_flow(cell: Callable, x: Tensor) -> dict[str, Tensor]:
 
     cell: called `output, state = cell(x_t, state)` step by step, x (B, T, I); one direction only.
     """
-    state, states = None, []
+    state: Any = None
+    states = []
     for x_t in x.split(1, 1):
         _, state = cell(x_t, state)
         for member in state:

@@ -17,15 +17,15 @@ from torch import Tensor
 from lstmlab.analysis.gates import SIGMOIDS
 
 TEMPLATE = Path(__file__).with_name("page.html")
-LABELS = {
-    "i": "input gate i",
-    "f": "forget gate f",
-    "g": "candidate g",
-    "o": "output gate o",
+LABELS = {  # in the order in which the page offers them
     "c": "cell state c",
     "h": "hidden state h",
-    "r": "reset gate r",
+    "f": "forget gate f",
+    "i": "input gate i",
+    "g": "candidate g",
+    "o": "output gate o",
     "z": "update gate z",
+    "r": "reset gate r",
     "n": "candidate n",
 }
 

@@ -44,7 +44,7 @@ def half_lives(steps: Tensor) -> Figure:
     bins = np.geomspace(0.1, max(10.0, float(finite.max()) if len(finite) else 10.0), 40)
     for layer, direction in np.ndindex(*steps.shape[:2]):
         values = steps[layer, direction].clamp(0.1, bins[-1])
-        ax.hist(values, bins, histtype="step", linewidth=1.6, label=place(layer, direction))
+        ax.hist(values, bins.tolist(), histtype="step", linewidth=1.6, label=place(layer, direction))
     ax.set(xscale="log", xlabel="half-life of the memory, in steps", ylabel="units")
     ax.legend()
     return figure
@@ -109,9 +109,9 @@ def gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
             back = norms.flip(0).clamp(min=1e-30)
             steps = np.arange(len(back))
             longest = max(longest, len(back))
-            style = {"color": f"C{k}", "linestyle": "-" if member == "h" else "--"}
+            style = f"C{k}" + ("-" if member == "h" else "--")
             first = int(member == "c")  # ∂loss/∂c_T is 0: the loss reads h_T
-            ax.plot(steps[first:], back[first:], **style, label=f"{name}: ∂loss/∂{member}ₜ")
+            ax.plot(steps[first:], back[first:], style, label=f"{name}: ∂loss/∂{member}ₜ")
     for share in (0.85, 0.98):
         ax.plot(share ** np.arange(longest), ":", color="black", linewidth=1)
         ax.annotate(f"{share}ᵗ".lstrip("0"), (longest - 1, share ** (longest - 1)))

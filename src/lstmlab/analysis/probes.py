@@ -12,16 +12,16 @@ RIDGE = 1e-3  # λ, for units of variance 1 and a mean over the steps
 
 
 class Unit(NamedTuple):
-    """Where a value comes from: `traces[name][layer, direction, :, index]`."""
+    """Where a value comes from: `traces[name][layer, direction, :, number]`."""
 
     name: str
     layer: int
     direction: int
-    index: int
+    number: int
 
     def __str__(self) -> str:
         backwards = ", backwards" if self.direction else ""
-        return f"{self.name}, layer {self.layer}{backwards}, unit {self.index}"
+        return f"{self.name}, layer {self.layer}{backwards}, unit {self.number}"
 
 
 class Finding(NamedTuple):
@@ -65,9 +65,9 @@ def find_units(
     constant in a half of the steps are left out.
     """
     places = [
-        Unit(name, layer, direction, index)
+        Unit(name, layer, direction, number)
         for name, values in traces.items()
-        for layer, direction, index in np.ndindex(values.size(0), values.size(1), values.size(3))
+        for layer, direction, number in np.ndindex(values.size(0), values.size(1), values.size(3))
     ]
     # (L, D, N, H) → (N, names · L · D · H)
     x = torch.cat([values.flatten(0, 1).transpose(0, 1).flatten(1) for values in traces.values()], 1)

@@ -9,12 +9,11 @@ import torch
 from lstmlab.analysis import gates, plots
 from lstmlab.analysis.features import features
 from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
-from lstmlab.analysis.page import write_page
+from lstmlab.analysis.page import LABELS, write_page
 from lstmlab.analysis.probes import find_units
 from lstmlab.analysis.traces import Rows, embed, read, stack, tokens, trace, validation
 from lstmlab.cells import GATES
 from lstmlab.checkpoint import load_model
-from lstmlab.models import Task
 from lstmlab.models.base import markdown
 
 FLOW_STEPS, FLOW_ROWS = 100, 32
@@ -26,44 +25,44 @@ def analyze(config: dict[str, Any]) -> Path:
     Raises what `checkpoint.load`, `traces.read` and the data module raise.
     """
     ckpt = Path(config["ckpt"])
-    model = load_model(config["ckpt"], "scratch")
-    cell = model.config["cell"]
+    model: Any = load_model(config["ckpt"], "scratch")
+    name, cell = model.config["model"]["name"], model.config["cell"]
     given = {key: value for key, value in config["data"].items() if value is not None}
-    held_out = None
     if config["text"] is None or config["probe_steps"]:
-        held_out = validation(model, given, max(config["probe_steps"], config["page_steps"]))
-    rows = read(model, config["text"]) if config["text"] is not None else held_out
-    assert rows is not None
+        held_out, note = validation(model, given, max(config["probe_steps"], config["page_steps"]))
+    rows = held_out if config["text"] is None else read(model, config["text"])
     rows = rows.head(config["page_steps"])
     values, text = trace(model, rows), tokens(model, rows)
-    shown = config["page_values"] or [n for n in "cfiogrznh" if n in values]
+    shown = config["page_values"] or [n for n in LABELS if n in values]
     if unknown := [n for n in shown if n not in values]:
         raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
+
     run = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
     folder = Path(config["folder"] or run / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "traces.npz", tokens=np.array(text), **{k: v.numpy() for k, v in values.items()})
-    name = model.config["model"]["name"]
+    arrays: dict[str, Any] = {"tokens": np.array(text)} | {n: v.numpy() for n, v in values.items()}
+    np.savez(folder / "traces.npz", **arrays)
     shape = f"{cell['kind']}, {cell['num_layers']} × {cell['hidden_size']}"
     parts = [f"# Inside {ckpt}\n\n{name}: {shape}. {len(text):,} steps traced."]
 
-    steps = None
+    steps, order = None, torch.arange(cell["hidden_size"])
     if cell["kind"] in gates.RETAINS:
         retain = gates.RETAINS[cell["kind"]]
-        steps = gates.half_life(values[retain])
-        parts += forgetting(values[retain], text), memory(steps, retain)
+        steps = gates.half_life(values[retain])  # (L, D, H)
+        order = steps[-1, 0].argsort()
+        parts += [forgetting(values[retain], text), memory(steps, retain)]
         plots.half_lives(steps).savefig(folder / "half_life.png")
     found = {gate: gates.saturation(v) for gate, v in values.items() if gate in gates.SIGMOIDS}
     if found:
         parts.append(saturated(found))
         plots.saturations(found).savefig(folder / "saturation.png")
-    order = torch.arange(cell["hidden_size"]) if steps is None else steps[-1, 0].argsort()
     plots.gates(values, order, text).savefig(folder / "gates.png")
     if config["probe_steps"]:
-        parts.append(probed(model, held_out, config, folder))
+        parts.append(probed(model, held_out.head(config["probe_steps"]), note, config["language"], folder))
     parts.append(flowing(model, rows, folder))
     if name == "seq2seq" and model.config["model"]["attention"] != "none":
-        model.attention_map(rows.ids[:1, : rows.lengths[0]], rows.lengths[:1]).savefig(folder / "attention.png")
+        first = rows.lengths[:1]
+        model.attention_map(rows.ids[:1, : first[0]], first).savefig(folder / "attention.png")
 
     write_page(
         folder / "page.html",
@@ -85,16 +84,14 @@ def forgetting(f: torch.Tensor, text: list[str]) -> str:
     parts = ["## Forgetting"]
     for layer, direction in np.ndindex(*f.shape[:2]):
         kept = f[layer, direction]
-        tokens_ = [
-            f"{token!r} {mean:.2f}" for token, _, mean in gates.kept_by_token(kept, text, len(text) // 500)
-        ]
+        ranked = [f"{t!r} {mean:.2f}" for t, _, mean in gates.kept_by_token(kept, text, len(text) // 500)]
         rows = [
             [f"{mean:.3f}", *(f"`{piece!r}`" for piece in gates.context(text, step))]
             for step, mean in gates.least_kept(kept, 10)
         ]
         parts += [
-            f"{plots.place(layer, direction).capitalize()}: least is kept at {', '.join(tokens_[:6])}; "
-            f"most at {', '.join(tokens_[:-7:-1])} (mean over the units).",
+            f"{plots.place(layer, direction).capitalize()}: least is kept at {', '.join(ranked[:6])}; "
+            f"most at {', '.join(ranked[:-7:-1])} (mean over the units).",
             markdown(["kept", "before", "token", "after"], rows),
         ]
     return "\n\n".join(parts)
@@ -102,15 +99,19 @@ def forgetting(f: torch.Tensor, text: list[str]) -> str:
 
 def memory(steps: torch.Tensor, retain: str) -> str:
     """Half-lives (L, D, H)."""
-    parts = [f"## Memory\n\nHalf-life in steps, −ln 2 / mean(ln {retain}):"]
+    rows = []
     for layer, direction in np.ndindex(*steps.shape[:2]):
         values = steps[layer, direction]
-        median, high = values.quantile(0.5), values.quantile(0.9)
-        longest = ", ".join(f"{values[u]:.4g} (unit {u})" for u in values.topk(min(3, len(values))).indices)
-        parts.append(
-            f"- {plots.place(layer, direction)}: median {median:.3g}, a tenth above {high:.3g}, longest {longest}"
+        longest = values.topk(min(3, len(values)))
+        rows.append(
+            [
+                plots.place(layer, direction),
+                *(f"{values.quantile(share):.3g}" for share in (0.1, 0.5, 0.9)),
+                ", ".join(f"{v:.4g} (unit {u})" for v, u in zip(*longest, strict=True)),
+            ]
         )
-    return "\n".join(parts)
+    table = markdown(["", "a tenth below", "median", "a tenth above", "longest"], rows)
+    return f"## Memory\n\nHalf-life of the units in steps, −ln 2 / mean(ln {retain}):\n\n{table}"
 
 
 def saturated(found: dict[str, gates.Saturation]) -> str:
@@ -126,27 +127,25 @@ def saturated(found: dict[str, gates.Saturation]) -> str:
     return f"## Saturation\n\n{table}"
 
 
-def probed(model: Task, rows: Rows, config: dict[str, Any], folder: Path) -> str:
+def probed(model: Any, rows: Rows, note: str, language: str | None, folder: Path) -> str:
     """What single units and a linear probe know of the features, on validation data."""
-    rows = rows.head(config["probe_steps"])
     if len(rows.ids) == 1:
         rows = rows.side_by_side(min(16, 1 + rows.ids.size(1) // 2000))
-    truth = features(model, rows, config["language"])
+    truth = features(model, rows, language)
     members = "ch" if "f" in GATES[model.config["cell"]["kind"]] else "h"
     findings = find_units(trace(model, rows, members), truth)
-    N = int(rows.lengths.sum())
     left_out = sorted(truth.keys() - {finding.feature for finding in findings})
     text = (
-        f"## What the units know\n\n{N:,} steps of validation data. r: of the best unit, and in each half; "
-        "R²: of a linear probe of all units, fitted to the first half, on the second. The controls: the best "
-        "that labels shifted circularly give."
+        f"## What the units know\n\n{rows.mask.sum():,} steps of validation data.{note} r: of the best unit, "
+        "and in each half. R²: of a linear probe of all units, fitted to the first half, on the second. The "
+        "controls: the best that labels shifted circularly give."
     )
     if left_out:
         text += f" Left out, since constant: {', '.join(left_out)}."
     if not findings:
         return text
     plots.probes(findings).savefig(folder / "probes.png")
-    rows_ = [
+    table = [
         [
             f.feature,
             str(f.best[0][0]),
@@ -159,17 +158,16 @@ def probed(model: Task, rows: Rows, config: dict[str, Any], folder: Path) -> str
         ]
         for f in findings
     ]
-    return f"{text}\n\n" + markdown(
-        ["feature", "best unit", "r", "halves", "control |r|", "probe R²", "control R²", "next units"], rows_
-    )
+    columns = ["feature", "best unit", "r", "halves", "control |r|", "R²", "control R²", "next units"]
+    return f"{text}\n\n{markdown(columns, table)}"
 
 
-def flowing(model: Task, rows: Rows, folder: Path) -> str:
+def flowing(model: Any, rows: Rows, folder: Path) -> str:
     """How far gradients reach: untrained cells, and the model's own on the rows."""
     flows = at_initialisation(FLOW_STEPS)
-    text = f"## Gradient flow\n\n‖∂loss/∂h_t‖ as a share of that at T = {FLOW_STEPS}, by steps back:"
+    text = f"## Gradient flow\n\n‖∂loss/∂h_t‖ as a share of that at T = {FLOW_STEPS}, by steps back."
     if stack(model).bidirectional:
-        text = text.replace(":", " (the model itself is left out: bidirectional, it has no single way back):")
+        text += " The model itself is left out: it is bidirectional, and its gradient goes both ways."
     else:
         if len(rows.ids) == 1:
             rows = rows.side_by_side(max(1, rows.ids.size(1) // FLOW_STEPS))

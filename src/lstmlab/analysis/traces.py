@@ -1,9 +1,10 @@
 """Every gate and state of a trained model, step by step, whatever it was trained with.
 
-A checkpoint is opened through the scratch cell: `trace(load_model(ckpt, "scratch"), rows)`.
+A checkpoint is opened through the scratch cell: `trace(load_model(ckpt, "scratch"), rows)`. Here `model` is
+one of lstmlab's tasks.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lstmlab import data
-from lstmlab.cells.scratch import ScratchCell
 from lstmlab.data.copy_task import present
 from lstmlab.data.sentiment import clean, encode_reviews
 from lstmlab.data.tokenization import load_tokenizer
 from lstmlab.data.translation import encode_sources
-from lstmlab.models import Task
 
 ROWS = 64  # read side by side
 WINDOW = 512  # steps traced at once, where the state can be carried on: bounds the memory
@@ -47,7 +46,7 @@ class Rows(NamedTuple):
         return Rows(self.ids[:, : streams * T].view(streams, T), torch.full((streams,), T))
 
 
-def read(model: Task, text: str) -> Rows:
+def read(model: Any, text: str) -> Rows:
     """A text as the model reads it; for seq2seq, a sentence a line. Raises ValueError if it can't be read."""
     name = model.config["model"]["name"]
     if not clean(text).strip():
@@ -64,11 +63,12 @@ def read(model: Task, text: str) -> Rows:
     return Rows(ids, torch.tensor([ids.size(1)]))
 
 
-def validation(model: Task, given: dict, count: int) -> Rows:
+def validation(model: Any, given: dict, count: int) -> tuple[Rows, str]:
     """The model's own validation data, `count` steps or somewhat more, or all if there are fewer.
 
     given: keys of the `data` group that replace those trained with, such as `path`. A text is one row;
-    sequences come in a fixed random order.
+    sequences come in a fixed random order. Beside them a sentence, if the text is not the one that the
+    model was cut off from: some of it may then have been trained on.
     """
     config = model.config["data"] | given
     name = model.config["model"]["name"]
@@ -79,27 +79,22 @@ def validation(model: Task, given: dict, count: int) -> Rows:
     module.setup("fit")
     if name == "charlm":
         ids = torch.from_numpy(module.val_sets[1].tokens.astype(np.int64))[None]
-        return Rows(ids, torch.tensor([ids.size(1)]))
+        known = model.info["source"]
+        note = "" if module.info["source"] == known else f" It is not the text trained with: {known}."
+        return Rows(ids, torch.tensor([ids.size(1)])), note
     if name == "copytask":
-        ids = []
-        for batch in module.val_dataloader():
-            if ids and batch.tokens.size(1) != ids[0].size(1):
-                continue  # another delay
-            ids.append(batch.tokens)
-            if sum(part.numel() for part in ids) >= count:
-                break
-        tokens = torch.cat(ids)
-        return Rows(tokens, torch.full((len(tokens),), tokens.size(1)))
+        batches = [batch.tokens for batch in module.val_dataloader()]
+        T = batches[0].size(1)
+        ids = torch.cat([batch for batch in batches if batch.size(1) == T])[: -(-count // T)]  # one delay
+        return Rows(ids, torch.full((len(ids),), T)), ""
     dataset = module.datasets["val"]
     lengths = dataset.source.lengths if name == "seq2seq" else dataset.lengths
     order = np.random.default_rng(0).permutation(len(dataset))
     batch = dataset[order[: 1 + np.searchsorted(lengths[order].cumsum(), count)]]
-    if name == "seq2seq":
-        return Rows(batch.source, batch.source_lengths)
-    return Rows(*batch)
+    return Rows(*(batch[:2] if name == "seq2seq" else batch)), ""
 
 
-def tokens(model: Task, rows: Rows) -> list[str]:
+def tokens(model: Any, rows: Rows) -> list[str]:
     """The N steps' tokens as text: joined they can be read, a row a line."""
     name, steps = model.config["model"]["name"], rows.ids[rows.mask].tolist()
     if name == "charlm":
@@ -117,12 +112,12 @@ def tokens(model: Task, rows: Rows) -> list[str]:
     return pieces
 
 
-def stack(model: Task) -> ScratchCell:
+def stack(model: Any) -> Any:
     """The recurrent part that reads the text: of seq2seq, the encoder."""
     return model.encoder if model.config["model"]["name"] == "seq2seq" else model.cell
 
 
-def embed(model: Task, ids: Tensor) -> Tensor:
+def embed(model: Any, ids: Tensor) -> Tensor:
     """Ids (B, T) → what `stack` sees of them (B, T, I)."""
     name = model.config["model"]["name"]
     if name == "copytask":
@@ -131,7 +126,7 @@ def embed(model: Task, ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def trace(model: Task, rows: Rows, names: str | None = None) -> dict[str, Tensor]:
+def trace(model: Any, rows: Rows, names: str | None = None) -> dict[str, Tensor]:
     """i, f, g, o, c, h (GRU: r, z, n, h; RNN: h) → (L, D, N, H), the rows one after the other.
 
     model: with scratch cells, in evaluation mode. names: "ch" keeps c and h alone; None: all.
