@@ -82,9 +82,10 @@ def analyze(config: dict[str, Any]) -> Path:
 def forgetting(f: torch.Tensor, text: list[str]) -> str:
     """Where each layer drops what it holds: f (L, D, N, H)."""
     parts = ["## Forgetting"]
+    words = [token if token.isspace() else token.strip(" \n") for token in text]
     for layer, direction in np.ndindex(*f.shape[:2]):
         kept = f[layer, direction]
-        ranked = [f"{t!r} {mean:.2f}" for t, _, mean in gates.kept_by_token(kept, text, len(text) // 500)]
+        ranked = [f"{t!r} {mean:.2f}" for t, _, mean in gates.kept_by_token(kept, words, len(text) // 500)]
         rows = [
             [f"{mean:.3f}", *(f"`{piece!r}`" for piece in gates.context(text, step))]
             for step, mean in gates.least_kept(kept, 10)
