@@ -55,6 +55,7 @@ class Recommends(Group):
     num_layers: PositiveInt
     bidirectional: bool
     dropout: Share
+    forget_bias: float
     max_epochs: PositiveInt
     lr: PositiveFloat
 
