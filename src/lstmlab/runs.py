@@ -48,7 +48,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     datamodule.prepare_data()
     datamodule.setup("fit")
     if count := config["trainer"]["overfit_batches"]:  # Lightning would ask the data set for items 0, 1, …
-        batches = list(islice(datamodule.train_dataloader(), count))
+        batches: Any = list(islice(datamodule.train_dataloader(), count))
         datamodule.train_dataloader = lambda: DataLoader(batches, batch_size=None)
     limit_steps(config["trainer"], len(datamodule.train_dataloader()))
     model = model_class(config["model"]["name"])(config, datamodule.info)

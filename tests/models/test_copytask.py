@@ -118,11 +118,11 @@ def test_evaluation_at_other_delays(config):
 def test_chrono_takes_its_steps_from_the_task(config):
     settings = config(*TINY, "cell.init=chrono", "data.delay=[2,40]", "cell.hidden_size=500")
     model, _ = build(settings)
-    forget = model.cell.bias_ih_l0.chunk(4)[1]
+    forget = model.cell.get_parameter("bias_ih_l0").chunk(4)[1]
     assert math.log(45) < forget.max() < math.log(3 + 40 + 1 + 3 - 1)
     assert forget.min() > 0
     model, _ = build(config(*TINY, "cell.init=chrono", "cell.chrono_steps=9", "cell.hidden_size=500"))
-    assert math.log(7.5) < model.cell.bias_ih_l0.chunk(4)[1].max() < math.log(8)
+    assert math.log(7.5) < model.cell.get_parameter("bias_ih_l0").chunk(4)[1].max() < math.log(8)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ def plain_logit(model: Sentiment, row: torch.Tensor) -> tuple[torch.Tensor, torc
         elif model.pooling == "mean":
             pooled = sum(steps) / len(steps)
         else:
-            hidden, _, last = model.score
-            scores = [last.weight[0] @ (hidden.weight @ h + hidden.bias).tanh() for h in steps]
+            W, b, v = (model.score.get_parameter(name) for name in ("0.weight", "0.bias", "2.weight"))
+            scores = [v[0] @ (W @ h + b).tanh() for h in steps]
             weights = torch.stack(scores).exp() / sum(score.exp() for score in scores)
             pooled = sum(w * h for w, h in zip(weights, steps, strict=True))
         return model.projection.weight[0] @ pooled + model.projection.bias[0], weights
@@ -85,15 +85,16 @@ def test_a_padded_batch_is_its_rows(config, small, pooling, backend, layers, bid
     logits, weights = model(tokens, lengths)
     rows = [plain_logit(model, row[:n]) for row, n in zip(tokens, lengths, strict=True)]
     torch.testing.assert_close(logits, torch.stack([logit for logit, _ in rows]))
-    expected = sum(-F.logsigmoid(z if y else -z) for (z, _), y in zip(rows, labels, strict=True)) / 4
+    losses = [-F.logsigmoid(z if y else -z) for (z, _), y in zip(rows, labels, strict=True)]
+    expected = torch.stack(losses).mean()
     loss, _ = model.loss(SentimentBatch(tokens, lengths, labels))
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     if pooling != "attention":
         assert weights is None
         return
     torch.testing.assert_close(weights.sum(1), torch.ones(4, dtype=torch.double))
-    for row, (_, expected), n in zip(weights, rows, lengths, strict=True):
-        torch.testing.assert_close(row[:n], expected)
+    for row, (_, alone), n in zip(weights, rows, lengths, strict=True):
+        torch.testing.assert_close(row[:n], alone)
         assert not row[n:].any()
 
 
@@ -197,12 +198,13 @@ def test_files_that_are_not_as_they_should_be(command, tmp_path):
             f"data.path={tmp_path}", f"data.cache={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run",
         )  # fmt: skip
 
-    for columns, said in [
+    wrong: list[tuple[dict[str, list], str]] = [
         ({"text": ["good"]}, "no column label"),
         ({"text": ["good"], "label": [1]}, "data.val_size=1"),
         ({"text": ["good"], "label": ["1"]}, "must be of type int"),
         ({"text": [], "label": []}, "no rows"),
-    ]:
+    ]
+    for columns, said in wrong:
         code, _, error = attempt(**columns)
         assert code == 1 and said in error and error.count("\n") == 1
     (tmp_path / "train-0.parquet").write_bytes((tmp_path / "test-0.parquet").read_bytes()[:50])

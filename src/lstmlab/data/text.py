@@ -92,9 +92,10 @@ class TextData(L.LightningDataModule):
         corpus = {"stdlib": stdlib, "shakespeare": shakespeare, "textfile": textfile}[config["name"]]
         path = corpus(config, cache)
         self.encoded, self.meta = encode(path, config["val_fraction"], cache, self.vocabulary)
+        fingerprint = f"sha256 {self.meta['sha256'][:12]}, Python {platform.python_version()}"
         self.info = {
             "vocabulary": self.meta["vocabulary"],
-            "source": f"{config['name']}, sha256 {self.meta['sha256'][:12]}, Python {platform.python_version()}",
+            "source": f"{config['name']}, {fingerprint}",
         }
 
     def setup(self, stage: str) -> None:
