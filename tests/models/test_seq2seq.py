@@ -263,6 +263,12 @@ def test_monitors_and_what_they_need(run, config):
         config(*DATES, *best, "model.translate_val=false")
 
 
+@pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
+def test_mixed_precision(run, overrides):
+    _, metrics = run(*overrides, "precision=bf16", "callbacks.examples=null")
+    assert metrics["test/perplexity"] < 1000
+
+
 def test_a_checkpoint_translates_on_its_own(run, command, tmp_path):
     settings, _ = run()
     folder = Path(settings["run_dir"])

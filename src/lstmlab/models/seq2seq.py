@@ -26,7 +26,7 @@ class Seq2Seq(Task):
     h_0     = tanh(W h_n + b), and c_0 likewise, where the cell has one: the bridge
     h_t     = decoder(embedding(y_{t-1})); with input feeding, decoder([embedding(y_{t-1}); r_{t-1}])
     r_t     = tanh(W [h_t; context_t] + b): the readout, of the embedding's size
-    p(y_t)  = softmax(V r_t + b)
+    p(y_t)  = softmax(P r_t + b)
 
     Without input feeding the whole target runs through the decoder in one call. Loss in nats a token.
     """
