@@ -246,6 +246,7 @@ class Seq2Seq(Task):
     ) -> Figure:
         """How much each token of the translation looks at each token of one source (1, S)."""
         tokens = self.search(source, lengths, beam_size, length_penalty)  # (1, T)
+        tokens = tokens[:, : int(tokens.ne(self.info["pad"]).sum())]
         given = F.pad(tokens[:, :-1], (1, 0), value=self.info["bos"])
         with torch.inference_mode():
             _, weights = self(source, lengths, given)
