@@ -227,8 +227,15 @@ def test_it_learns_by_heart(run, config, tmp_path):
     sources, targets = module.read()["train"]
     for beam_size in (1, 4):
         assert model.translate(*encode_sources(model.info, sources), beam_size, 1.0) == targets
-        axes = model.attention_map(*encode_sources(model.info, sources[:1]), beam_size).axes[0]
-        assert [label.get_text() for label in axes.get_yticklabels()] == [*targets[0], "<eos>"]
+
+    def rows() -> list[str]:
+        axes = model.attention_map(*encode_sources(model.info, sources[:1]), 4).axes[0]
+        return [label.get_text() for label in axes.get_yticklabels()]
+
+    assert rows() == [*targets[0], "<eos>"]
+    with torch.no_grad():
+        model.projection.bias[model.info["eos"]] += 20  # the best hypothesis now ends before the others
+    assert rows() == ["<eos>"]
 
 
 def test_metrics_of_the_test_set(run, capsys):
