@@ -7,11 +7,11 @@
 import ctypes
 import functools
 import hashlib
-import logging
 import os
 import struct
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "gemm.h")]
 # Not -march=native: what lies in a cache folder must run on each machine that shares it.
@@ -62,8 +61,10 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
-        log.warning(
-            "cell=fused runs its plain path: %s cannot build the native kernel (%s)", compiler, reason
+        # Not logging: Hydra's settings may have switched that off
+        warnings.warn(
+            f"cell=fused runs its plain path: {compiler} cannot build the native kernel ({reason})",
+            stacklevel=2,
         )
         return None
 
