@@ -1,10 +1,33 @@
+"""The fast cell, by its native kernel and by its plain path, against scratch and against itself."""
+
+import os
+import shutil
+from typing import Any
+
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
-from lstmlab.cells import build_cell
+from lstmlab.cells import KINDS, build_cell, native
 
 F64 = torch.float64
+every_kind = pytest.mark.parametrize("kind", KINDS["fused"])
+
+
+@pytest.fixture(params=["native", "plain"])
+def path(request, monkeypatch, tmp_path):
+    """Both ways that the cell can take on a CPU."""
+    native.library.cache_clear()
+    if request.param == "plain":
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        with pytest.warns(UserWarning, match="plain path"):
+            assert native.library() is None
+    elif shutil.which(os.environ.get("CXX") or "c++") is None:
+        pytest.skip("no C++ compiler for the native kernel")
+    yield request.param
+    native.library.cache_clear()
 
 
 @pytest.fixture
@@ -15,48 +38,250 @@ def uninitialised_memory_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("lengths", [None, [2, 3]])
-def test_derivatives_to_all_inputs(lengths, uninitialised_memory_is_nan):
+def build(backend, input_size, hidden_size, seed=1, **options):
+    """A cell with no parameter at a value that could hide a mistake."""
+    torch.manual_seed(seed)
+    cell = build_cell(backend, input_size, hidden_size, **options)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return cell
+
+
+def results(cell, x, state=None, lengths=None, part=None):
+    """Output, final state and every gradient by name. part: the one result that the loss feels."""
+    inputs = {"x": x, **dict(cell.named_parameters())}
+    inputs |= {f"{name}_0": s for name, s in zip("hc", state or (), strict=False)}
+    output, final = cell(x, state, lengths)
+    found = {"output": output, **final._asdict()}
+    loss = sum(
+        (v * torch.linspace(-1, 2, v.numel()).view(v.shape).cos()).sum()
+        for k, v in found.items()
+        if part in (None, k)
+    )
+    gradients = torch.autograd.grad(loss, list(inputs.values()))
+    return found | {f"d_{name}": d for name, d in zip(inputs, gradients, strict=True)}
+
+
+SIZES = {  # B, T, D, H: around the tiles of 16, 32 and 64 columns and of 3 and 6 rows
+    "one of each": (1, 1, 1, 1),
+    "small": (5, 4, 3, 5),
+    "one row": (1, 63, 3, 7),
+    "below a tile": (7, 3, 31, 15),
+    "above a tile": (13, 2, 65, 33),
+    "many rows": (60, 2, 5, 17),
+}
+
+
+@every_kind
+@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_numbers_are_those_of_scratch(path, kind, size, ragged, uninitialised_memory_is_nan):
+    B, T, D, H = SIZES[size]
     torch.manual_seed(0)
-    cell = build_cell("fused", 2, 3, num_layers=2, bidirectional=True, init="torch").double()
-    names = [name for name, _ in cell.named_parameters()]
+    options = {"kind": kind, "bidirectional": True}
+    x = torch.randn(B, T, D, dtype=F64, requires_grad=True)
+    members = 1 if kind in ("rnn", "gru") else 2
+    state = tuple(torch.randn(2, B, H, dtype=F64, requires_grad=True) for _ in range(members))
+    lengths = torch.randint(1, T + 1, (B,)) if ragged else None
+    expected = results(build("scratch", D, H, **options).double(), x, state, lengths)
+    assert_close(results(build("fused", D, H, **options).double(), x, state, lengths), expected)
 
-    def function(x, h, c, *parameters):
-        weights = dict(zip(names, parameters, strict=True))
-        given = None if lengths is None else torch.tensor(lengths)
-        output, state = torch.func.functional_call(cell, weights, (x, (h, c), given))
-        return output, *state
 
-    x = torch.randn(2, 3, 2, dtype=F64, requires_grad=True)
-    h, c = (torch.randn(4, 2, 3, dtype=F64, requires_grad=True) for _ in "hc")
-    assert torch.autograd.gradcheck(function, (x, h, c, *cell.parameters()))
+@every_kind
+def test_float32_is_as_exact_as_in_scratch(path, kind):
+    B, T, D, H = 9, 20, 24, 40
+    x = torch.randn(B, T, D, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    errors = []
+    exact = results(build("scratch", D, H, kind=kind).double(), x.double())
+    for backend in ("scratch", "fused"):
+        found = results(build(backend, D, H, kind=kind), x)
+        errors.append(
+            {k: ((v - exact[k]).abs().max() / exact[k].abs().max()).item() for k, v in found.items()}
+        )
+    for name, error in errors[1].items():
+        assert error < 2 * errors[0][name] + 1e-6, name
+
+
+def test_sigmoid_and_tanh_to_seven_digits(path):
+    x = torch.cat([torch.linspace(-30, 30, 100_001), torch.logspace(-30, 0, 1000), torch.tensor([1e4, -1e4])])
+    rnn = build_cell("fused", 1, 1, kind="rnn").requires_grad_(False)
+    for weight, value in zip(rnn.parameters(), (1.0, 0.0, 0.0, 0.0), strict=True):
+        weight.fill_(value)
+    assert_close(rnn(x.view(-1, 1, 1))[0].view(-1), x.double().tanh().float(), rtol=4e-7, atol=0)
+    lstm: Any = build_cell("fused", 1, 1).requires_grad_(False)
+    lstm.weight_ih_l0.copy_(torch.tensor([[0.0], [1.0], [0.0], [0.0]]))  # c' = σ(x) c
+    lstm.weight_hh_l0.zero_()
+    lstm.bias_ih_l0.zero_()
+    ones = torch.ones(1, x.numel(), 1)
+    c = lstm(x.view(-1, 1, 1), (ones, ones))[1].c.view(-1)
+    assert_close(c, x.double().sigmoid().float(), rtol=4e-7, atol=1e-37)
+
+
+def test_nan_comes_through(path):
+    x = torch.randn(3, 5, 4)
+    x[1, 2] = torch.nan
+    output, state = build_cell("fused", 4, 20)(x)
+    assert output[1, 2:].isnan().all() and state.c[0, 1].isnan().all()
+    assert output[[0, 2]].isfinite().all() and output[1, :2].isfinite().all()
+
+
+@every_kind
+@pytest.mark.parametrize("B, D, H", [(1, 5, 7), (3, 33, 18), (2, 300, 256)])
+def test_one_step_without_gradients(path, kind, B, D, H, uninitialised_memory_is_nan):
+    """The step path of decoding, once small and once for several threads."""
+    torch.set_num_threads(2)
+    cell = build("fused", D, H, kind=kind, num_layers=2)
+    x = torch.randn(B, 1, D)
+    state = tuple(torch.randn(2, B, H) for _ in range(1 if kind in ("rnn", "gru") else 2))
+    expected = cell(x, state)
+    with torch.no_grad():
+        found = cell(x, state)
+    torch.set_num_threads(1)
+    assert not found[0].requires_grad
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@every_kind
+def test_inference_is_training_without_gradients(path, kind, uninitialised_memory_is_nan):
+    cell = build("fused", 5, 9, kind=kind, num_layers=2, bidirectional=True, dropout=0.5).eval()
+    x, lengths = torch.randn(6, 11, 5), torch.tensor([3, 11, 1, 7, 7, 10])
+    expected = cell(x, None, lengths)
+    with torch.no_grad():
+        assert_close(cell(x, None, lengths), expected)
+
+
+@every_kind
+def test_recomputing_changes_no_number_and_stores_less(path, kind):
+    stored: dict = {}
+
+    def store(tensor):
+        stored[cell.recompute][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    found = []
+    x, lengths = torch.randn(4, 30, 3, dtype=F64, requires_grad=True), torch.tensor([30, 2, 17, 8])
+    for recompute in (False, True):
+        cell = build("fused", 3, 16, kind=kind, num_layers=2, recompute=recompute).double()
+        stored[recompute] = {}
+        with torch.autograd.graph.saved_tensors_hooks(store, lambda tensor: tensor):
+            cell(x, None, lengths)
+        found.append(results(cell, x, None, lengths))
+    assert_close(found[0], found[1])
+    assert sum(stored[True].values()) < 0.7 * sum(stored[False].values())
+
+
+@every_kind
+def test_backward_twice_gives_the_same(path, kind):
+    cell = build("fused", 3, 5, kind=kind)
+    loss = cell(torch.randn(2, 4, 3))[0].sin().sum()
+    first = torch.autograd.grad(loss, list(cell.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(cell.parameters()))
+    assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("part", ["output", "h", "c"])
 @pytest.mark.parametrize("T", [1, 63])
-def test_each_result_alone_has_the_gradients_of_scratch(part, T, uninitialised_memory_is_nan):
-    results = []
-    for backend in ("scratch", "fused"):
-        torch.manual_seed(0)
-        cell = build_cell(backend, 3, 5, num_layers=2).double()
-        x = torch.randn(4, T, 3, dtype=F64, requires_grad=True)
-        output, state = cell(x, None, torch.randint(1, T + 1, (4,)))
-        loss = {"output": output, "h": state.h, "c": state.c}[part].sin().sum()
-        results.append(torch.autograd.grad(loss, [x, *cell.parameters()]))
-    assert_close(*results)
+def test_each_result_alone_has_the_gradients_of_scratch(path, part, T, uninitialised_memory_is_nan):
+    torch.manual_seed(0)
+    x = torch.randn(4, T, 3, dtype=F64, requires_grad=True)
+    lengths = torch.randint(1, T + 1, (4,))
+    found = [
+        results(build(backend, 3, 5, num_layers=2).double(), x, None, lengths, part)
+        for backend in ("fused", "scratch")
+    ]
+    assert_close(*found)
 
 
-def test_second_derivative_is_refused_with_the_way_out():
+@every_kind
+def test_threads_share_the_rows(path, kind):
+    x, lengths = torch.randn(7, 9, 3, dtype=F64, requires_grad=True), torch.tensor([9, 1, 4, 4, 2, 8, 9])
+    cell = build("fused", 3, 70, kind=kind).double()
+    found = []
+    for threads in (1, 2, 16):
+        torch.set_num_threads(threads)
+        found.append(results(cell, x, None, lengths))
+    torch.set_num_threads(1)
+    assert_close(found[0], found[1])
+    assert_close(found[0], found[2])
+
+
+@pytest.mark.parametrize("layout", ["time first", "every other step", "last axis strided", "one row for all"])
+def test_any_layout_of_x(path, layout):
+    x = torch.randn(4, 6, 3, dtype=F64)
+    x = {
+        "time first": x.transpose(0, 1).contiguous().transpose(0, 1),
+        "every other step": x.repeat_interleave(2, 1)[:, ::2],
+        "last axis strided": x.transpose(1, 2).contiguous().transpose(1, 2),
+        "one row for all": x[:1].expand(4, -1, -1),
+    }[layout].requires_grad_()
+    cell = build("fused", 3, 5).double()
+    expected = results(cell, x.detach().contiguous().requires_grad_())
+    assert_close(results(cell, x), expected)
+
+
+def test_a_gradient_of_any_layout(path):
+    """Mean and sum hand back one number, expanded; a transposition hands back a strided tensor."""
+    cell = build("fused", 3, 5).double()
+    scratch = build("scratch", 3, 5).double()
+    x = torch.randn(4, 6, 3, dtype=F64)
+    weights = torch.randn(4, 5, 6, dtype=F64)
+    for loss in (lambda y: y.mean(), lambda y: (y.transpose(1, 2).contiguous() * weights).sum()):
+        gradients = [torch.autograd.grad(loss(c(x)[0]), list(c.parameters())) for c in (cell, scratch)]
+        assert_close(*gradients)
+
+
+def test_second_derivative_is_refused_with_the_way_out(path):
     cell = build_cell("fused", 3, 5)
     loss = cell(torch.randn(2, 4, 3))[0].sum()
     with pytest.raises(RuntimeError, match="cell=scratch"):
         torch.autograd.grad(loss, list(cell.parameters()), create_graph=True)
 
 
-def test_only_what_is_asked_for_gets_a_gradient():
+def test_only_what_is_asked_for_gets_a_gradient(path):
     cell = build_cell("fused", 3, 5).requires_grad_(False)
     x = torch.randn(2, 4, 3, requires_grad=True)
     cell(x)[0].sum().backward()
     assert x.grad is not None and cell.weight_hh_l0.grad is None
+    cell.bias_hh_l0.requires_grad_(True)
+    cell(x.detach())[0].sum().backward()
+    assert cell.bias_hh_l0.grad is not None
     with torch.no_grad():
         assert not cell(x)[0].requires_grad
+
+
+@every_kind
+def test_bf16_autocast(path, kind):
+    x = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(0))
+    cell, scratch = (build(backend, 8, 16, kind=kind, init="torch") for backend in ("fused", "scratch"))
+    gradients = []
+    for c in (cell, scratch):
+        with torch.autocast("cpu", torch.bfloat16, enabled=c is cell):
+            output, state = c(x, None, torch.tensor([6, 2, 4]))
+        output.float().square().sum().backward()
+        gradients.append((output.float(), *state, *(p.grad for p in c.parameters())))
+        assert state[0].dtype == torch.float32
+    for found, expected in zip(*gradients, strict=True):
+        assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_a_bf16_model(path):
+    cell = build_cell("fused", 8, 16).bfloat16()
+    output, state = cell(torch.randn(3, 6, 8, dtype=torch.bfloat16))
+    assert output.dtype == state.c.dtype == torch.bfloat16
+    output.sum().backward()
+
+
+def test_it_learns_what_nn_lstm_learns(path):
+    """Twenty steps of SGD from the same weights end at the same weights."""
+    theirs = nn.LSTM(6, 20, batch_first=True).double()
+    ours = build_cell("fused", 6, 20).double()
+    ours.load_state_dict(theirs.state_dict())
+    x, y = torch.randn(8, 10, 6, dtype=F64), torch.randn(8, 10, 20, dtype=F64)
+    for cell in (ours, theirs):
+        optimizer = torch.optim.SGD(cell.parameters(), 0.5, momentum=0.9)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (cell(x)[0] - y).square().mean().backward()
+            optimizer.step()
+    assert_close(ours.state_dict(), theirs.state_dict())

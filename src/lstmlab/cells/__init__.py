@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "scratch": ("lstm", "peephole", "layernorm", "rnn", "gru"),
-    "fused": ("lstm",),
+    "fused": ("lstm", "peephole", "layernorm", "rnn", "gru"),
     "torch": ("lstm", "rnn", "gru"),
 }
 # In the order in which nn.LSTM, nn.GRU and nn.RNN stack them in their weights.
@@ -50,6 +50,7 @@ def build_cell(
     forget_bias: float = 1.0,
     chrono_steps: int | None = None,
     batch_first: bool = True,
+    recompute: bool = False,
 ) -> Recurrent:
     """A recurrent module: `output, state = cell(x, state=None, lengths=None)`.
 
@@ -64,6 +65,7 @@ def build_cell(
     init: xavier, chrono or torch, see `init.initialise`.
     forget_bias: the LSTM kinds' forget-gate bias under init=xavier, in total.
     chrono_steps: the longest dependency in steps (T_max), for init=chrono.
+    recompute: fused alone: compute the gates again in the backward pass instead of storing them.
 
     Raises ValueError for a pair of backend and kind that does not exist and for a value out of
     range.
@@ -84,6 +86,8 @@ def build_cell(
         raise ValueError(f"init=chrono sets input and forget gates, which kind={kind} has not.")
     if init == "chrono" and (chrono_steps is None or chrono_steps < 3):
         raise ValueError(f"init=chrono needs chrono_steps of at least 3, not {chrono_steps}.")
+    if recompute and backend != "fused":
+        raise ValueError(f"recompute=true is for backend=fused, not {backend}.")
 
     options: dict[str, Any] = {
         "kind": kind,
@@ -104,7 +108,7 @@ def build_cell(
     if backend == "fused":
         from .fused import FusedCell
 
-        return FusedCell(input_size, hidden_size, **options)
+        return FusedCell(input_size, hidden_size, recompute=recompute, **options)
     from .builtin import CELLS
 
     return CELLS[kind](input_size, hidden_size, **options)

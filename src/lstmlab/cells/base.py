@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,14 +87,14 @@ class Recurrent(nn.Module):
 
     def _weights(self) -> list[list[Tensor]]:
         """The parameters of each layer and direction; weight drop is done here."""
-        names = [name for name, _ in self.named_parameters()]
-        each = len(names) // (self.num_layers * self._num_directions)
-        weights = [getattr(self, name) for name in names]
+        parameters: dict[str, Any] = self._parameters  # all there are, in order
+        weights = list(parameters.values())
         if self.training and self.weight_drop:
             weights = [
                 F.dropout(weight, self.weight_drop) if name.startswith("weight_hh") else weight
-                for name, weight in zip(names, weights, strict=True)
+                for name, weight in parameters.items()
             ]
+        each = len(weights) // (self.num_layers * self._num_directions)
         return [weights[k : k + each] for k in range(0, len(weights), each)]
 
     def _dropout(self, x: Tensor, time: int) -> Tensor:

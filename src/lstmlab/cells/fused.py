@@ -1,90 +1,256 @@
-"""The fast LSTM: all four gates in one GEMM a step, and its own backward pass.
+"""The fast cell: one GEMM for all gates of a step, and its own backward pass.
 
-The input's share of the gates is one GEMM for all steps before the loop, left to autograd, which
-so finds dx and dW_ih by one GEMM each; dW_hh is one GEMM after the backward loop.
+On the CPU, in float32 and float64, a native kernel runs the recurrence (`native`). Elsewhere, and without
+a C++ compiler, `Recurrence` does, in plain PyTorch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from .base import Stack
+from . import native
+from .base import Stack, State
 
 
-class LSTMFunction(torch.autograd.Function):
-    """The recurrence, given the gates' input share W_ih·x + b of all steps.
+class Recurrence(torch.autograd.Function):
+    """One layer over all steps, given the input's share of the gates.
 
-    In bf16 autocast the gates and h are bf16, while c stays in its own dtype.
+    The gradients of a step's pre-activations are products of dc or dh and factors that depend on no gradient.
+    So backward computes the factors of all steps at once, and its loop does little more than the GEMMs.
+    In bf16 autocast gates and h are bf16, while c stays in its own dtype.
     """
 
     @staticmethod
-    def forward(ctx, gates_x, h, c, weight_hh, mask):
-        """gates_x (T, B, 4H), h and c (B, H), weight_hh (4H, H), mask (T, B, 1) or None
-        → h after each step (T, B, H), final c (B, H)."""
+    def forward(ctx, kind, gates_x, mask, weight_hh, own, h, c):
+        """gates_x: W_ih·x + b (T, B, ·), b being both biases; layer norm none; GRU b_ih
+        mask: (T, B, 1) or None · h, c: (B, H), GRU and RNN: c None
+        own: peephole weights (3, H); layer norm gain and bias (2, 4, H); GRU b_hh (3H,); else None
+        → h after each step (T, B, H), final c."""
         T, B, _ = gates_x.shape
         H = h.size(-1)
-        gates = torch.empty_like(gates_x)  # activated
-        hs = gates_x.new_empty(T + 1, B, H)
-        cs = c.new_empty(T + 1, B, H)
-        hs[0], cs[0] = h, c
         W_hh_t = weight_hh.t().contiguous()
+        hs = gates_x.new_empty(T + 1, B, H)
+        gates = gates_x.new_empty(
+            T, B, H if kind == "rnn" else 4 * H
+        )  # activated; GRU: r, z, n, W_hn·h + b_hn
+        cs: Any = None
+        normalised: Any = None
+        norms: Any = None
+        hs[0] = h
+        if c is not None:
+            cs = c.new_empty(T + 1, B, H)
+            cs[0] = c
+        if kind == "layernorm":
+            normalised = gates_x.new_empty(T, B, 4, H)
+            norms = gates_x.new_empty(T, B, 4, 1)
+
+        # Views of each step, made at once: in the loop each would cost as much as the arithmetic.
+        x_t, h_t, a_t, a4_t = (
+            gates_x.unbind(),
+            hs.unbind(),
+            gates.unbind(),
+            gates.unflatten(-1, (-1, H)).unbind(),
+        )
+        parts = [part.unbind() for part in gates.split(H, -1)]
+        first_two = gates[..., : 2 * H].unbind()
+        c_t = () if cs is None else cs.unbind()
         for t in range(T):
-            torch.addmm(gates_x[t], hs[t], W_hh_t, out=gates[t])
-            i, f, g, o = gates[t].chunk(4, -1)
-            gates[t, :, : 2 * H].sigmoid_()
-            g.tanh_()
-            o.sigmoid_()
-            torch.add(f * cs[t], i * g, out=cs[t + 1])
-            torch.mul(o, cs[t + 1].tanh(), out=hs[t + 1])
+            a, h_next = a_t[t], h_t[t + 1]
+            if kind == "rnn":
+                torch.addmm(x_t[t], h_t[t], W_hh_t, out=h_next).tanh_()
+            elif kind == "gru":
+                r, z, n, hidden_n = (part[t] for part in parts)
+                x_rz, x_n = x_t[t].split([2 * H, H], -1)
+                hidden_rz, new = torch.addmm(own, h_t[t], W_hh_t).split([2 * H, H], -1)
+                torch.add(x_rz, hidden_rz, out=first_two[t]).sigmoid_()
+                torch.addcmul(x_n, r, hidden_n.copy_(new), out=n).tanh_()
+                torch.lerp(n, h_t[t], z, out=h_next)
+            else:
+                i, f, g, o = (part[t] for part in parts)
+                c_next = c_t[t + 1]
+                torch.addmm(x_t[t], h_t[t], W_hh_t, out=a)
+                if kind == "layernorm":
+                    n, _, norms[t] = torch.native_layer_norm(a4_t[t], [H], None, None, 1e-5)
+                    normalised[t] = n
+                    torch.addcmul(own[1], own[0], n, out=a4_t[t])
+                if kind == "peephole":
+                    a4_t[t][:, :2].addcmul_(own[:2], c_t[t].unsqueeze(1))
+                first_two[t].sigmoid_()
+                g.tanh_()
+                torch.mul(i, g, out=c_next).addcmul_(f, c_t[t])
+                if kind == "peephole":
+                    o.addcmul_(own[2], c_next)
+                torch.mul(o.sigmoid_(), c_next.tanh(), out=h_next)
             if mask is not None:
-                torch.where(mask[t], hs[t + 1], hs[t], out=hs[t + 1])
-                torch.where(mask[t], cs[t + 1], cs[t], out=cs[t + 1])
-        ctx.save_for_backward(gates, hs, cs, weight_hh, mask)
-        return hs[1:], cs[-1]
+                torch.where(mask[t], h_next, h_t[t], out=h_next)
+                if cs is not None:
+                    torch.where(mask[t], c_t[t + 1], c_t[t], out=c_t[t + 1])
+        ctx.kind = kind
+        ctx.save_for_backward(gates, hs, cs, normalised, norms, mask, weight_hh, own)
+        return hs[1:], None if cs is None else cs[-1]
 
     @staticmethod
     def backward(ctx, d_hs, d_c):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "The fused cell has no second derivative (create_graph=True): use cell=scratch."
-            )
-        gates, hs, cs, weight_hh, mask = ctx.saved_tensors
-        T, B, H = d_hs.shape
-        d_gates = torch.empty_like(gates)
-        d_h = torch.zeros_like(d_hs[0])
-        for t in reversed(range(T)):
-            d_h = d_h + d_hs[t]
-            d_h_kept, d_c_kept = d_h, d_c
-            if mask is not None:
-                d_h, d_c = d_h * mask[t], d_c * mask[t]
-            i, f, g, o = gates[t].chunk(4, -1)
-            d_i, d_f, d_g, d_o = d_gates[t].chunk(4, -1)
-            tanh_c = cs[t + 1].tanh()
-            d_c = d_c + d_h * o * (1 - tanh_c**2)
-            d_i.copy_(d_c * g * i * (1 - i))
-            d_f.copy_(d_c * cs[t] * f * (1 - f))
-            d_g.copy_(d_c * i * (1 - g**2))
-            d_o.copy_(d_h * tanh_c * o * (1 - o))
-            d_c = d_c * f
-            d_h = d_gates[t] @ weight_hh
-            if mask is not None:
-                d_c = torch.where(mask[t], d_c, d_c_kept)
-                d_h = torch.where(mask[t], d_h, d_h_kept)
-        d_weight_hh = d_gates.view(T * B, 4 * H).t() @ hs[:-1].view(T * B, H)
-        return d_gates, d_h, d_c, d_weight_hh, None
+        native.refuse_second_derivative()
+        gates, hs, cs, normalised, norms, mask, weight_hh, own = ctx.saved_tensors
+        kind = ctx.kind
+        H = d_hs.size(-1)
+        d_gates = torch.empty_like(gates)  # at first its factors
+        d_parts = d_gates.split(H, -1)
+        dh_to_dc: Any = None
+        dc_to_dc: Any = None
+        dh_to_dh: Any = None  # the ways that do not pass the pre-activations
+        hidden = slice(None)  # the columns that W_hh·h reaches
+        if kind == "rnn":
+            torch.sub(1, hs[1:] ** 2, out=d_gates)
+        elif kind == "gru":
+            r, z, n, hidden_n = gates.split(H, -1)
+            d_n, d_r, d_z, d_hidden_n = d_parts
+            torch.mul(1 - z, 1 - n**2, out=d_n)
+            torch.mul(d_n, r, out=d_hidden_n)
+            torch.mul(d_hidden_n, 1 - r, out=d_r).mul_(hidden_n)
+            torch.mul(hs[:-1] - n, z, out=d_z).mul_(1 - z)
+            dh_to_dh = z
+            hidden = slice(H, None)
+        else:
+            i, f, g, o = gates.split(H, -1)
+            d_i, d_f, d_g, d_o = d_parts
+            tanh_c = cs[1:].tanh()
+            torch.mul(1 - i, i, out=d_i).mul_(g)
+            torch.mul(1 - f, f, out=d_f).mul_(cs[:-1])
+            torch.mul(1 - g**2, i, out=d_g)
+            torch.mul(1 - o, o, out=d_o).mul_(tanh_c)
+            dh_to_dc = (1 - tanh_c.square_()).mul_(o)
+            dc_to_dc = f
+            if kind == "peephole":
+                dh_to_dc = dh_to_dc.addcmul_(d_o, own[2])
+                dc_to_dc = f + d_i * own[0] + d_f * own[1]
+        if mask is not None:
+            d_gates.mul_(mask)
+            dh_to_dh = ~mask if dh_to_dh is None else torch.where(mask, dh_to_dh, 1)
+            if cs is not None:
+                dh_to_dc = dh_to_dc * mask
+                dc_to_dc = torch.where(mask, dc_to_dc, 1)
+
+        d_normed: Any = torch.empty_like(normalised) if kind == "layernorm" else None
+        d_pre = d_gates if d_normed is None else d_normed.flatten(2)
+        d_i_f_g = d_gates[..., : 3 * H].unflatten(-1, (-1, H))
+        steps = zip(
+            *(d_gates.unflatten(-1, (-1, H)).unbind(), d_i_f_g.unbind(), d_parts[-1].unbind()),
+            *(d_pre[..., hidden].unbind(), [torch.zeros_like(d_hs[0]), *d_hs[:-1].unbind()]),
+            strict=True,
+        )
+        dh, dc = d_hs[-1], None if d_c is None else d_c.clone()
+        for t, (d_all, d_by_c, d_by_h, d_hidden, d_h_before) in reversed(list(enumerate(steps))):
+            if dc is None:
+                d_all.mul_(dh.unsqueeze(1))
+            else:
+                dc.addcmul_(dh, dh_to_dc[t])
+                d_by_c.mul_(dc.unsqueeze(1))
+                d_by_h.mul_(dh)
+                dc.mul_(dc_to_dc[t])
+            if kind == "layernorm":
+                n, d_n = normalised[t], d_all * own[0]
+                d_n -= d_n.mean(-1, keepdim=True) + n * (d_n * n).mean(-1, keepdim=True)
+                torch.mul(d_n, norms[t], out=d_normed[t])
+            d_before = torch.addmm(d_h_before, d_hidden, weight_hh)
+            dh = d_before if dh_to_dh is None else d_before.addcmul_(dh, dh_to_dh[t])
+
+        d_hidden = d_pre[..., hidden].flatten(0, 1)
+        d_own = None
+        if kind == "gru":
+            d_own = d_hidden.sum(0)
+            d_pre = torch.cat([d_gates[..., H : 3 * H], d_gates[..., :H]], -1)
+        if kind == "peephole":
+            seen = (cs[:-1], cs[:-1], cs[1:])
+            d_own = torch.stack([(d * c).sum((0, 1)) for d, c in zip((d_i, d_f, d_o), seen, strict=True)])
+        if kind == "layernorm":
+            d_outer = d_gates.view_as(normalised)
+            d_own = torch.stack([(d_outer * normalised).sum((0, 1)), d_outer.sum((0, 1))])
+        d_weight_hh = d_hidden.t() @ hs[:-1].flatten(0, 1)
+        return None, d_pre, None, d_weight_hh, d_own, dh, dc
 
 
 class FusedCell(Stack):
-    """The LSTM, fast. Twice differentiating it is refused."""
+    """Any kind of cell, fast. Differentiating it twice is refused.
+
+    recompute: run each layer again in the backward pass instead of storing its gates.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *, recompute: bool, **options: Any) -> None:
+        super().__init__(input_size, hidden_size, **options)
+        self.recompute = recompute
+
+    def forward(
+        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        usable = x.device.type == "cpu" and x.dtype == self.weight_hh_l0.dtype and x.dtype in native.DTYPES
+        special = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not usable or special or native.library() is None:
+            return super().forward(x, state, lengths)
+
+        if lengths is not None:
+            lengths = lengths.cpu()
+        given = self._check(x, state, lengths)
+        initial = [s.to(x.dtype).contiguous() for s in given]
+        if lengths is not None:
+            lengths = lengths.long().contiguous()
+        if not self.batch_first:
+            x = x.transpose(0, 1)  # (B, T, I)
+        weights = self._weights()
+        differentiable = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (x, *initial, *(w for each in weights for w in each))
+        )
+        D = self._num_directions
+        finals: list[Sequence[Tensor]] = []  # of each layer and direction
+        final = [torch.empty_like(s) for s in initial]
+        for layer in range(self.num_layers):
+            if layer > 0:
+                x = self._dropout(x, time=1)
+            if x.stride(-1) != 1:
+                x = x.contiguous()
+            outputs = []
+            for k in range(layer * D, layer * D + D):
+                scan = (self.kind, k % D == 1, lengths, x)
+                if differentiable:
+                    y, *last = self._stored(native.Scan.apply, *scan, *(s[k] for s in initial), *weights[k])
+                    finals.append(last)
+                else:
+                    y = native.scan(*scan, initial, weights[k], final, k)
+                outputs.append(y)
+            x = torch.cat(outputs, -1) if D == 2 else outputs[0]  # (B, T, D·H)
+        if differentiable:
+            final = [torch.stack(members) for members in zip(*finals, strict=True)]
+        output = x if self.batch_first else x.transpose(0, 1)
+        return output, self._state_type(*(s.to(g.dtype) for s, g in zip(final, given, strict=True)))
 
     def _scan(
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: list[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        weight_ih, weight_hh, bias_ih, bias_hh = weights
-        h, c = state
-        gates_x = F.linear(x, weight_ih, bias_ih + bias_hh)  # (T, B, 4H)
+        hs, *c = self._stored(self._recurrence, x, mask, *state, *weights)
+        return hs, (hs[-1], *c)
+
+    def _recurrence(self, x: Tensor, mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        (h, *c), (weight_ih, weight_hh, bias_ih, bias_hh, *own) = native.split(self.kind, tensors)
+        bias: Any = bias_ih + bias_hh
+        if self.kind == "layernorm":
+            own, bias = [*own, bias], None
+        elif self.kind == "gru":
+            own, bias = [bias_hh], bias_ih
+        gates_x = F.linear(x, weight_ih, bias)  # (T, B, 4H)
         dtype = gates_x.dtype  # under autocast not that of x
-        hs, c = LSTMFunction.apply(gates_x, h.to(dtype), c, weight_hh.to(dtype), mask)
-        return hs, (hs[-1], c)
+        shape = {"gru": (-1,), "layernorm": (2, 4, self.hidden_size)}.get(self.kind, (3, self.hidden_size))
+        stacked = torch.cat(own).view(shape).to(dtype) if own else None
+        args: Any = (self.kind, gates_x, mask, weight_hh.to(dtype), stacked, h.to(dtype), *(c or (None,)))
+        hs, last = Recurrence.apply(*args)
+        return (hs,) if last is None else (hs, last)
+
+    def _stored(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The call, and what its backward pass needs: stored, or computed again there."""
+        if not self.recompute:
+            return function(*args)
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,192 @@
+// Matrix products for the recurrence, each on one thread: for products this small, a library's dispatch, packing
+// and threads cost more than the arithmetic. A and C are given as pointers to their rows, which may lie
+// anywhere, so the rows of a ragged batch need no gathering.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+using std::int64_t;
+
+// A tile of C stays in registers: MR rows of up to NV vectors, beside NV vectors of B and one of A.
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, MR = 6;  // 32 registers
+#elif defined(__AVX__)
+constexpr int BYTES = 32, MR = 3;  // 16 registers
+#elif defined(__aarch64__)
+constexpr int BYTES = 16, MR = 6;
+#else
+constexpr int BYTES = 16, MR = 3;
+#endif
+constexpr int NV = 4;
+
+template <class R> using Vec [[gnu::vector_size(BYTES), gnu::aligned(alignof(R)), gnu::may_alias]] = R;
+template <class R> constexpr int64_t LANES = BYTES / sizeof(R);
+template <class R> constexpr int64_t PANEL = NV * LANES<R>;
+
+template <class R> struct Buffer {  // uninitialised, aligned to cache lines
+  std::unique_ptr<void, decltype(&std::free)> memory;
+  R *p;
+  explicit Buffer(int64_t n)
+      : memory(std::aligned_alloc(64, (n * sizeof(R) / 64 + 1) * 64), std::free), p(static_cast<R *>(memory.get())) {}
+};
+
+// B (K, N) cut into panels of PANEL columns, each stored as [k][column] and padded with zeros to whole vectors.
+template <class R> struct Packed {
+  int64_t K, N;
+  Buffer<R> data;
+  Packed(int64_t K, int64_t N) : K(K), N(N), data(K * (N + LANES<R> - 1)) {}
+  int64_t panels() const { return (N + PANEL<R> - 1) / PANEL<R>; }
+  int columns(int64_t j) const { return int(std::min(PANEL<R>, N - j * PANEL<R>)); }
+  int width(int64_t j) const { return int((columns(j) + LANES<R> - 1) / LANES<R> * LANES<R>); }
+  R *panel(int64_t j) const { return data.p + j * PANEL<R> * K; }
+};
+
+// B[k, n] = from[k * k_stride + n * n_stride]; the threads of the caller's parallel region share the work.
+template <class R> void pack(const Packed<R> &B, const R *from, int64_t k_stride, int64_t n_stride) {
+#pragma omp for schedule(static)
+  for (int64_t j = 0; j < B.panels(); j++) {
+    const R *source = from + j * PANEL<R> * n_stride;
+    const int width = B.width(j), columns = B.columns(j);
+    constexpr int64_t BLOCK = 16;  // k inside n inside blocks of k: whole cache lines if B is transposed
+    for (int64_t k0 = 0; k0 < B.K; k0 += BLOCK)
+      for (int n = 0; n < width; n++)
+        for (int64_t k = k0; k < std::min(k0 + BLOCK, B.K); k++)
+          B.panel(j)[k * width + n] = n < columns ? source[k * k_stride + n * n_stride] : R(0);
+  }
+}
+
+// C (M rows, N vectors at column c0, `columns` of them real) = init or C itself (accumulate) + A B.
+// A's row m holds its k-th value at a[m][k * step].
+template <class R, int M, int N>
+void tile(const R *const *a, int64_t step, const R *b, int64_t K, R *const *c, int64_t c0, int columns, const R *init,
+          bool accumulate) {
+  using V = Vec<R>;
+  constexpr int L = LANES<R>;
+  const bool whole = columns == N * L;
+  R edge[M][N * L];  // stands in for rows of C that end inside a vector
+  V sum[M][N];
+  const R *row[M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+    row[m] = a[m];
+    const R *from = accumulate ? c[m] + c0 : init ? init + c0 : nullptr;
+    if (from && !whole) from = static_cast<R *>(std::memcpy(edge[m], from, columns * sizeof(R)));
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) sum[m][n] = from ? *(const V *)(from + n * L) : V{};
+  }
+  for (int64_t k = 0; k < K * step; k += step, b += N * L) {
+    V w[N];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) w[n] = *(const V *)(b + n * L);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++) {
+      const V x = row[m][k] - V{};
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++) sum[m][n] += x * w[n];
+    }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; m++) {
+    R *to = whole ? c[m] + c0 : edge[m];
+#pragma GCC unroll 8
+    for (int n = 0; n < N; n++) *(V *)(to + n * L) = sum[m][n];
+    if (!whole) std::memcpy(c[m] + c0, edge[m], columns * sizeof(R));
+  }
+}
+
+template <class R, int M = MR> auto tile_of(int rows, int vectors) -> decltype(&tile<R, 1, 1>) {
+  if constexpr (M > 1)
+    if (rows < M) return tile_of<R, M - 1>(rows, vectors);
+  constexpr decltype(&tile<R, 1, 1>) tiles[NV] = {tile<R, M, 1>, tile<R, M, 2>, tile<R, M, 3>, tile<R, M, 4>};
+  return tiles[vectors - 1];
+}
+
+// n rows of C = init, or C itself (accumulate), + the same rows of A times B.
+template <class R>
+void multiply(const R *const *a, const Packed<R> &B, R *const *c, int64_t n, const R *init, bool accumulate) {
+  constexpr int64_t K_BLOCK = 512;  // a block of a panel fits the L2 cache, and of MR rows of A the L1
+  const int64_t tiles = (n + MR - 1) / MR;
+  for (int64_t j = 0; j < B.panels(); j++)
+    for (int64_t k = 0; k < B.K; k += K_BLOCK)
+      for (int64_t t = 0; t < tiles; t++) {
+        const int64_t first = n * t / tiles, rows = n * (t + 1) / tiles - first;  // of even height
+        const R *a_k[MR];
+        for (int64_t i = 0; i < rows; i++) a_k[i] = a[first + i] + k;
+        tile_of<R>(int(rows), int(B.width(j) / LANES<R>))(a_k, 1, B.panel(j) + k * B.width(j), std::min(K_BLOCK, B.K - k),
+                                                       c + first, j * PANEL<R>, B.columns(j), init, accumulate || k);
+      }
+}
+
+// C (M, N) = Σ_k d[k]ᵀ v[k] over `rows` rows d[k] = d + k * d_stride (M,) and v[k] (N,): a weight's gradient.
+// Each thread of the caller's parallel region computes some rows of C.
+template <class R>
+void outer(const R *d, int64_t d_stride, int64_t M, const R *const *v, int64_t N, int64_t rows, R *c, int thread, int threads) {
+  constexpr int64_t K_BLOCK = 256, M_BLOCK = 8 * MR;
+  Packed<R> V(K_BLOCK, N);
+  Buffer<R> block(K_BLOCK * M_BLOCK);
+  for (int64_t k0 = 0; k0 < rows; k0 += K_BLOCK) {
+    V.K = std::min(K_BLOCK, rows - k0);
+    for (int64_t j = 0; j < V.panels(); j++)
+      for (int64_t k = 0; k < V.K; k++) {
+        R *to = V.panel(j) + k * V.width(j);
+        std::fill(std::copy_n(v[k0 + k] + j * PANEL<R>, V.columns(j), to), to + V.width(j), R(0));
+      }
+    for (int64_t m0 = M * thread / threads, end = M * (thread + 1) / threads; m0 < end; m0 += M_BLOCK) {
+      const int64_t height = std::min(M_BLOCK, end - m0);
+      // Copied, since the rows of d lie a power of two apart and would evict each other from the caches.
+      for (int64_t k = 0; k < V.K; k++) std::copy_n(d + (k0 + k) * d_stride + m0, height, block.p + k * M_BLOCK);
+      for (int64_t j = 0; j < V.panels(); j++)
+        for (int64_t m = 0; m < height; m += MR) {
+          const int count = int(std::min<int64_t>(MR, height - m));
+          const R *a[MR];
+          R *to[MR];
+          for (int i = 0; i < count; i++) a[i] = block.p + m + i, to[i] = c + (m0 + m + i) * N;
+          tile_of<R>(count, int(V.width(j) / LANES<R>))(a, M_BLOCK, V.panel(j), V.K, to, j * PANEL<R>, V.columns(j), nullptr, k0 > 0);
+        }
+    }
+  }
+}
+
+// Σ_k w[r][k] x[k] of ROWS rows, added to sum (whole vectors) and rest (what is left over).
+template <class R, int ROWS>
+inline void dot(const R *w, int64_t stride, const R *x, int64_t K, Vec<R> *sum, R *rest) {
+  int64_t k = 0;
+  for (; k + LANES<R> <= K; k += LANES<R>)
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++) sum[r] += *(const Vec<R> *)(w + r * stride + k) * *(const Vec<R> *)(x + k);
+  for (; k < K; k++)
+    for (int r = 0; r < ROWS; r++) rest[r] += w[r * stride + k] * x[k];
+}
+
+// n rows of C, M columns from c0 on, += A Wᵀ + B Vᵀ, with W (M, I) and V (M, H) as stored (I or H may be 0): for
+// products too small to pack the weights first.
+template <class R>
+void multiply_unpacked(const R *const *a, const R *W, int64_t I, const R *const *b, const R *V, int64_t H, int64_t M,
+                       R *const *c, int64_t c0, int64_t n) {
+  constexpr int ROWS = 4;
+#pragma omp for schedule(static)
+  for (int64_t j0 = 0; j0 < M; j0 += ROWS) {
+    const int rows = int(std::min<int64_t>(ROWS, M - j0));
+    for (int64_t i = 0; i < n; i++) {
+      Vec<R> sum[ROWS] = {};
+      R rest[ROWS] = {};
+      if (rows == ROWS) {
+        dot<R, ROWS>(W + j0 * I, I, a[i], I, sum, rest);
+        dot<R, ROWS>(V + j0 * H, H, b[i], H, sum, rest);
+      } else
+        for (int r = 0; r < rows; r++) {
+          dot<R, 1>(W + (j0 + r) * I, I, a[i], I, sum + r, rest + r);
+          dot<R, 1>(V + (j0 + r) * H, H, b[i], H, sum + r, rest + r);
+        }
+      for (int r = 0; r < rows; r++) {
+        R total = rest[r];
+#pragma omp simd reduction(+ : total)
+        for (int64_t l = 0; l < LANES<R>; l++) total += sum[r][l];
+        c[i][c0 + j0 + r] += total;
+      }
+    }
+  }
+}

@@ -1,0 +1,217 @@
+"""The recurrence in native code, for float32 and float64 on the CPU.
+
+`kernel.cpp` is compiled on first use, in some seconds, into the user's cache folder ($XDG_CACHE_HOME or
+~/.cache).
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import struct
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "gemm.h")]
+# Not -march=native: what lies in a cache folder must run on each machine that shares it.
+CPU_FLAGS = {"AVX512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+]
+
+KINDS = ("lstm", "peephole", "layernorm", "rnn", "gru")  # as numbered in kernel.cpp
+DTYPES = {torch.float32: "f32", torch.float64: "f64"}
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel; None, said once, where there is no compiler that can build it."""
+    compiler = os.environ.get("CXX") or "c++"
+    flags = FLAGS + CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
+    key = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES) + repr(flags).encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lstmlab"
+    target = cache / f"kernel-{key.hexdigest()[:16]}.so"
+    try:
+        if not target.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                compiled, linked = Path(folder, "kernel.o"), Path(folder, "kernel.so")
+                # Linked without OpenMP: torch has loaded its own, whose threads are those to use.
+                for command in (
+                    [compiler, *flags, "-c", str(SOURCES[0]), "-o", str(compiled)],
+                    [compiler, "-shared", str(compiled), "-o", str(linked)],
+                ):
+                    subprocess.run(command, check=True, capture_output=True, text=True)
+                os.replace(linked, target)  # at once, whoever else may be compiling
+        return ctypes.CDLL(str(target))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        # Not logging: Hydra's settings may have switched that off
+        warnings.warn(
+            f"cell=fused runs its plain path: {compiler} cannot build the native kernel ({reason})",
+            stacklevel=2,
+        )
+        return None
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _strided(tensor: Tensor | None) -> tuple[int, ...]:
+    """Of (B, T, ·): the address, and the strides of B and T."""
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride()[:2])
+
+
+def _call(
+    function: str,
+    kind: str,
+    reverse: bool,
+    lengths: Tensor | None,
+    x: Tensor,
+    initial: Sequence[int],
+    weights: Sequence[Tensor],
+    y: Tensor,
+    *rest: int,
+) -> None:
+    """initial: the addresses of h and c · rest: the fields of Scan in kernel.cpp after y."""
+    kernel = library()
+    assert kernel is not None
+    w_ih, w_hh, b_ih, b_hh, *own = (weight.contiguous() for weight in weights)
+    extra = torch.cat(own) if own else None
+    fields = (
+        *(KINDS.index(kind), *x.shape, w_hh.size(1), reverse, torch.get_num_threads(), _address(lengths)),
+        *(*_strided(x), *initial, *(0,) * (2 - len(initial))),
+        *(w_ih.data_ptr(), w_hh.data_ptr(), b_ih.data_ptr(), b_hh.data_ptr(), _address(extra)),
+        *(*_strided(y), *rest),
+    )
+    getattr(kernel, f"{function}_{DTYPES[x.dtype]}")(struct.pack("38q", *fields, *(0,) * (38 - len(fields))))
+
+
+def scan(
+    kind: str,
+    reverse: bool,
+    lengths: Tensor | None,
+    x: Tensor,
+    initial: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    final: Sequence[Tensor],
+    k: int = 0,
+    kept: Sequence[Tensor | None] = (),
+) -> Tensor:
+    """One layer in one direction → h after each step (B, T, H), zeros past a row's length.
+
+    lengths: (B,) int64, or None · x: (B, T, I), contiguous in I · weights: the parameters as stored ·
+    initial, final: the k-th (B, H) of each of these tensors is read, and written · kept: for `Native`.
+    """
+    y = x.new_empty(x.size(0), x.size(1), initial[0].size(-1))
+    skip = k * initial[0].stride(0) * x.element_size()
+    start = [state.data_ptr() + skip for state in initial]
+    end = [state.data_ptr() + skip for state in final]
+    end += [0] * (2 - len(end))
+    _call("forward", kind, reverse, lengths, x, start, weights, y, *end, *map(_address, kept))
+    return y
+
+
+def _buffers(kind: str, lengths: Tensor | None, x: Tensor, H: int) -> list[Tensor | None]:
+    """What backward needs: gates, c, and layer norm's 1/σ, of each cell of the unpadded batch."""
+    cells = x.size(0) * x.size(1) if lengths is None else int(lengths.sum())
+    return [
+        x.new_empty(cells, H if kind == "rnn" else 4 * H),
+        None if kind in ("rnn", "gru") else x.new_empty(cells, H),
+        x.new_empty(cells, 4) if kind == "layernorm" else None,
+    ]
+
+
+def refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("The fused cell has no second derivative (create_graph=True): use cell=scratch.")
+
+
+class Scan(torch.autograd.Function):
+    """`scan` with its own backward pass: (y, *final state) of tensors = (*initial state, *weights).
+
+    Backward writes the gates' gradients over the gates; asked again, it runs forward again.
+    """
+
+    @staticmethod
+    def forward(ctx, kind, reverse, lengths, x, *tensors):
+        state, weights = split(kind, tensors)
+        kept = _buffers(kind, lengths, x, state[0].size(-1))
+        final = [torch.empty_like(s) for s in state]
+        y = scan(kind, reverse, lengths, x, state, weights, final, kept=kept)
+        ctx.kind, ctx.reverse, ctx.gates_overwritten = kind, reverse, False
+        ctx.save_for_backward(lengths, x, y, *kept, *tensors)
+        ctx.set_materialize_grads(False)
+        return y, *final
+
+    @staticmethod
+    def backward(ctx, dy, *d_final):
+        refuse_second_derivative()
+        lengths, x, y, gates, cs, norms, *tensors = ctx.saved_tensors
+        kind, kept = ctx.kind, [gates, cs, norms]
+        state, weights = split(kind, tensors)
+        H = state[0].size(-1)
+        if ctx.gates_overwritten:
+            kept = _buffers(kind, lengths, x, H)
+            scan(
+                kind, ctx.reverse, lengths, x, state, weights, [torch.empty_like(s) for s in state], kept=kept
+            )
+        ctx.gates_overwritten = True
+
+        _, _, _, x_needs, *needs = ctx.needs_input_grad
+        _, weights_need = split(kind, needs)
+        if dy is not None and dy.stride(-1) != 1:
+            dy = dy.contiguous()
+        dx = torch.empty_like(x) if x_needs else None
+        d_state = [
+            torch.zeros_like(s) if d is None else d.clone(memory_format=torch.contiguous_format)
+            for d, s in zip(d_final, state, strict=True)
+        ]
+        dw_ih, dw_hh = (
+            torch.empty_like(w) if need else None
+            for w, need in zip(weights[:2], weights_need[:2], strict=True)
+        )
+        d_bias = x.new_empty(kept[0].size(1))
+        d_own = x.new_empty(sum(w.numel() for w in weights[4:]))
+        out = (dw_ih, dw_hh, d_bias, d_own)
+        _call(
+            *("backward", kind, ctx.reverse, lengths, x, [s.data_ptr() for s in state], weights, y, 0, 0),
+            *(*map(_address, kept), *_strided(dy), *_strided(dx)),
+            *(*[d.data_ptr() for d in d_state], *(0,) * (2 - len(d_state)), *map(_address, out)),
+        )
+        d_biases = [d_bias, d_bias]
+        if kind == "gru":  # r, z and the two halves of n
+            d_biases = [d_bias[: 3 * H], torch.cat([d_bias[: 2 * H], d_bias[3 * H :]])]
+        return (
+            None,
+            None,
+            None,
+            dx,
+            *d_state,
+            dw_ih,
+            dw_hh,
+            *d_biases,
+            *d_own.split([w.numel() for w in weights[4:]]),
+        )
+
+
+def split(kind: str, tensors: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """Of the state, and of the weights."""
+    members = 1 if kind in ("rnn", "gru") else 2
+    return tensors[:members], tensors[members:]
