@@ -62,11 +62,14 @@ class Recurrent(nn.Module):
     def _check(self, x: Tensor, state: State | None, lengths: Tensor | None) -> State:
         """The given state, or zeros."""
         dims = "(B, T, I)" if self.batch_first else "(T, B, I)"
-        if x.dim() != 3 or x.size(-1) != self.input_size or 0 in x.shape:
+        sizes = x.shape
+        if len(sizes) != 3 or sizes[2] != self.input_size or 0 in sizes:
             raise ValueError(
-                f"x must be {dims}, none of them 0, with I={self.input_size}, not {tuple(x.shape)}."
+                f"x must be {dims}, none of them 0, with I={self.input_size}, not {tuple(sizes)}."
             )
-        B, T = x.shape[:2] if self.batch_first else (x.size(1), x.size(0))
+        T, B, _ = sizes
+        if self.batch_first:
+            B, T = T, B
         if lengths is not None:
             if lengths.shape != (B,) or lengths.is_floating_point():
                 raise ValueError(

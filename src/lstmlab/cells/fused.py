@@ -188,7 +188,8 @@ class FusedCell(Stack):
     def forward(
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        usable = x.device.type == "cpu" and x.dtype == self.weight_hh_l0.dtype and x.dtype in native.DTYPES
+        weights = self._weights()
+        usable = x.is_cpu and x.dtype == weights[0][0].dtype and x.dtype in native.DTYPES
         special = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing()
         if not usable or special or native.library() is None:
             return super().forward(x, state, lengths)
@@ -196,16 +197,22 @@ class FusedCell(Stack):
         if lengths is not None:
             lengths = lengths.cpu()
         given = self._check(x, state, lengths)
-        initial = [s.to(x.dtype).contiguous() for s in given]
+        initial = [
+            s if s.dtype == x.dtype and s.is_contiguous() else s.to(x.dtype).contiguous() for s in given
+        ]
         if lengths is not None:
             lengths = lengths.long().contiguous()
         if not self.batch_first:
             x = x.transpose(0, 1)  # (B, T, I)
-        weights = self._weights()
         differentiable = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (x, *initial, *(w for each in weights for w in each))
         )
         D = self._num_directions
+        if x.size(1) == 1 and D == 1 and lengths is None and not differentiable:  # as in decoding
+            final = [torch.empty_like(s) for s in initial]
+            x = x if x.stride(-1) == 1 else x.contiguous()
+            x = native.step(self.kind, x, initial, weights, final)
+            return (x if self.batch_first else x.transpose(0, 1)), self._state_type(*final)
         finals: list[Sequence[Tensor]] = []  # of each layer and direction
         final = [torch.empty_like(s) for s in initial]
         for layer in range(self.num_layers):

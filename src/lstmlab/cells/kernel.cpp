@@ -291,7 +291,7 @@ template <class R> static void step(const Scan<R> &g) {
     if (g.kind == LAYERNORM) std::fill_n(to[b], G, R(0));
     else std::copy_n(bias.p, G, to[b]);
   }
-  const bool large = g.N() * (g.I + H) * sizeof(R) > 1 << 20;  // each thread then has its part in its own cache
+  const bool large = g.N() * (g.I + H) * sizeof(R) > 1 << 18;  // each thread then has its part in its own cache
 #pragma omp parallel num_threads(large ? g.threads : 1)
   {
     multiply_unpacked(x.data(), g.w_ih, g.I, h.data(), g.w_hh, H, shared, to.data(), 0, g.B);
@@ -383,9 +383,13 @@ template <class R> static void backward(const Scan<R> &g) {
   }
 }
 
-extern "C" {
-void forward_f32(const Scan<float> *g) { g->T == 1 && !g->gates ? step(*g) : forward(*g); }
-void forward_f64(const Scan<double> *g) { g->T == 1 && !g->gates ? step(*g) : forward(*g); }
-void backward_f32(const Scan<float> *g) { backward(*g); }
-void backward_f64(const Scan<double> *g) { backward(*g); }
+template <class R> static void forward_each(const Scan<R> *g, int n) {
+  for (const Scan<R> *end = g + n; g < end; g++) g->T == 1 && !g->gates ? step(*g) : forward(*g);
+}
+
+extern "C" {  // n scans, one after the other
+void forward_f32(const Scan<float> *g, int n) { forward_each(g, n); }
+void forward_f64(const Scan<double> *g, int n) { forward_each(g, n); }
+void backward_f32(const Scan<float> *g, int) { backward(*g); }
+void backward_f64(const Scan<double> *g, int) { backward(*g); }
 }

@@ -78,29 +78,35 @@ def _strided(tensor: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride()[:2])
 
 
-def _call(
-    function: str,
+def _operands(weights: Sequence[Tensor]) -> list[Tensor | None]:
+    """W_ih, W_hh, b_ih, b_hh, and a kind's own ones in one; to be held while the kernel runs."""
+    w_ih, w_hh, b_ih, b_hh, *own = [weight.contiguous() for weight in weights]
+    return [w_ih, w_hh, b_ih, b_hh, torch.cat(own) if own else None]
+
+
+def _fields(
     kind: str,
+    shape: Sequence[int],
     reverse: bool,
     lengths: Tensor | None,
-    x: Tensor,
+    x: Sequence[int],
     initial: Sequence[int],
-    weights: Sequence[Tensor],
-    y: Tensor,
+    operands: Sequence[Tensor | None],
+    y: Sequence[int],
     *rest: int,
-) -> None:
-    """initial: the addresses of h and c · rest: the fields of Scan in kernel.cpp after y."""
-    kernel = library()
-    assert kernel is not None
-    w_ih, w_hh, b_ih, b_hh, *own = (weight.contiguous() for weight in weights)
-    extra = torch.cat(own) if own else None
+) -> bytes:
+    """Scan in kernel.cpp. shape: B, T, I, H · x, y: see `_strided` · initial: the addresses of h and c ·
+    rest: what follows y."""
     fields = (
-        *(KINDS.index(kind), *x.shape, w_hh.size(1), reverse, torch.get_num_threads(), _address(lengths)),
-        *(*_strided(x), *initial, *(0,) * (2 - len(initial))),
-        *(w_ih.data_ptr(), w_hh.data_ptr(), b_ih.data_ptr(), b_hh.data_ptr(), _address(extra)),
-        *(*_strided(y), *rest),
+        *(KINDS.index(kind), *shape, reverse, torch.get_num_threads(), _address(lengths)),
+        *(*x, *initial, *(0,) * (2 - len(initial))),
+        *(*map(_address, operands), *y, *rest),
     )
-    getattr(kernel, f"{function}_{DTYPES[x.dtype]}")(struct.pack("38q", *fields, *(0,) * (38 - len(fields))))
+    return struct.pack("38q", *fields, *(0,) * (38 - len(fields)))
+
+
+def _call(function: str, dtype: torch.dtype, *scans: bytes) -> None:
+    getattr(library(), f"{function}_{DTYPES[dtype]}")(b"".join(scans), len(scans))
 
 
 def scan(
@@ -124,7 +130,37 @@ def scan(
     start = [state.data_ptr() + skip for state in initial]
     end = [state.data_ptr() + skip for state in final]
     end += [0] * (2 - len(end))
-    _call("forward", kind, reverse, lengths, x, start, weights, y, *end, *map(_address, kept))
+    operands, shape = _operands(weights), (*x.shape, y.size(-1))
+    fields = (kind, shape, reverse, lengths, _strided(x), start, operands, _strided(y))
+    _call("forward", x.dtype, _fields(*fields, *end, *map(_address, kept)))
+    return y
+
+
+def step(
+    kind: str,
+    x: Tensor,
+    initial: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
+    final: Sequence[Tensor],
+) -> Tensor:
+    """One step of a stack of layers in one call → h of the last one (B, 1, H).
+
+    x: (B, 1, I), contiguous in I · initial, final: (L, B, H) each; the latter is written · weights: of
+    each layer, as stored.
+    """
+    B, _, I = x.shape
+    H = initial[0].size(-1)
+    y = torch.empty(B, 1, H, dtype=x.dtype)
+    start, end = [s.data_ptr() for s in initial], [s.data_ptr() for s in final]
+    source, top, held, scans = _strided(x), len(weights) - 1, [], []
+    for k, layer in enumerate(weights):
+        held.append(operands := _operands(layer))
+        to = _strided(y) if k == top else (end[0], H, H)
+        scans.append(_fields(kind, (B, 1, I, H), False, None, source, start, operands, to, *end))
+        source, I = to, H
+        size = B * H * x.element_size()
+        start, end = [address + size for address in start], [address + size for address in end]
+    _call("forward", x.dtype, *scans)
     return y
 
 
@@ -190,11 +226,13 @@ class Scan(torch.autograd.Function):
         d_bias = x.new_empty(kept[0].size(1))
         d_own = x.new_empty(sum(w.numel() for w in weights[4:]))
         out = (dw_ih, dw_hh, d_bias, d_own)
-        _call(
-            *("backward", kind, ctx.reverse, lengths, x, [s.data_ptr() for s in state], weights, y, 0, 0),
+        start, operands = [s.data_ptr() for s in state], _operands(weights)
+        fields = _fields(
+            *(kind, (*x.shape, H), ctx.reverse, lengths, _strided(x), start, operands, _strided(y), 0, 0),
             *(*map(_address, kept), *_strided(dy), *_strided(dx)),
             *(*[d.data_ptr() for d in d_state], *(0,) * (2 - len(d_state)), *map(_address, out)),
         )
+        _call("backward", x.dtype, fields)
         d_biases = [d_bias, d_bias]
         if kind == "gru":  # r, z and the two halves of n
             d_biases = [d_bias[: 3 * H], torch.cat([d_bias[: 2 * H], d_bias[3 * H :]])]

@@ -89,7 +89,8 @@ class CharLM(Task):
         """Continue `prompt` by `length` characters, yielded a few at a time.
 
         At temperature 0 the most probable character is taken; otherwise one is drawn from
-        softmax(logits / temperature), over the `top_k` most probable if that is given.
+        softmax(logits / temperature), over the `top_k` most probable if that is given. It is drawn as
+        argmax(logits + temperature · noise), the noise being Gumbel's, −log Exp(1) (Maddison et al. 2014).
         Raises ValueError for a prompt that is empty or holds a character that the model never saw.
         """
         ids = {character: i for i, character in enumerate(self.vocabulary) if i > 0}
@@ -100,21 +101,20 @@ class CharLM(Task):
             raise ValueError("text= is empty; give at least one character to start from")
         generator = torch.Generator(self.device).manual_seed(seed)
         inputs = torch.tensor([[ids[c] for c in prompt]], device=self.device)
-        state, drawn = None, []
-        for remaining in range(length, 0, -1):
-            logits, state = self(inputs, state)
-            logits = logits[:, -1].float()  # (1, V)
-            logits[:, 0] = -math.inf  # UNKNOWN
-            if top_k is not None and top_k < logits.size(1):
-                logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
-            if temperature == 0:
-                inputs = logits.argmax(-1, keepdim=True)
-            else:
-                inputs = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
-            drawn.append(inputs)
-            if len(drawn) == TRANSFER or remaining == 1:
-                yield self.decode(torch.cat(drawn, 1)[0])
-                drawn.clear()
+        state, noise = None, torch.empty(TRANSFER, len(self.vocabulary), device=self.device)
+        for start in range(0, length, TRANSFER):
+            drawn = []
+            noise.exponential_(generator=generator).log_().mul_(-temperature)
+            noise[:, 0] = -math.inf  # UNKNOWN
+            for noise_t in noise[: length - start]:
+                logits, state = self(inputs, state)
+                logits = logits[:, -1].float()  # (1, V)
+                if top_k is not None and top_k < logits.size(1):
+                    logits[:, 0] = -math.inf
+                    logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
+                inputs = (logits + noise_t).argmax(-1, keepdim=True)
+                drawn.append(inputs)
+            yield self.decode(torch.cat(drawn, 1)[0])
 
     def respond(self, text: str, options: dict) -> Iterator[str]:
         yield text
