@@ -46,7 +46,8 @@ def load_model(path: str, backend: str | None = None, accelerator: str = "cpu") 
     hyper_parameters = checkpoint["hyper_parameters"]
     config, info = hyper_parameters["config"], hyper_parameters["info"]
     if backend is not None:
-        config = config | {"cell": config["cell"] | {"backend": backend}}
+        recompute = config["cell"].get("recompute", False) and backend == "fused"
+        config = config | {"cell": config["cell"] | {"backend": backend, "recompute": recompute}}
     model = model_class(config["model"]["name"])(config, info)
     model.load_state_dict(checkpoint["state_dict"])
     return model.to(device(accelerator)).eval()

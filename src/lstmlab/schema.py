@@ -45,6 +45,7 @@ class Cell(Group):
     init: Literal["xavier", "chrono", "torch"]
     forget_bias: float
     chrono_steps: Annotated[int, Field(ge=3)] | None
+    recompute: bool
 
 
 # --- model --------------------------------------------------------------------------------------
@@ -309,6 +310,8 @@ class Train(Group):
         if cell.kind not in KINDS[cell.backend]:
             pairs = "; ".join(f"{backend}: {', '.join(kinds)}" for backend, kinds in KINDS.items())
             return f"cell={cell.backend} has no cell.kind={cell.kind}. There are {pairs}"
+        if cell.recompute and cell.backend != "fused":
+            return f"cell.recompute=true is for cell=fused, not cell={cell.backend}"
         if data.name not in model.data:
             return f"data={data.name} does not fit model={model.name}, which takes {', '.join(model.data)}"
         if model.name == "charlm" and cell.bidirectional:
@@ -364,7 +367,7 @@ class Analyze(Group):
 
 
 class Bench(Train):
-    suite: Literal["train"]
+    suite: Literal["cells", "ladder", "sample", "train"]
     rounds: PositiveInt
     steps: PositiveInt
 

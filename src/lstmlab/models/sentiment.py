@@ -27,6 +27,8 @@ class Sentiment(Task):
         super().__init__(config, info)
         model, cell = config["model"], config["cell"]
         self.embedding = nn.Embedding(info["vocab_size"], model["embedding_size"], padding_idx=PAD)
+        with torch.no_grad():  # PyTorch's N(0, 1) is noise that rare words, which are most, never lose
+            self.embedding.weight *= 0.1
         self.cell = self.build_cell(model["embedding_size"])
         self.dropout = nn.Dropout(model["dropout"])
         self.directions = 1 + cell["bidirectional"]
