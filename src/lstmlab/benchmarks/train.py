@@ -1,43 +1,47 @@
-"""What Lightning, the logging and the callbacks cost: train.py's steps against a bare loop's."""
+"""Whole training steps: what Lightning, the logging and the callbacks cost, and what the cell gains."""
 
 import contextlib
 import copy
 import csv
 import io
-import json
 import statistics
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from lstmlab import data
+from lstmlab.benchmarks.timing import Row, Section
+from lstmlab.cells import KINDS
 from lstmlab.models import model_class
 from lstmlab.runs import limit_steps, train
 
 
-def overhead(config: dict) -> dict:
-    """Alternate both contenders, print and write bench.json; tokens a second, medians over the rounds."""
-    rates: dict[str, list[float]] = {"train.py": [], "bare loop": []}
+def section(config: dict) -> Section:
+    """The run's tokens a second, and a bare loop's with its cell and with the backend to compare with."""
+    cell = config["cell"]
+    other = "fused" if cell["backend"] == "torch" else "torch"
+    rates: dict[str, list[float]] = defaultdict(list)
     for number in range(config["rounds"]):
         settings = copy.deepcopy(config)
+        settings["trainer"] |= {"max_steps": config["steps"], "max_epochs": None}
         settings["trainer"] |= {
-            "max_steps": config["steps"],
-            "max_epochs": None,
+            "limit_val_batches": 1,
+            "val_check_interval": 1.0,
             "enable_progress_bar": False,
         }
-        settings["trainer"] |= {"limit_val_batches": 1, "val_check_interval": 1.0}
         settings["run_dir"] = f"{config['run_dir']}/{number}"
-        rates["bare loop"].append(bare_loop(settings))
+        rates["a bare loop"].append(bare_loop(settings))
+        if cell["kind"] in KINDS[other]:
+            settings["cell"]["backend"] = other
+            rates[f"a bare loop, cell={other}"].append(bare_loop(settings))
+            settings["cell"]["backend"] = cell["backend"]
         rates["train.py"].append(whole_run(settings))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    ratio = medians["train.py"] / medians["bare loop"]
-    result = {"suite": "train", "tokens_per_second": medians, "ratio": ratio, "rounds": rates}
-    (Path(config["run_dir"]) / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(*(f"{name:12} {rate:10,.0f} tokens/s" for name, rate in medians.items()), sep="\n")
-    print(f"ratio        {ratio:10.3f}")
-    return result
+    size = f"{config['model']['name']} on {config['data']['name']}, cell={cell['backend']}"
+    return Section("Training steps", "train.py", [Row(size, medians)], unit="tokens/s")
 
 
 def whole_run(config: dict) -> float:

@@ -1,0 +1,89 @@
+"""The way from the equations to a fast cell, one rung at a time, and what each is worth in training."""
+
+import torch
+from torch import Tensor, nn, sigmoid, tanh
+from torch.nn.functional import linear
+
+from lstmlab.benchmarks.cells import contender
+from lstmlab.benchmarks.timing import Row, Section, agree, alternate
+from lstmlab.cells import build_cell
+from lstmlab.cells.base import Stack
+
+SIZES = [(32, 100, 64, 128), (64, 128, 64, 256)]
+
+
+def four_products(cell: nn.Module, x: Tensor) -> Tensor:
+    """x (B, T, I) → (B, T, H), as the following ones: each gate's W·[h, x], one after the other."""
+    W_i, W_f, W_g, W_o = torch.cat([cell.weight_hh_l0, cell.weight_ih_l0], 1).chunk(4)
+    b_i, b_f, b_g, b_o = (cell.bias_ih_l0 + cell.bias_hh_l0).chunk(4)
+    h = c = x.new_zeros(len(x), cell.hidden_size)
+    outputs = []
+    for x_t in x.unbind(1):
+        hx = torch.cat([h, x_t], 1)
+        i, f = sigmoid(linear(hx, W_i, b_i)), sigmoid(linear(hx, W_f, b_f))
+        g, o = tanh(linear(hx, W_g, b_g)), sigmoid(linear(hx, W_o, b_o))
+        c = f * c + i * g
+        h = o * tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs, 1)
+
+
+def one_product(cell: nn.Module, x: Tensor) -> Tensor:
+    """All gates by one matrix."""
+    W = torch.cat([cell.weight_hh_l0, cell.weight_ih_l0], 1)
+    b = cell.bias_ih_l0 + cell.bias_hh_l0
+    h = c = x.new_zeros(len(x), cell.hidden_size)
+    outputs = []
+    for x_t in x.unbind(1):
+        i, f, g, o = linear(torch.cat([h, x_t], 1), W, b).chunk(4, 1)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs, 1)
+
+
+def hoisted(cell: nn.Module, x: Tensor) -> Tensor:
+    """The input's share of all steps by one product, before the loop."""
+    gates_x = linear(x, cell.weight_ih_l0, cell.bias_ih_l0 + cell.bias_hh_l0)  # (B, T, 4H)
+    W_hh_t = cell.weight_hh_l0.t()
+    h = c = x.new_zeros(len(x), cell.hidden_size)
+    outputs = []
+    for gates_t in gates_x.unbind(1):
+        i, f, g, o = torch.addmm(gates_t, h, W_hh_t).chunk(4, 1)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h = sigmoid(o) * tanh(c)
+        outputs.append(h)
+    return torch.stack(outputs, 1)
+
+
+RUNGS = {
+    "a product a gate": four_products,
+    "one product for all gates": one_product,
+    "the input's share before the loop": hoisted,
+    "an own backward pass": lambda cell, x: Stack.forward(cell, x)[0],
+    "a native loop": lambda cell, x: cell(x)[0],
+}
+
+
+def section(rounds: int) -> Section:
+    """Each rung against the one before and against the first."""
+    rows = [row for size in SIZES for row in climb(*size, rounds)]
+    return Section("From the equations to a fast cell, training", "this", rows)
+
+
+def climb(B: int, T: int, I: int, H: int, rounds: int) -> list[Row]:
+    torch.manual_seed(0)
+    cell = build_cell("fused", I, H)
+    x, d_output = torch.randn(B, T, I, requires_grad=True), torch.randn(B, T, H)
+    calls = {
+        name: contender(lambda x, rung=rung: [rung(cell, x)], cell, x, [d_output], training=True)
+        for name, rung in RUNGS.items()
+    }
+    agree(calls)
+    medians = alternate(calls, rounds)
+    names, rows = list(RUNGS), []
+    for before, name in zip([names[0], *names], names, strict=False):
+        columns = {"this": name, "the rung before": before, "the first rung": names[0]}
+        size = f"B {B}, T {T}, I {I}, H {H}: {name}"
+        rows.append(Row(size, {label: medians[rung] for label, rung in columns.items()}))
+    return rows

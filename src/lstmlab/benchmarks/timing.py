@@ -1,0 +1,139 @@
+"""Contenders side by side: whether they agree, how long each takes, and bench.json and bench.png of it."""
+
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lstmlab.models.base import markdown
+
+WARM_UP = 2  # calls that are not counted
+SHORTEST = 0.02  # seconds: a contender that takes less is called several times a round
+Contenders = dict[str, Callable[[], Sequence[Tensor]]]  # each gives what it computed
+
+
+@dataclass
+class Row:
+    """One size of one piece of work: each contender's median."""
+
+    size: str
+    medians: dict[str, float]
+    gemm_share: dict[str, float] | None = None  # of the peak of matrix products, measured in the same rounds
+
+
+@dataclass
+class Section:
+    """One piece of work: how many times better is `subject` than each other contender?"""
+
+    title: str
+    subject: str
+    rows: list[Row]
+    unit: str = "ms"  # or MB; of what ends in /s, more is better
+
+
+def agree(contenders: Contenders, atol: float = 1e-4) -> None:
+    """Raise RuntimeError unless all contenders compute the same: |a − b| ≤ atol · (1 + max |b|)."""
+    (first, run), *others = contenders.items()
+    expected = run()
+    for name, run in others:
+        for k, (a, b) in enumerate(zip(run(), expected, strict=True)):
+            error = (a - b).abs().max().item()
+            if not error <= atol * (1 + b.abs().max().item()):
+                raise RuntimeError(f"not timed: result {k} of {name} is {error:.2g} off that of {first}")
+
+
+def alternate(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds a call of each contender, called in turn `rounds` times, after a warm-up."""
+    calls = {}
+    for name, run in contenders.items():
+        for _ in range(WARM_UP):
+            start = time.perf_counter()
+            run()
+            calls[name] = max(1, math.ceil(SHORTEST / (time.perf_counter() - start)))
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                run()
+            seconds[name].append((time.perf_counter() - start) / calls[name])
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+def machine() -> dict[str, str | int]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def times_better(section: Section, row: Row, name: str) -> float:
+    ratio = row.medians[name] / row.medians[section.subject]
+    return 1 / ratio if section.unit.endswith("/s") else ratio
+
+
+def table(section: Section) -> str:
+    """Markdown: the subject's own value, then how many times better it is than each other contender."""
+    names = list(section.rows[0].medians)
+    names.remove(section.subject)
+    cells = []
+    for row in section.rows:
+        shares = {name: f" ({share:.0%})" for name, share in (row.gemm_share or {}).items()}
+        columns = [f"{row.medians[section.subject]:,.4g}{shares.get(section.subject, '')}"]
+        columns += [f"{times_better(section, row, name):.2f}×{shares.get(name, '')}" for name in names]
+        cells.append([row.size, *columns])
+    if len(section.rows) > 1:
+        means = [geometric_mean([times_better(section, row, name) for row in section.rows]) for name in names]
+        cells.append(["geometric mean", "", *(f"{mean:.2f}×" for mean in means)])
+    return f"**{section.title}**\n\n" + markdown(["", f"{section.subject}, {section.unit}", *names], cells)
+
+
+def picture(sections: Sequence[Section]) -> Figure:
+    """One bar a size and contender: how many times better the subject is."""
+    heights = [2 + sum(len(row.medians) for row in section.rows) for section in sections]
+    figure = Figure((9, 0.2 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, section in zip(panels, sections, strict=True):
+        names = list(section.rows[0].medians)
+        names.remove(section.subject)
+        for j, name in enumerate(names):
+            places = [k * (len(names) + 1) + j for k in range(len(section.rows))]
+            values = [times_better(section, row, name) for row in section.rows]
+            axes.bar_label(axes.barh(places, values, label=name), fmt=" %.2f", fontsize=7)
+        middles = [k * (len(names) + 1) + (len(names) - 1) / 2 for k in range(len(section.rows))]
+        axes.set_yticks(middles, [row.size for row in section.rows], fontsize=8)
+        axes.invert_yaxis()
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.margins(x=0.12)
+        axes.set_title(f"{section.title}: {section.subject} is … times better than", fontsize=9, loc="left")
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def report(suite: str, sections: Sequence[Section], folder: str) -> str:
+    """Write bench.json and bench.png into the folder; the tables, to be printed."""
+    result = {"suite": suite, "machine": machine(), "sections": [asdict(section) for section in sections]}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
+    picture(sections).savefig(Path(folder) / "bench.png", dpi=150)
+    facts = ", ".join(f"{name} {value}" for name, value in machine().items())
+    return "\n\n".join([facts, *(table(section) for section in sections)]) + f"\n\n{folder}"

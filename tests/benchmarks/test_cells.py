@@ -1,0 +1,55 @@
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lstmlab.benchmarks import cells, ladder
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_all_cells_are_timed_once_they_agree(training):
+    dense = cells.dense(3, 4, 5, 6, training, rounds=1)
+    assert {
+        "nn.LSTM",
+        "nn.LSTMCell loop",
+        "fused without a compiler",
+        "fused",
+        "scratch",
+    } < dense.medians.keys()
+    assert all(value > 0 for value in dense.medians.values())
+    flops = 2 * 3 * 4 * 4 * 6 * (5 + 6) * (3 if training else 1)
+    rates = {name: share * dense.medians[name] / flops for name, share in dense.gemm_share.items()}
+    assert len({f"{rate:.6g}" for rate in rates.values()}) == 1  # one peak for all
+    ragged = cells.ragged(3, 8, 5, 6, training, rounds=1)
+    assert list(ragged.medians) == ["nn.LSTM packed", "nn.LSTM padded, states gathered", "fused", "scratch"]
+    assert set(cells.step(8, rounds=1).medians) == {"nn.LSTM", "nn.LSTMCell", "scratch", "fused"}
+
+
+def test_a_cell_that_computes_something_else_is_not_timed(monkeypatch):
+    right = cells.as_cell
+
+    def wrong(reference):
+        cell = right(reference)
+        with torch.no_grad():
+            cell.bias_hh += 0.1
+        return cell
+
+    monkeypatch.setattr(cells, "as_cell", wrong)
+    with pytest.raises(RuntimeError, match=r"not timed: .* of nn.LSTMCell loop"):
+        cells.dense(3, 4, 5, 6, True, rounds=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of resident memory is read from /proc")
+def test_peak_memory_sees_what_backward_keeps():
+    """scratch keeps at least 5 gates and states of 64 × 32 × 256 floats, each 2 MB."""
+    assert cells.peak_memory("scratch", 1, 64, 32, 16, 256) > 10
+
+
+def test_each_rung_of_the_ladder_computes_the_same(monkeypatch):
+    monkeypatch.setattr(ladder, "SIZES", [(3, 4, 5, 6)])
+    rows = ladder.section(rounds=1).rows
+    assert [row.size.split(": ")[1] for row in rows] == list(ladder.RUNGS)
+    for before, row in pairwise(rows):
+        assert row.medians["the rung before"] == before.medians["this"]
+        assert row.medians["the first rung"] == rows[0].medians["this"]

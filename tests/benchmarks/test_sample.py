@@ -1,0 +1,28 @@
+import pytest
+from hydra import compose, initialize_config_dir
+
+from lstmlab.benchmarks import sample
+from lstmlab.config import PROJECT, plain
+
+
+@pytest.fixture
+def settings():
+    with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
+        return plain(compose("bench", ["suite=sample", "run_dir=x", "cell.hidden_size=16"]))
+
+
+def test_samplers_that_write_the_same_are_timed(settings):
+    section = sample.section(settings, rounds=1, length=20)
+    assert section.rows[0].size == "20 characters, 2 × 16"
+    assert list(section.rows[0].medians) == [
+        "a loop around nn.LSTM",
+        "cell=fused",
+        "cell=torch",
+        "cell=scratch",
+    ]
+
+
+def test_samplers_that_do_not_are_not(settings, monkeypatch):
+    monkeypatch.setattr(sample.PlainModel, "sample", lambda *args, **kwargs: "something else")
+    with pytest.raises(RuntimeError, match="cell=fused samples"):
+        sample.section(settings, rounds=1, length=20)
