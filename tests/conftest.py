@@ -1,5 +1,6 @@
 """Configurations composed and run in process, as the entry points do."""
 
+import functools
 import importlib
 import itertools
 import os
@@ -14,11 +15,30 @@ from omegaconf import DictConfig, OmegaConf
 
 from lstmlab import data
 from lstmlab.config import PROJECT, plain
+from lstmlab.runs import train
 from lstmlab.schema import check
 
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
 
 SMALL = ["cell.hidden_size=8", "trainer.enable_progress_bar=false"]
+TINY = {  # of each task, on offline data; charlm's file is its own
+    "charlm": ["data=textfile", "data.batch_size=4", "data.sequence_length=20", "data.max_val_chars=500"],
+    "copytask": ["data.delay=5", "data.val_size=20", "data.test_size=20"],
+    "sentiment": ["data=reviews", "data.train_size=64", "data.val_size=20", "data.test_size=20"],
+    "seq2seq": ["data=dates", "data.train_size=64", "data.val_size=20", "data.test_size=20"],
+}
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--fuzz", type=int, default=200, help="damaged checkpoints to try")
+
+
+def compose_train(*overrides: str) -> dict:
+    """The checked configuration that train.py would run."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
+        settings = plain(compose("train", list(overrides)))
+    check("train", settings)
+    return settings
 
 
 @pytest.fixture
@@ -36,14 +56,41 @@ def config(tmp_path) -> Callable[..., dict]:
 
     numbers = itertools.count()
 
-    def build(*overrides: str) -> dict:
-        with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
-            composed = compose("train", [f"run_dir={tmp_path}/run{next(numbers)}", *overrides])
-        settings = plain(composed)
-        check("train", settings)
-        return settings
+    return lambda *overrides: compose_train(f"run_dir={tmp_path}/run{next(numbers)}", *overrides)
 
-    return build
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Callable[..., Path]:
+    """trained("sentiment", "cell.kind=gru", …): best.ckpt after one step, made once for the same words."""
+    folder = tmp_path_factory.mktemp("trained")
+    text = write_text(folder / "text.txt")
+    numbers = itertools.count()
+
+    @functools.cache
+    def run(model: str, *overrides: str) -> Path:
+        run_dir = folder / f"run{next(numbers)}"
+        settings = compose_train(
+            f"model={model}",
+            *TINY[model],
+            *SMALL,
+            *([f"data.path={text}"] if model == "charlm" else []),
+            *(["model.embedding_size=6"] if model != "copytask" else []),
+            *([f"data.cache={folder}"] if model != "copytask" else []),
+            "trainer.max_steps=1",
+            "trainer.log_every_n_steps=1",
+            f"run_dir={run_dir}",
+            *overrides,
+        )
+        train(settings)
+        return run_dir / "checkpoints/best.ckpt"
+
+    return run
+
+
+def write_text(path: Path) -> Path:
+    """A text with some structure: 6,000 characters of counted lines."""
+    path.write_text("".join(f"line {i}: é {i * i % 97}\n" for i in range(500))[:6000], encoding="utf-8")
+    return path
 
 
 @pytest.fixture
@@ -70,10 +117,7 @@ def command(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]
 
 @pytest.fixture
 def text_file(tmp_path) -> Path:
-    """A text with some structure: 6,000 characters of counted lines."""
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"line {i}: é {i * i % 97}\n" for i in range(500))[:6000], encoding="utf-8")
-    return path
+    return write_text(tmp_path / "text.txt")
 
 
 @pytest.fixture

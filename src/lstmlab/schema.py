@@ -285,13 +285,19 @@ class Callback(Target):
 # --- commands -----------------------------------------------------------------------------------
 
 
-class Train(Group):
+class Trained(Group):
+    """What of a configuration it takes to open a checkpoint."""
+
     data: Annotated[
         Stdlib | Shakespeare | TextFile | Copy | IMDB | Reviews | Multi30k | Dates,
         Field(discriminator="name"),
     ]
     model: Annotated[CharLM | CopyTask | Sentiment | Seq2Seq, Field(discriminator="name")]
     cell: Cell
+    seed: NonNegativeInt
+
+
+class Train(Trained):
     optimizer: Annotated[Adam | AdamW | SGD | RMSprop, Field(discriminator="target")]
     scheduler: Annotated[Constant | Cosine | Plateau, Field(discriminator="name")]
     clipping: Annotated[NormClipping | ValueClipping | NoClipping, Field(discriminator="name")]
@@ -299,7 +305,6 @@ class Train(Group):
     trainer: Trainer
     logger: dict[str, Logger]
     callbacks: dict[str, Callback | None]
-    seed: NonNegativeInt
     deterministic: bool
     threads: PositiveInt | None
     run_dir: str
@@ -366,6 +371,12 @@ class Analyze(Group):
     data: dict[Literal["path", "cache"], str | None]
 
 
+class Export(Group):
+    ckpt: str
+    format: Literal["onnx", "safetensors"]
+    folder: str | None
+
+
 class Bench(Train):
     suite: Literal["cells", "ladder", "sample", "train"]
     rounds: PositiveInt
@@ -378,6 +389,8 @@ COMMANDS: dict[str, type[Group]] = {
     "predict": Predict,
     "evaluate": Evaluate,
     "analyze": Analyze,
+    "export": Export,
+    "checkpoint": Trained,
 }
 
 

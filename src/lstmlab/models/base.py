@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from lstmlab.cells import build_cell
 
+FORMAT = 1  # of checkpoints: one more whenever those written before could no longer be opened
+
 
 class Task(L.LightningModule):
     """A model with its loss.
@@ -119,6 +121,7 @@ class Task(L.LightningModule):
     # --- checkpoint ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lstmlab_format"] = FORMAT
         checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         if self.plateau is not None:
             checkpoint["plateau"] = self.plateau.state_dict()

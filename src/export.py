@@ -1,0 +1,18 @@
+"""Write a trained model as a file to ship, configuration and vocabulary inside.
+
+python src/export.py ckpt=RUN/checkpoints/best.ckpt                      RUN/export/model.onnx
+python src/export.py ckpt=RUN/checkpoints/best.ckpt format=safetensors   weights; opens again as ckpt=…
+"""
+
+from lstmlab.config import entry_point
+
+
+@entry_point("export")
+def main(config: dict) -> None:
+    from lstmlab.export import export
+
+    print(*export(config), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

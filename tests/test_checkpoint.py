@@ -1,0 +1,187 @@
+"""What opens as a checkpoint, and what is refused; with more damage: --fuzz 10000."""
+
+import io
+import random
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from lstmlab import checkpoint
+from lstmlab.export import export
+
+
+def equal(one, other) -> bool:
+    """Of the same types and values all the way down; tensors bit for bit."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return one == other
+
+
+@pytest.fixture
+def whole(trained, tmp_path) -> Path:
+    return Path(shutil.copy(trained("charlm"), tmp_path / "whole.ckpt"))
+
+
+class Trap:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, whole):
+    path, trace = tmp_path / "x.ckpt", tmp_path / "trace"
+    content = torch.load(whole, weights_only=True)
+    torch.save(content | {"more": Trap(trace)}, path)
+    with pytest.raises(ValueError, match="could run code"):
+        checkpoint.load(str(path))
+    assert not trace.exists()
+    torch.load(path, weights_only=False)
+    assert trace.exists()  # so it would have been
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}}, "not one of lstmlab's"),
+        ({"state_dict": {}, "hyper_parameters": {"lr": 1}}, "not one of lstmlab's"),
+        ({"state_dict": [], "hyper_parameters": {}}, "not one of lstmlab's"),
+        ([1, 2], "not one of lstmlab's"),
+        (torch.zeros(3), "not one of lstmlab's"),
+        ({"lstmlab_format": None}, "by an older lstmlab: its format is without a number"),
+        ({"lstmlab_format": 0.5}, "by an older lstmlab"),
+        (
+            {"lstmlab_format": checkpoint.FORMAT + 1},
+            f"by a newer lstmlab: its format is {checkpoint.FORMAT + 1}",
+        ),
+    ],
+)
+def test_foreign_and_other_versions_are_named(tmp_path, whole, content, message):
+    if isinstance(content, dict) and "lstmlab_format" in content:
+        content = torch.load(whole, weights_only=True) | content
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=message) as error:
+        checkpoint.load(str(tmp_path / "x.ckpt"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["cell"].pop("init"), "another version of lstmlab: cell.init"),
+        (lambda c: c["cell"].update(depth=3), "another version of lstmlab: cell.depth=3: no such key"),
+        (lambda c: c["model"].update(name="lm"), "another version of lstmlab: model"),
+        (lambda c: c["cell"].update(hidden_size=16), "its weights do not fit its configuration"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(tmp_path, whole, change, message):
+    content = torch.load(whole, weights_only=True)
+    change(content["hyper_parameters"]["config"])
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=message) as error:
+        checkpoint.load_model(str(tmp_path / "x.ckpt"))
+    assert "\n" not in str(error.value)
+
+
+def rezip(path: Path, compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(buffer, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return buffer.getvalue()
+
+
+def with_entry(path: Path, rename) -> bytes:
+    """The archive with one more entry: `rename` of the name of the first tensor."""
+    buffer = io.BytesIO(path.read_bytes())
+    with zipfile.ZipFile(buffer, "a") as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data/0"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's zipfile says that the name is there already
+            archive.writestr(rename(name), archive.read(name))
+    return buffer.getvalue()
+
+
+def as_directory(path: Path) -> bytes:
+    """With one bit changed that marks the first tensor as a folder: torch.load would not read it at all."""
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\1\2", content.rindex(b"data/0") - 60)
+    content[entry + 38] ^= 0x10
+    return bytes(content)
+
+
+def legacy(path: Path) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(torch.load(path, weights_only=True), buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: b"", "is empty"),
+        (lambda path: b"no checkpoint", "is no checkpoint"),
+        (legacy, "is no checkpoint"),  # torch.load would read it, and it has no checksum
+        (lambda path: b"legacy" + path.read_bytes(), "is no checkpoint"),
+        (lambda path: path.read_bytes()[:100], "is damaged, cut short or"),
+        (lambda path: path.read_bytes()[:-1], "is damaged, cut short or"),
+        (lambda path: path.read_bytes().replace(b"xavier", b"chrono", 1), "is damaged"),
+        (as_directory, "is damaged"),
+        (lambda path: rezip(path, zipfile.ZIP_DEFLATED), "is damaged"),  # so could be a zip bomb
+        (lambda path: with_entry(path, lambda name: name), "is damaged"),
+        (lambda path: with_entry(path, lambda name: name.upper()), "is damaged"),
+    ],
+)
+def test_what_is_no_whole_checkpoint_is_refused(tmp_path, whole, make, message):
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(make(whole))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(str(path))
+
+
+def test_an_archive_that_is_no_checkpoint(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        archive.writestr("letter.txt", "Dear Sir")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        checkpoint.load(str(tmp_path / "x.ckpt"))
+    with pytest.raises(FileNotFoundError, match="a folder"):
+        checkpoint.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+def test_damage_never_goes_unnoticed(tmp_path, whole, pytestconfig, kind):
+    """Cut anywhere, or with a bit flipped anywhere: refused, or (in a time stamp, say) read as it was."""
+    if kind == "safetensors":
+        (whole,) = export({"ckpt": str(whole), "format": kind, "folder": str(tmp_path)})
+    expected, content, rng = checkpoint.load(str(whole)), whole.read_bytes(), random.Random(0)
+    path = tmp_path / f"x.{kind}"
+    refused = 0
+    for number in range(pytestconfig.getoption("--fuzz")):
+        damaged = bytearray(content)
+        if number % 4 == 0:
+            del damaged[rng.randrange(len(content)) :]
+        elif number % 4 == 1:  # the archive's directory, a small part of the file
+            at = rng.randrange(5000)
+            damaged[at if kind == "safetensors" else -1 - at] ^= 1 << rng.randrange(8)
+        else:
+            damaged[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = checkpoint.load(str(path))
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:
+            assert equal(found, expected), number
+    print(f"{refused} refused, {number + 1 - refused} read as they were")

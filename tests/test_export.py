@@ -1,0 +1,138 @@
+"""What was exported computes what the model computes, on other numbers of rows and steps than at export."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from lstmlab import checkpoint
+from lstmlab.checkpoint import load_model
+from lstmlab.export import export
+
+SIZES = [(1, 1), (3, 17), (7, 4)]  # rows, steps
+
+
+@pytest.fixture
+def exported(tmp_path, trained):
+    """exported("charlm", …): the model, and a function that runs one of its exported files."""
+
+    def build(name: str, *overrides: str):
+        path = str(trained(name, *overrides))
+        files = export({"ckpt": path, "format": "onnx", "folder": str(tmp_path / "onnx")})
+        sessions = {file.stem: onnxruntime.InferenceSession(file) for file in files}
+
+        def run(graph: str, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            session = sessions[graph]
+            names = [output.name for output in session.get_outputs()]
+            assert {i.name for i in session.get_inputs()} == inputs.keys()
+            outputs = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+            return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
+
+        for session in sessions.values():
+            described = session.get_modelmeta().custom_metadata_map
+            model = load_model(path)
+            assert {k: json.loads(described[k]) for k in ("config", "info")} == model.hparams
+        return load_model(path), run
+
+    return build
+
+
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=0)
+
+
+def lengths(B: int, T: int) -> torch.Tensor:
+    """In no order; one row is full."""
+    return torch.randint(1, T + 1, (B,)).index_fill(0, torch.tensor([B // 2]), T)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "names"), [("peephole", ["h", "c"]), ("gru", ["h"])])
+def test_charlm(exported, kind, names):
+    model, run = exported("charlm", "cell=fused", f"cell.kind={kind}", "cell.num_layers=3")
+    for B, T in SIZES:
+        ids = torch.randint(len(model.vocabulary), (B, T))
+        state = {name: torch.randn(3, B, 8) for name in names}
+        logits, after = model(ids, tuple(state.values()))
+        expected = {"logits": logits} | {f"next_{k}": s for k, s in zip(names, after, strict=True)}
+        close(run("model", tokens=ids, **state), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("backend", "kind", "pooling"),
+    [
+        ("torch", "lstm", "last"),
+        ("torch", "rnn", "mean"),
+        ("scratch", "gru", "max"),
+        ("fused", "peephole", "attention"),
+    ],
+)
+def test_sentiment(exported, backend, kind, pooling):
+    cell = [f"cell={backend}", f"cell.kind={kind}", "cell.num_layers=2"]
+    model, run = exported("sentiment", *cell, f"model.pooling={pooling}")
+    for B, T in SIZES:
+        ids, n = torch.randint(model.info["vocab_size"], (B, T)), lengths(B, T)
+        logits, weights = model(ids, n)
+        expected = {"logits": logits} | ({} if weights is None else {"attention": weights})
+        close(run("model", tokens=ids, lengths=n), expected)
+
+
+@torch.no_grad()
+def test_copytask(exported):
+    model, run = exported("copytask", "cell=fused")
+    for B, T in [(1, 21), (3, 70)]:
+        ids = torch.randint(4, (B, T))
+        close(run("model", tokens=ids), {"logits": model(ids)})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.attention=general", "model.input_feeding=true"],
+        ["model.attention=additive", "cell.num_layers=2", "cell=fused"],
+        ["model.attention=none", "cell.kind=gru"],
+    ],
+)
+def test_seq2seq_one_step_at_a_time(exported, overrides):
+    """Encoder and decoder, fed with a given target, give the logits of the whole model."""
+    model, run = exported("seq2seq", *overrides)
+    for B, T in SIZES:
+        source, n = torch.randint(model.info["vocab_size"], (B, T)), lengths(B, T)
+        target = torch.randint(model.info["vocab_size"], (B, 5))
+        logits, weights = model(source, n, target)
+        encoded = run("encoder", source=source, lengths=n)
+        memory, state = model.encode(source, n)
+        close(encoded, memory._asdict() | state._asdict())
+        readout = torch.zeros(B, 1, 6)
+        for t in range(5):
+            found = run("decoder", token=target[:, t], readout=readout, **encoded)
+            attended = {"logits": logits[:, t], "attention": weights[:, t]}
+            close({name: found[name] for name in attended}, attended)
+            readout = found["next_readout"]
+            encoded |= {k.removeprefix("next_"): found[k] for k in found if k in ("next_h", "next_c")}
+
+
+def test_layernorm_has_no_operator(command, trained, tmp_path):
+    path = trained("charlm", "cell=fused", "cell.kind=layernorm")
+    code, _, error = command("export", f"ckpt={path}", f"folder={tmp_path}/out")
+    assert code == 1 and "cell.kind=layernorm; use format=safetensors" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["charlm", "copytask", "sentiment", "seq2seq"])
+def test_safetensors_opens_as_the_checkpoint(command, trained, name):
+    path = trained(name, *(["cell=fused", "cell.kind=layernorm"] if name == "charlm" else []))
+    code, out, error = command("export", f"ckpt={path}", "format=safetensors")
+    assert code == 0, error
+    file = path.parents[1] / "export/model.safetensors"
+    assert out.strip() == str(file)
+    one, other = checkpoint.load(str(path)), checkpoint.load(str(file))
+    assert one["hyper_parameters"] == other["hyper_parameters"]
+    assert all(np.array_equal(tensor, other["state_dict"][k]) for k, tensor in one["state_dict"].items())
+    load_model(str(file))
