@@ -95,7 +95,7 @@ def digest(described: str, state: dict[str, Tensor]) -> str:
     found = hashlib.sha256(described.encode())
     for name, tensor in sorted(state.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.contiguous().numpy())
+        found.update(tensor.contiguous().numpy().data)
     return found.hexdigest()
 
 

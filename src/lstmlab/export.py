@@ -97,7 +97,7 @@ class OperatorCell(nn.Module):
             return gates[order].flatten(0, 1)
 
         weights = cell._weights()
-        self.layers = nn.ModuleList()
+        self.layers: Any = nn.ModuleList()
         for k in range(0, len(weights), D):
             W, R, b_W, b_R = (
                 torch.stack([ordered(own[n]) for own in weights[k : k + D]]) for n in range(4)
