@@ -1,7 +1,11 @@
 import subprocess
 import sys
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from lstmlab.config import PROJECT, quote_raw
@@ -41,41 +45,246 @@ def test_other_values_are_left_to_hydra():
     assert quote_raw("--help") == "--help"
 
 
-# What is typed, and what the one sentence names: key, value and what is allowed
+# What is typed, and what the one sentence names: key, value and what is allowed. {NAME} is a file of `files`
 WRONG = [
-    ("train", ["cell.dropout=1.5"], ["cell.dropout=1.5", "less than 1"]),
-    ("train", ["cell.hidden_size=0"], ["cell.hidden_size=0", "greater than 0"]),
-    ("train", ["cell.hidden_size=many"], ["cell.hidden_size=many", "integer"]),
-    ("train", ["cell.size=3"], ["cell.size", "hidden_size"]),
-    ("train", ["cell=cudnn"], ["cudnn", "scratch", "torch"]),
-    ("train", ["model=lm"], ["lm", "charlm"]),
-    ("train", ["cell=torch", "cell.kind=peephole"], ["peephole", "scratch", "fused"]),
-    ("train", ["cell.bidirectional=true"], ["cell.bidirectional=true", "charlm"]),
-    ("train", ["cell.init=chrono"], ["cell.init=chrono", "cell.chrono_steps"]),
-    ("train", ["optimizer.lr=-1"], ["optimizer.lr=-1", "greater than 0"]),
-    ("train", ["scheduler=plateau", "scheduler.final_lr=0"], ["scheduler.final_lr", "patience"]),
-    ("train", ["clipping=value", "clipping.max_norm=1"], ["clipping.max_norm", "max_value"]),
-    ("train", ["precision=fp16"], ["precision=fp16", "trainer=gpu"]),
-    ("train", ["trainer.max_epochs=null"], ["trainer.max_epochs=null", "trainer.max_steps"]),
-    ("train", ["data=textfile"], ["data.path is required"]),
-    ("train", ["data=textfile", "data.path=/no/such/file"], ["data.path=/no/such/file", "no such file"]),
-    ("train", ["data=textfile", "data.path=/"], ["data.path=/", "a folder"]),
-    ("train", ["seed=-1"], ["seed=-1", "greater than or equal to 0"]),
-    ("train", ["+sead=1"], ["sead=1", "no such key"]),
-    ("predict", ["text=a"], ["ckpt is required"]),
-    ("predict", ["ckpt=nowhere.ckpt", "text=a"], ["ckpt=nowhere.ckpt", "no such file"]),
-    ("predict", ["ckpt=x", "text=a", "temperature=-1"], ["temperature=-1"]),
-    ("evaluate", ["ckpt=x", "backend=cudnn"], ["backend=cudnn", "'torch'"]),
+    ("train", "cell.dropout=1.5", "cell.dropout=1.5: input should be less than 1"),
+    ("train", "cell.weight_drop=1", "cell.weight_drop=1: input should be less than 1"),
+    ("train", "cell.hidden_size=0", "cell.hidden_size=0: input should be greater than 0"),
+    ("train", "cell.hidden_size=many", "cell.hidden_size=many: input should be a valid integer"),
+    ("train", "cell.hidden_size=", "cell.hidden_size=: input should be a valid integer"),
+    ("train", "cell.hidden_size=[8", "cell.hidden_size=[8: no viable alternative"),
+    ("train", "cell.num_layers=1.5", "cell.num_layers=1.5: input should be a valid integer"),
+    ("train", "cell.size=3", "'cell.size'. Allowed here: backend, bidirectional"),
+    ("train", "cell=cudnn", "'cell/cudnn' Available options in 'cell': default fused scratch torch"),
+    ("train", "cell", "Error parsing override 'cell'"),
+    ("train", "model=lm", "'model/lm' Available options in 'model': charlm"),
+    ("train", "experiment=best", "'experiment/best' Available options in 'experiment': copy"),
+    ("train", "cell=torch cell.kind=peephole", "cell=torch has no cell.kind=peephole. There are scratch"),
+    ("train", "cell.bidirectional=true", "cell.bidirectional=true would show model=charlm"),
+    ("train", "cell.init=chrono", "cell.init=chrono needs cell.chrono_steps"),
+    (
+        "train",
+        "model=copytask cell=fused cell.kind=gru cell.init=chrono",
+        "init=chrono sets input and forget",
+    ),
+    ("train", "optimizer.lr=-1", "optimizer.lr=-1: input should be greater than 0"),
+    ("train", "optimizer.lr=nan", "optimizer.lr=nan: input should be"),
+    ("train", "optimizer.lr=inf", "optimizer.lr=inf: input should be a finite number"),
+    ("train", "optimizer=lion", "'optimizer/lion' Available options in 'optimizer': adam"),
+    (
+        "train",
+        "optimizer._target_=os.system",
+        "optimizer._target_=os.system: input should be 'torch.optim",
+    ),
+    (
+        "train",
+        "scheduler=plateau scheduler.final_lr=0",
+        "'scheduler.final_lr'. Allowed here: factor",
+    ),
+    ("train", "clipping=value clipping.max_norm=1", "'clipping.max_norm'. Allowed here: max_value"),
+    ("train", "precision=fp16", "precision=fp16 needs trainer=gpu"),
+    ("train", "trainer=tpu", "'trainer/tpu' Available options in 'trainer': cpu"),
+    ("train", "trainer.devices=0", "trainer.devices=0: input should be greater than 0"),
+    (
+        "train",
+        "trainer.max_epochs=null",
+        "trainer.max_epochs=null and trainer.max_steps=null would never end",
+    ),
+    ("train", "trainer.val_check_interval=1.5", "trainer.val_check_interval=1.5: "),
+    ("train", "threads=0", "threads=0: input should be greater than 0"),
+    ("train", "seed=-1", "seed=-1: input should be greater than or equal to 0"),
+    ("train", "+sead=1", "sead=1: no such key"),
+    ("train", "logger=mlflow", "'logger/mlflow' Available options in 'logger': csv"),
+    ("train", "callbacks.last._target_=lightning.pytorch.callbacks.lambda_function.os.system", "_target_"),
+    ("train", "+callbacks.best.x._target_=os.getcwd", "callbacks.best.x="),
+    (
+        "train",
+        "callbacks.early_stopping.patience=x",
+        "callbacks.early_stopping.patience=x: input should",
+    ),
+    ("train", "data.batch_size=0", "data.batch_size=0: input should be greater than 0"),
+    ("train", "data.sequence_length=-5", "data.sequence_length=-5: input should be greater than 0"),
+    ("train", "data.val_fraction=1", "data.val_fraction=1"),
+    ("train", "model=sentiment data=stdlib", "data=stdlib does not fit model=sentiment, which takes imdb"),
+    ("train", "data=textfile", "data.path is required: data.path=…"),
+    ("train", "data=textfile data.path=/no/such/file", "data.path=/no/such/file: no such file"),
+    ("train", "data=textfile data.path=/", "data.path=/: a folder, not a file"),
+    ("train", "data=textfile data.path={empty}", "{empty} is empty"),
+    ("train", "data=textfile data.path={short}", "characters to train on, fewer than data.batch_size=16"),
+    ("train", "data=textfile data.path={latin1}", "{latin1} is not UTF-8 text"),
+    ("train", "data=shakespeare data.path={folder}", "no file input.txt there"),
+    ("train", "data=shakespeare data.path={short}", "{short} is not Tiny Shakespeare"),
+    ("train", "data=shakespeare data.cache={cache}", "could not fetch karpathy/tiny_shakespeare"),
+    ("train", "model=sentiment data.cache={cache}", "by data.path=FOLDER, or use data=reviews"),
+    ("train", "model=sentiment data.path=/nowhere", "data.path=/nowhere is not a folder"),
+    ("train", "model=sentiment data.path={folder}", "holds no train-*.parquet"),
+    (
+        "train",
+        "model=sentiment data.path={truncated}",
+        "cannot read train-*.parquet in",
+    ),
+    ("train", "model=sentiment data.path={no_label}", "has no column label, only text"),
+    (
+        "train",
+        "model=seq2seq data.path={broken_lines}",
+        "cannot read train.jsonl in",
+    ),
+    ("train", "model=seq2seq data=dates data.locales=[xx_YY]", "data.locales names xx_YY"),
+    (
+        "train",
+        "model=seq2seq data=dates data.first_year=2100",
+        "data.first_year=2100 is after data.last_year",
+    ),
+    (
+        "train",
+        "model=seq2seq data.vocab_size=10 data.path={pairs}",
+        "data.vocab_size=10 must be at least 260",
+    ),
+    (
+        "train",
+        "model=seq2seq data.max_length=1 data.path={pairs}",
+        "data.max_length=1 leaves no training pair",
+    ),
+    ("train", "model=seq2seq model.monitor=val/bleu", "model.monitor=val/bleu: "),
+    ("train", "model=copytask data.symbols=1", "data.symbols=1: input should be greater than or equal to 2"),
+    ("train", "model=copytask data.delay=-1", "data.delay=-1: input should be greater than or equal to 0"),
+    (
+        "train",
+        "model=copytask data.delay=[20,10]",
+        "data.delay=[20, 10] must be a number of steps or a range",
+    ),
+    ("train", "hydra.run.dir={finished}", "run_dir={finished} holds a run already; choose another folder"),
+    ("train", "hydra.run.dir={short}/run", "{short}"),
+    ("predict", "text=a", "ckpt is required: ckpt=…"),
+    ("predict", "ckpt=nowhere.ckpt text=a", "ckpt=nowhere.ckpt: no such file"),
+    ("predict", "ckpt={folder} text=a", "ckpt={folder}: a folder, not a file"),
+    ("predict", "ckpt={empty} text=a", "ckpt={empty} is empty"),
+    ("predict", "ckpt={latin1} text=a", "ckpt={latin1} is no checkpoint"),
+    ("predict", "ckpt={foreign} text=a", "ckpt={foreign} is a checkpoint, but not one of lstmlab's"),
+    ("predict", "ckpt={code} text=a", "ckpt={code} holds Python objects, which could run code; refused"),
+    ("predict", "ckpt={charlm} text=字", "text= holds '字', not in the model's vocabulary"),
+    ("predict", "ckpt={charlm} text=", "text= is empty"),
+    ("predict", "ckpt={charlm} text=1 length=0", "length=0: input should be greater than 0"),
+    ("predict", "ckpt={charlm} text=1 top_k=0", "top_k=0: input should be greater than 0"),
+    (
+        "predict",
+        "ckpt={charlm} text=1 temperature=-1",
+        "temperature=-1: input should be greater than or equal",
+    ),
+    (
+        "predict",
+        "ckpt={charlm} text=1 beam_size=2",
+        "beam_size= means nothing to this CharLM, which takes length",
+    ),
+    ("predict", "ckpt={peephole} text=1 backend=torch", "No cell of kind='peephole' in backend='torch'"),
+    ("predict", "ckpt={copytask} text=012", "text= holds '2', but this model remembers 10 symbols of 0 to 1"),
+    ("predict", "ckpt={copytask} text=01", "text= holds 2 symbols, but this model remembers 10"),
+    ("predict", "ckpt={sentiment} text=", "text= is empty"),
+    ("predict", "ckpt={seq2seq} text=", "text= is empty"),
+    (
+        "predict",
+        "ckpt={seq2seq} text={long}",
+        "a text has 149 tokens, but this model was trained",
+    ),
+    ("predict", "ckpt={seq2seq} text=1 attention_map=/no/such/map.png", "/no/such/map.png"),
+    ("predict", "ckpt={seq2seq} text=1 attention_map=map.xyz", "Format 'xyz' is not supported"),
+    ("evaluate", "ckpt=x backend=cudnn", "backend=cudnn: input should be 'scratch', 'fused' or 'torch'"),
+    ("evaluate", "ckpt={cut}", "ckpt={cut} is damaged, cut short or no checkpoint"),
+    ("evaluate", "ckpt={older}", "ckpt={older} was written by an older lstmlab"),
+    ("evaluate", "ckpt={charlm} data.path=/no/such/file", "data.path=/no/such/file: no such file"),
+    ("evaluate", "ckpt={copytask} data.path={short}", "data.path={short}: data=copy has no such key"),
+    ("evaluate", "ckpt={charlm} data.test_delay=3", "data.test_delay=3: data=textfile has no such key"),
+    ("evaluate", "ckpt={copytask} data.test_delay=x", "data.test_delay=x: input should be"),
+    ("analyze", "ckpt={latin1}", "ckpt={latin1} is no checkpoint"),
+    ("analyze", "ckpt={charlm} text= probe_steps=0", "text= is empty"),
+    ("analyze", "ckpt={charlm} page_steps=0", "page_steps=0: input should be greater than 0"),
+    ("analyze", "ckpt={charlm} page_values=[r]", "page_values holds r, but this cell has i, f, g, o, h, c"),
+    ("analyze", "ckpt={charlm} folder={short}", "{short}"),
+    ("export", "ckpt={charlm} format=pickle", "format=pickle: input should be 'onnx' or 'safetensors'"),
+    ("export", "ckpt={damaged}", "ckpt={damaged} is damaged"),
+    (
+        "export",
+        "ckpt={layernorm}",
+        "format=onnx has no operator for cell.kind=layernorm; use format=safetensors",
+    ),
+    ("export", "ckpt={charlm} format=safetensors folder={short}", "{short}"),
+    ("bench", "rounds=0", "rounds=0: input should be greater than 0"),
+    ("bench", "suite=speed", "suite=speed: input should be"),
+    ("bench", "data=textfile data.path={empty}", "{empty} is empty"),
 ]
+if not torch.cuda.is_available():
+    WRONG += [
+        ("train", "trainer=gpu", "gpu was asked for, but PyTorch finds none on this machine; use cpu"),
+        ("predict", "ckpt={charlm} text=1 accelerator=gpu", "gpu was asked for"),
+    ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "named"), WRONG, ids=lambda v: " ".join(v) if v else "")
-def test_a_mistake_ends_in_one_sentence(command, name, arguments, named):
-    code, _, error = command(name, *arguments)
+class Code:
+    def __reduce__(self):
+        return (exit, (77,))
+
+
+@pytest.fixture(scope="session")
+def files(trained, tmp_path_factory) -> dict[str, Path]:
+    """What a command may be given by mistake."""
+    folder = tmp_path_factory.mktemp("files")
+    files = {model: trained(model) for model in ("charlm", "copytask", "sentiment", "seq2seq")}
+    files |= {
+        kind: trained("charlm", "cell=fused", f"cell.kind={kind}") for kind in ("peephole", "layernorm")
+    }
+    files["finished"] = files["charlm"].parents[1]
+    files["long"] = Path("1" * 149)
+    for name in ("folder", "cache", "truncated", "no_label", "broken_lines", "pairs"):
+        files[name] = folder / name
+        files[name].mkdir()
+    for name, table in {
+        "truncated": pa.table({"text": ["good", "bad"], "label": [1, 0]}),
+        "no_label": pa.table({"text": ["good", "bad"]}),
+    }.items():
+        for split in ("train", "test"):
+            pq.write_table(table, files[name] / f"{split}-0.parquet")
+    cut = files["truncated"] / "train-0.parquet"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    for name in ("train", "val", "test"):
+        (files["broken_lines"] / f"{name}.jsonl").write_text('{"en": "a", "de"\n')
+        (files["pairs"] / f"{name}.jsonl").write_text('{"en": "some words", "de": "ein paar Worte"}\n')
+
+    whole = files["charlm"].read_bytes()
+    content = torch.load(files["charlm"], weights_only=True)
+    for name, written in {
+        "empty": b"",
+        "short": b"too short",
+        "latin1": "für".encode("latin-1") * 5000,
+        "cut": whole[:-100],
+        "damaged": whole.replace(b"xavier", b"chrono", 1),
+    }.items():
+        files[name] = folder / f"{name}.x"
+        files[name].write_bytes(written)
+    for name, saved in {
+        "foreign": {"state_dict": {}},
+        "code": content | {"more": Code()},
+        "older": {key: value for key, value in content.items() if key != "lstmlab_format"},
+    }.items():
+        files[name] = folder / f"{name}.ckpt"
+        torch.save(saved, files[name])
+    return files
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize(("name", "typed", "said"), WRONG, ids=lambda v: v)
+def test_a_mistake_ends_in_one_sentence(command, files, offline, tmp_path, name, typed, said):
+    before = {path: path.stat().st_mtime_ns for path in files["finished"].rglob("*")}
+    code, _, error = command(name, *typed.format_map(files).split(" "))
     assert code == 1
     assert error.startswith("error: ") and error.count("\n") == 1
-    for part in named:
-        assert part in error
+    assert said.format_map(files) in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # no run, begun or finished
+    assert before == {path: path.stat().st_mtime_ns for path in files["finished"].rglob("*")}
 
 
 def test_a_mistake_is_found_before_torch_is_imported(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -55,6 +55,8 @@ def sentence(error: BaseException) -> str:
         return f"{str(error).splitlines()[0]} Allowed here: {allowed}"
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} is required: {cause.full_key}=…"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {str(error).splitlines()[0]}"
     text = str(error).split("Config search path:")[0].split("full_key:")[0]
     return " ".join(text.split())
 

@@ -23,7 +23,7 @@ Backend = Literal["scratch", "fused", "torch"]
 
 
 class Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Target(Group):
@@ -270,16 +270,33 @@ class Trainer(Group):
     enable_progress_bar: bool
 
 
-class Logger(Target):
+class Chosen(Target):
+    """A class of Lightning's or ours with its own arguments: plain values, nothing that is built in turn."""
+
     model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, bool | int | float | str | list[bool | int | float | str] | None]
+
+
+class Logger(Chosen):
     target: Literal[
         "lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.WandbLogger"
     ] = Field(alias="_target_")
 
 
-class Callback(Target):
+class Callback(Chosen):
+    target: str = Field(
+        alias="_target_", pattern=r"^(lightning\.pytorch\.callbacks|lstmlab\.callbacks\.[a-z_]+)\.[A-Z]\w*$"
+    )
+
+
+class EarlyStopping(Callback):
+    patience: PositiveInt
+
+
+class Callbacks(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
-    target: str = Field(alias="_target_", pattern=r"^(lightning\.pytorch\.callbacks|lstmlab\.callbacks)\.")
+    __pydantic_extra__: dict[str, Callback | None]
+    early_stopping: EarlyStopping | None
 
 
 # --- commands -----------------------------------------------------------------------------------
@@ -304,7 +321,7 @@ class Train(Trained):
     precision: Precision
     trainer: Trainer
     logger: dict[str, Logger]
-    callbacks: dict[str, Callback | None]
+    callbacks: Callbacks
     deterministic: bool
     threads: PositiveInt | None
     run_dir: str
@@ -407,9 +424,12 @@ def check(command: str, config: dict[str, Any]) -> None:
             if isinstance(node, dict) and (part in node or first["type"] == "missing"):
                 keys.append(str(part))
                 node = node.get(part)
-        message = first["msg"][0].lower() + first["msg"][1:]
+        message, value = first["msg"][0].lower() + first["msg"][1:], first["input"]
+        if first["type"] == "union_tag_invalid":  # data.name and the like, optimizer._target_
+            keys.append(first["ctx"]["discriminator"].strip("'").split("' | '")[-1])
+            message, value = f"input should be {first['ctx']['expected_tags']}", first["ctx"]["tag"]
         if first["type"] == "extra_forbidden":
             message = "no such key"
-        raise ValueError(f"{'.'.join(keys)}={first['input']}: {message}") from None
+        raise ValueError(f"{'.'.join(keys)}={value}: {message}") from None
     if isinstance(checked, Train) and (conflict := checked.conflict()):
         raise ValueError(conflict)
