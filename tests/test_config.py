@@ -191,6 +191,7 @@ WRONG = [
     ("evaluate", "ckpt=x backend=cudnn", "backend=cudnn: input should be 'scratch', 'fused' or 'torch'"),
     ("evaluate", "ckpt={cut}", "ckpt={cut} is damaged, cut short or no checkpoint"),
     ("evaluate", "ckpt={older}", "ckpt={older} was written by an older lstmlab"),
+    ("evaluate", "ckpt={other_text}", "was trained on another text, but here is textfile"),
     ("evaluate", "ckpt={charlm} data.path=/no/such/file", "data.path=/no/such/file: no such file"),
     ("evaluate", "ckpt={copytask} data.path={short}", "data.path={short}: data=copy has no such key"),
     ("evaluate", "ckpt={charlm} data.test_delay=3", "data.test_delay=3: data=textfile has no such key"),
@@ -267,12 +268,14 @@ def files(trained, tmp_path_factory) -> dict[str, Path]:
     }.items():
         files[name] = folder / f"{name}.ckpt"
         torch.save(saved, files[name])
+    content["hyper_parameters"]["info"]["source"] = "another text"
+    files["other_text"] = folder / "other_text.ckpt"
+    torch.save(content, files["other_text"])
     return files
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 

@@ -91,7 +91,8 @@ def train(config: dict[str, Any]) -> dict[str, float]:
 def evaluate(config: dict[str, Any]) -> dict[str, float]:
     """The metrics of checkpoint `config["ckpt"]` on its validation data, and its test data if it has some.
 
-    Raises what `checkpoint.load` and the data module raise.
+    Raises what `checkpoint.load` and the data module raise, and ValueError if the text is no longer the one
+    that was trained on: it would be cut elsewhere, so that some of its validation part was trained on.
     """
     model = checkpoint.load_model(config["ckpt"], config["backend"], config["accelerator"])
     given = {key: value for key, value in config["data"].items() if value is not None}
@@ -100,6 +101,13 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
             f"data.{unread[0]}={given[unread[0]]}: data={model.config['data']['name']} has no such key"
         )
     datamodule = data.build(model.config["data"] | given, model.config["seed"], model.info)
+    if "source" in model.info and "path" not in given:
+        datamodule.prepare_data()
+        if datamodule.info["source"] != model.info["source"]:
+            raise ValueError(
+                f"ckpt={config['ckpt']} was trained on {model.info['source']}, but here is "
+                f"{datamodule.info['source']}, some of whose validation part it may have been trained on"
+            )
     trainer = L.Trainer(
         accelerator=config["accelerator"],
         devices=1,

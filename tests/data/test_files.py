@@ -1,6 +1,9 @@
+import hashlib
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
-import datasets
 import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -78,9 +81,60 @@ def test_no_folder(tmp_path):
         read(tmp_path / "nowhere")
 
 
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as it takes: what a data set holds, and its files."""
+
+    files: ClassVar[dict[str, bytes]]
+    asked: ClassVar[list[str]] = []
+    commit = "0" * 40
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if "/tree/" in self.path:
+            entries = [{"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in self.files.items()]
+            content = json.dumps(entries).encode()
+        elif "/api/" in self.path:
+            siblings = [{"rfilename": name} for name in self.files]
+            content = json.dumps({"id": "some/where", "sha": self.commit, "siblings": siblings}).encode()
+        else:
+            content = self.files[self.path.partition(f"/{self.commit}/")[2]]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", hashlib.sha256(content).hexdigest())
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+def test_of_a_hubs_files_only_those_that_are_read_are_fetched(folder, tmp_path, monkeypatch):
+    Hub.files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
+    Hub.files |= {"plain_text/unsupervised-00000-of-00001.parquet": b"large", "README.md": b"# IMDB"}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    config = {"path": None, "hub": "some/where", "revision": "main"}
+    found = read_splits(config, FILES, COLUMNS, "data=reviews")
+    server.shutdown()
+    server.server_close()
+    assert found == read(folder)
+    fetched = {path.rpartition("/")[2] for path in Hub.asked if "/resolve/" in path}
+    assert fetched == {"train-00000-of-00001.parquet", "test-00000-of-00001.parquet"}
+
+
 def test_no_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     config = {"path": None, "hub": "no-such/set", "revision": "main"}
     with pytest.raises(OSError, match=r"no-such/set .*data\.path=FOLDER.* data=reviews") as error:
         read_splits(config, FILES, COLUMNS, "data=reviews")

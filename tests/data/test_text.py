@@ -132,7 +132,6 @@ def test_shakespeare_is_checked(tmp_path, real_data):
 
 
 def test_an_unreachable_hub_names_both_ways_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     settings = {"name": "shakespeare", "path": None, "hub": "nobody/nothing", "revision": "main"}
     with pytest.raises(ConnectionError, match=r"nobody/nothing at main.*data\.path=FOLDER.*data=stdlib"):

@@ -6,7 +6,7 @@ import pyarrow as pa
 from pyarrow.json import read_json
 from pyarrow.parquet import read_table
 
-from lstmlab.data.hub import load_splits
+from lstmlab.data.hub import fetch
 
 
 def read_splits(
@@ -14,21 +14,30 @@ def read_splits(
 ) -> dict[str, dict[str, list]]:
     """The `columns` of each split in `files`: {split: {column: values}}.
 
-    `files` names each split's files, as a glob, in the folder `config["path"]`; if that is null, the data
-    set `config["hub"]` at `config["revision"]` is fetched. Raises OSError or ValueError, in one sentence,
-    for what cannot be reached or read; `offline` is the data set to use instead.
+    `files` names each split's files, as a glob, in the folder `config["path"]`; if that is null, they are
+    fetched from the data set `config["hub"]` at `config["revision"]`. Raises OSError or ValueError, in one
+    sentence, for what cannot be reached or read; `offline` is the data set to use instead.
     """
     ways_out = f"give the files of {config['hub']} by data.path=FOLDER, or use {offline}"
     if config["path"] is None:
-        source, fetched = config["hub"], load_splits(config["hub"], config["revision"], offline)
-        splits = {split: table.with_format("arrow")[:] for split, table in fetched.items()}
+        source = config["hub"]
+        folder = fetch(source, config["revision"], files.values(), offline)
     else:
-        source, splits = config["path"], _read_folder(config, files, ways_out)
+        folder = Path(config["path"]).expanduser()
+        source = f"data.path={folder}"
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{source} is not a folder; {ways_out}")
     result = {}
-    for split in files:
-        if split not in splits:
-            raise ValueError(f"{source} has no split {split}, only {', '.join(splits)}; {ways_out}")
-        table = splits[split]
+    for split, pattern in files.items():
+        paths = sorted(folder.rglob(pattern))
+        if not paths:
+            raise FileNotFoundError(f"{source} holds no {pattern}; {ways_out}")
+        read = read_table if pattern.endswith(".parquet") else read_json
+        try:
+            table = pa.concat_tables([read(path) for path in paths])
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise OSError(f"cannot read {pattern} in {source} ({reason}); {ways_out}") from error
         if missing := [name for name in columns if name not in table.column_names]:
             raise ValueError(
                 f"{split} of {source} has no column {missing[0]}, only "
@@ -45,21 +54,3 @@ def read_splits(
         if not table.num_rows:
             raise ValueError(f"{split} of {source} has no rows; {ways_out}")
     return result
-
-
-def _read_folder(config: dict, files: dict[str, str], ways_out: str) -> dict[str, pa.Table]:
-    folder = Path(config["path"]).expanduser()
-    if not folder.is_dir():
-        raise NotADirectoryError(f"data.path={folder} is not a folder; {ways_out}")
-    tables = {}
-    for split, pattern in files.items():
-        paths = sorted(folder.rglob(pattern))
-        if not paths:
-            raise FileNotFoundError(f"data.path={folder} holds no {pattern}; {ways_out}")
-        read = read_table if pattern.endswith(".parquet") else read_json
-        try:
-            tables[split] = pa.concat_tables([read(path) for path in paths])
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise OSError(f"cannot read {pattern} in data.path={folder} ({reason}); {ways_out}") from error
-    return tables

@@ -18,8 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lstmlab.data.hub import load_splits
-
 UNKNOWN = "\ufffd"  # id 0: a character that the training part does not hold. Never generated
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 COLD_WINDOW = 256  # characters, as nanoGPT reports it
@@ -92,11 +90,10 @@ class TextData(L.LightningDataModule):
         corpus = {"stdlib": stdlib, "shakespeare": shakespeare, "textfile": textfile}[config["name"]]
         path = corpus(config, cache)
         self.encoded, self.meta = encode(path, config["val_fraction"], cache, self.vocabulary)
-        fingerprint = f"sha256 {self.meta['sha256'][:12]}, Python {platform.python_version()}"
-        self.info = {
-            "vocabulary": self.meta["vocabulary"],
-            "source": f"{config['name']}, {fingerprint}",
-        }
+        source = f"{config['name']}, sha256 {self.meta['sha256'][:12]}"
+        if config["name"] == "stdlib":
+            source += f", Python {platform.python_version()}"
+        self.info = {"vocabulary": self.meta["vocabulary"], "source": source}
 
     def setup(self, stage: str) -> None:
         config, meta = self.config, self.meta
@@ -151,9 +148,11 @@ def shakespeare(config: dict, cache: Path) -> Path:
     else:
         path = cache / "shakespeare.txt"
         if not path.exists():
-            splits = load_splits(config["hub"], config["revision"], "data=stdlib")
-            parts = (splits[name]["text"] for name in ("train", "validation", "test"))
-            write_atomically(path, ("".join(part).encode() for part in parts))
+            from lstmlab.data.files import read_splits  # with pyarrow, which no other text needs
+
+            files = {split: f"{split}/*.parquet" for split in ("train", "validation", "test")}
+            splits = read_splits(config, files, {"text": str}, "data=stdlib")
+            write_atomically(path, ("".join(part["text"]).encode() for part in splits.values()))
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHAKESPEARE_SHA256:
         raise ValueError(f"{path} is not Tiny Shakespeare: its sha256 is {found}, not {SHAKESPEARE_SHA256}")
