@@ -212,7 +212,7 @@ WRONG = [
     ("bench", "rounds=0", "rounds=0: input should be greater than 0"),
     ("bench", "suite=speed", "suite=speed: input should be"),
     ("bench", "suite=train data=textfile data.path={empty}", "{empty} is empty"),
-    ("bench", "suite=cells data=textfile", "data= means nothing to suite=cells, which takes"),
+    ("bench", "suite=cells cell=fused", "cell= means nothing to suite=cells, which takes"),
 ]
 if not torch.cuda.is_available():
     WRONG += [
