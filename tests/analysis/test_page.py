@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 import time
 import zlib
 
@@ -67,27 +66,6 @@ def test_size(tmp_path):
     for name, values, limit in (("two", two, 15e6), ("six", traces, 40e6)):
         write_page(tmp_path / name, "", "", tokens, values, {}, None)
         assert (tmp_path / name).stat().st_size < limit
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """Headless Chromium, driven through Selenium."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run"):
-        options.add_argument(f"--{flag}")
-    for flag in ("disable-background-networking", "disable-component-update", "disable-sync"):
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path}/chromium")
-    options.add_argument("--window-size=1200,800")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(driver)
-    with webdriver.Chrome(options, service) as browser:
-        yield browser
 
 
 def test_in_a_browser(browser, tmp_path):

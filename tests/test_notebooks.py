@@ -1,0 +1,138 @@
+"""Each notebook runs as a script; two of them, as web pages, answer to a person."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lstmlab.config import PROJECT
+
+pytest.importorskip("marimo", reason="marimo is not installed (pip install -e '.[notebooks]')")
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.py"))
+
+
+def environment(folder) -> dict[str, str]:
+    """The package is found, and a marimo of the user's own settings is not."""
+    own = {"PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(folder)}
+    return os.environ | own
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, PROJECT / f"notebooks/{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_as_a_script(path, tmp_path):
+    script = [sys.executable, str(path)]
+    done = subprocess.run(script, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def page(browser, tmp_path) -> Iterator[Callable[..., Any]]:
+    """page("cell_explorer", …): `marimo run` with these arguments, open in the browser."""
+    servers = []
+
+    def start(name: str, *arguments: str) -> Any:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        serve = ["run", str(PROJECT / f"notebooks/{name}.py"), "--headless", "--port", str(port)]
+        quiet = subprocess.DEVNULL
+        command = [sys.executable, "-m", "marimo", *serve, "--", *arguments]
+        servers.append(subprocess.Popen(command, env=environment(tmp_path), stdout=quiet, stderr=quiet))
+
+        def listens() -> bool:
+            with socket.socket() as client:
+                return client.connect_ex(("127.0.0.1", port)) == 0
+
+        until(listens)
+        browser.get(f"http://127.0.0.1:{port}")
+        return browser
+
+    yield start
+    browser.get("about:blank")
+    for server in servers:
+        server.terminate()
+        server.wait()
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """What the condition gives as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {seconds} seconds"
+        time.sleep(0.05)
+    return found
+
+
+def text(browser: Any, selector: str) -> str:
+    return browser.execute_script("return document.querySelector(arguments[0])?.textContent ?? ''", selector)
+
+
+def controls(browser: Any, plugin: str, inner: str) -> list:
+    """The elements within the controls of a kind, in the order of the page."""
+    script = (
+        "return [...document.querySelectorAll(arguments[0])]"
+        ".map(e => e.shadowRoot.querySelector(arguments[1])).filter(e => e)"
+    )
+    return browser.execute_script(script, f"marimo-{plugin}", inner)
+
+
+def errors(browser: Any) -> list:
+    return [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.mark.parametrize("preset", range(5))
+def test_the_explorers_numbers_are_those_of_an_lstm_cell(preset):
+    explorer = load("cell_explorer")
+    W = list(explorer.PRESETS.values())[preset]
+    cell = nn.LSTMCell(1, 1, dtype=torch.float64)
+    parameters: Any = list(zip(*(W[gate] for gate in "ifgo"), strict=True))  # W_h, W_x, b
+    with torch.no_grad():
+        cell.weight_hh[:, 0], cell.weight_ih[:, 0], cell.bias_ih[:] = map(torch.tensor, parameters)
+        cell.bias_hh.zero_()
+        x, h, C = torch.tensor([[[0.7]], [[-0.3]], [[1.9]]], dtype=torch.float64)
+        h_after, C_after = cell(x, (h, C))
+    v = explorer.forward(0.7, -0.3, 1.9, W)
+    assert v["h"] == pytest.approx(h_after.item(), abs=1e-12)
+    assert v["C"] == pytest.approx(C_after.item(), abs=1e-12)
+
+
+def test_cell_explorer_in_a_browser(page):
+    explorer = load("cell_explorer")
+    browser = page("cell_explorer")
+
+    def shown(x: float, h: float, C: float) -> bool:
+        v = explorer.forward(x, h, C, explorer.PRESETS["a bit of everything"])
+        keys = ("f", "i", "g", "o", "C", "h")
+        found = [text(browser, f".cell [data-value={key}]") for key in keys]
+        return found == [explorer.number(v[key]) for key in keys]
+
+    until(lambda: shown(1.0, 0.5, 1.0))
+    until(lambda: len(controls(browser, "slider", "[role=slider]")) == 15)
+    controls(browser, "slider", "[role=slider]")[0].send_keys("\ue014")  # arrow right
+    until(lambda: shown(1.1, 0.5, 1.0))
+
+    assert "h = o * tanh(c)" in text(browser, "body")  # explained until another step is clicked
+    [forget] = [b for b in controls(browser, "button", "button") if "forget gate" in b.text]
+    forget.click()
+    until(lambda: "f = sigmoid(linear(hx, self.W_f, self.b_f))" in text(browser, "body"))
+    [again] = [b for b in controls(browser, "button", "button") if "next time step" in b.text]
+    before = explorer.forward(1.1, 0.5, 1.0, explorer.PRESETS["a bit of everything"])
+    again.click()
+    until(lambda: text(browser, ".cell [data-value=C0]") == f"{before['C']:.2f}")
+    assert errors(browser) == []
