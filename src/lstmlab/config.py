@@ -27,7 +27,14 @@ PROJECT = Path(__file__).parents[2]
 RAW_KEYS = ("text", "ckpt", "resume", "runs", "data.path")
 # Of Lightning 2.6 and torchdata 0.11 about torch 2.13: nothing that a user could change
 warnings.filterwarnings("ignore", message=r".*(treespec, LeafSpec|'set_vital')")
-USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+USER_ERRORS = (
+    ValueError,
+    OSError,
+    FloatingPointError,
+    MemoryError,
+    HydraException,
+    OmegaConfBaseException,
+)
 
 OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
 

@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
@@ -78,6 +79,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         model.load_state_dict(best["state_dict"])
         if is_overridden("test_step", model):
             metrics |= trainer.test(model, datamodule, verbose=False)[0]
+    except RuntimeError as error:
+        if is_oom_error(error):
+            raise MemoryError(f"out of memory; {run_dir / 'doctor.md'} says what to change") from error
+        raise
     finally:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

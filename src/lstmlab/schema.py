@@ -293,10 +293,26 @@ class EarlyStopping(Callback):
     patience: PositiveInt
 
 
+class Doctor(Target):
+    target: Literal["lstmlab.callbacks.doctor.Doctor"] = Field(alias="_target_")
+    steps: PositiveInt
+    patience: PositiveInt
+    flat: Share
+    still: NonNegativeFloat
+    stride: PositiveFloat
+    rough: PositiveFloat
+    gain: Share
+    plateau: NonNegativeFloat
+    vanishing: NonNegativeFloat
+    exploding: PositiveFloat
+    waiting: Annotated[float, Field(gt=0, le=1)]
+
+
 class Callbacks(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, Callback | None]
     early_stopping: EarlyStopping | None
+    doctor: Doctor | None
 
 
 # --- commands -----------------------------------------------------------------------------------

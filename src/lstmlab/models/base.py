@@ -42,6 +42,13 @@ class Task(L.LightningModule):
         """How many tokens a training batch holds; what the throughput counts."""
         raise NotImplementedError
 
+    def targets(self, batch: Any) -> Tensor | None:
+        """The classes (integers, any shape) over which a training batch's loss is the mean, if it is one.
+
+        Their entropy is the baseline to judge a loss by: what knowing their frequencies alone gives.
+        """
+        return None
+
     def respond(self, text: str, options: dict) -> Iterator[str]:
         """The answer to `text`, piece by piece; `options` are the keys of conf/predict.yaml."""
         raise NotImplementedError

@@ -77,6 +77,9 @@ class CharLM(Task):
     def count_tokens(self, batch: TextBatch) -> int:
         return batch.inputs.numel()
 
+    def targets(self, batch: TextBatch) -> Tensor:
+        return batch.targets
+
     @torch.inference_mode()
     def sample(
         self,

@@ -70,6 +70,9 @@ class CopyTask(Task):
     def count_tokens(self, batch: CopyBatch) -> int:
         return batch.tokens.numel()
 
+    def targets(self, batch: CopyBatch) -> Tensor:
+        return batch.targets
+
     def examples(self, batch: CopyBatch) -> tuple[list[str], list[list]]:
         recalled = self(batch.tokens[:8]).argmax(-1)
         return ["prediction", "truth"], [

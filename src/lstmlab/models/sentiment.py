@@ -86,6 +86,9 @@ class Sentiment(Task):
     def count_tokens(self, batch: SentimentBatch) -> Tensor:
         return batch.lengths.sum()
 
+    def targets(self, batch: SentimentBatch) -> Tensor:
+        return batch.labels.long()
+
     def examples(self, batch: SentimentBatch) -> tuple[list[str], list[list]]:
         tokenizer, labels = load_tokenizer(self.info["tokenizer"]), self.info["labels"]
         tokens, lengths = batch.tokens[:SHOWN], batch.lengths[:SHOWN]

@@ -210,6 +210,10 @@ class Seq2Seq(Task):
     def count_tokens(self, batch: TranslationBatch) -> int:
         return batch.target.numel()
 
+    def targets(self, batch: TranslationBatch) -> Tensor:
+        steps = torch.arange(batch.target.size(1), device=batch.target.device)
+        return batch.target[(steps >= 1) & (steps < batch.target_lengths[:, None])]
+
     # --- to look at ---
 
     def respond(self, text: str, options: dict) -> Iterator[str]:
