@@ -43,7 +43,8 @@ class Look(NamedTuple):
     step: int  # the last of them
     loss: float  # their mean
     moved: float  # ‖W − W before‖ / ‖W before‖, of all weights
-    gradients: dict[str, float]  # a layer's norm before clipping, at the last step
+    peak: float  # the largest norm of the whole gradient before clipping
+    gradients: dict[str, float]  # a layer's norm, at the last step
     waiting: float  # share of the time
 
 
@@ -150,14 +151,16 @@ def vanishing(looks: list[Look], baseline: float, config: dict, limits: Limits) 
 
 
 def exploding(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
-    """A layer's gradient is huge, clipped or not."""
-    huge = {name: norm for name, norm in looks[-1].gradients.items() if norm > limits.exploding}
-    if not huge:
+    """The gradient is huge, be it clipped or not."""
+    look = looks[-1]
+    largest = max(look.gradients, key=look.gradients.__getitem__)
+    if max(look.peak, look.gradients[largest]) < limits.exploding:
         return None
+    steps = look.step - looks[-2].step if len(looks) > 1 else look.step
     return Finding(
         "exploding gradient",
-        f"the gradient's norm, before clipping, was above {limits.exploding:g} in "
-        + ", ".join(f"{name} ({norm:.2g})" for name, norm in huge.items()),
+        f"within {steps} steps the gradient's norm before clipping reached {look.peak:.2g}; at the last of "
+        f"them it was largest in {largest} ({look.gradients[largest]:.2g})",
         f"the recurrence amplifies what flows back (clipping={config['clipping']['name']}, "
         f"optimizer.lr={config['optimizer']['lr']:g})",
         [

@@ -50,7 +50,8 @@ class Doctor(L.Callback):
         self.before_step = trainer.global_step
         self.losses: list[Tensor] = []
         self.batches: list[tuple[int, int, Any]] = []
-        self.norms: dict[str, Tensor] = {}
+        self.steps_norms: list[Tensor] = []  # of the whole gradient
+        self.norms: dict[str, Tensor] = {}  # of each layer's, at the last step
         self.waited, self.begun = 0.0, time.perf_counter()
         self.ended = self.begun
 
@@ -74,6 +75,8 @@ class Doctor(L.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.losses.append(outputs["loss"] * trainer.accumulate_grad_batches)
         self.batches.append(self.latest)
+        if trainer.global_step == self.latest[0]:
+            self.steps_norms.append(pl_module.grad_norm)
         if self.norms:
             self.look(trainer, pl_module)
         self.ended = time.perf_counter()
@@ -99,15 +102,16 @@ class Doctor(L.Callback):
         """Fetch what the stretch left on the device, at once, and say what it shows."""
         moved = get_total_norm([p - q for p, q in zip(pl_module.parameters(), self.before, strict=True)])
         moved /= get_total_norm(self.before)
-        numbers = torch.stack([*self.losses, moved, *self.norms.values()]).tolist()
+        peak = torch.stack(self.steps_norms).nan_to_num(0, 0).max()  # in half precision inf is only skipped
+        numbers = torch.stack([*self.losses, moved, peak, *self.norms.values()]).tolist()
         count = len(self.losses)
-        losses, (share, *norms) = numbers[:count], numbers[count:]
+        losses, (share, highest, *norms) = numbers[:count], numbers[count:]
         self.require_finite(trainer, pl_module, [*losses, share])
         if self.baseline is None:
             self.baseline = frequencies_alone([pl_module.targets(batch) for _, _, batch in self.batches])
         gradients = dict(zip(self.norms, norms, strict=True))
         waiting = self.waited / (time.perf_counter() - self.begun)
-        self.looks.append(Look(trainer.global_step, sum(losses) / count, share, gradients, waiting))
+        self.looks.append(Look(trainer.global_step, sum(losses) / count, share, highest, gradients, waiting))
         baseline = self.baseline or self.looks[0].loss
         for finding in diagnose(self.looks, baseline, pl_module.config, self.limits):
             self.say(trainer, pl_module, finding)

@@ -33,6 +33,7 @@ class Task(L.LightningModule):
         self.save_hyperparameters(logger=False)
         self.config, self.info = config, info
         self.plateau: ReduceLROnPlateau | None = None
+        self.grad_norm: Tensor | None = None  # of the latest step, before clipping
 
     def build_cell(self, input_size: int, **changes: Any) -> nn.Module:
         """The recurrent stack that the `cell` group describes, some of its settings changed."""
@@ -107,6 +108,7 @@ class Task(L.LightningModule):
             norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if config["name"] == "value":
             clip_grad_value_(parameters, config["max_value"])
+        self.grad_norm = norm
         self.log_step({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
 
     def log_step(self, values: dict[str, Any], prog_bar: bool = False) -> None:

@@ -1,0 +1,251 @@
+"""Each fault made to happen in a run, and named; sound runs, of which nothing is said."""
+
+import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import SMALL
+from lstmlab import checkpoint
+from lstmlab.config import PROJECT
+from lstmlab.data import text
+from lstmlab.models import charlm
+from lstmlab.runs import train
+
+QUICK = [
+    "trainer.enable_progress_bar=false",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+    "callbacks.examples=null",
+]
+CHARLM = [
+    *QUICK,
+    "cell.hidden_size=32",
+    "cell.num_layers=1",
+    "data.max_chars=150000",
+    "data.sequence_length=32",
+    "trainer.max_epochs=20",
+]
+COPY = [*QUICK, "model=copytask", "cell=fused", "data.batch_size=4", "cell.hidden_size=8"]
+
+
+def findings(settings: dict) -> dict[str, str]:
+    """Name → text of what doctor.md holds."""
+    file = Path(settings["run_dir"]) / "doctor.md"
+    parts = file.read_text(encoding="utf-8").split("## Step ")[1:] if file.exists() else []
+    found = {re.sub(r"^\d+: ", "", part.splitlines()[0]): part for part in parts}
+    assert len(found) == len(parts), "each is said once"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fault", "overrides", "evidence", "override"),
+    [
+        (
+            "flat loss",
+            [*CHARLM, "optimizer.lr=1e-6", "trainer.max_steps=320"],
+            "the weights went 0.",
+            "optimizer.lr=0.003",
+        ),
+        (
+            "oscillating loss",
+            [*CHARLM, "optimizer.lr=0.5", "trainer.max_steps=320"],
+            "of their length",
+            "optimizer.lr=0.003",
+        ),
+        (
+            "early plateau",
+            [*CHARLM, "cell.hidden_size=4", "trainer.max_steps=800"],
+            "from step",
+            "cell.hidden_size=256",
+        ),
+        (
+            "vanishing gradient",
+            [*COPY, "cell.init=torch", "cell.num_layers=12", "data.delay=5", "trainer.max_steps=60"],
+            "cell layer 0 (",
+            "cell.num_layers=6",
+        ),
+        (
+            "exploding gradient",
+            [
+                *QUICK,
+                "model=seq2seq",
+                "data=dates",
+                "data.train_size=400",
+                "data.val_size=20",
+                "data.test_size=20",
+                "cell.kind=rnn",
+                "cell.hidden_size=32",
+                "optimizer=sgd",
+                "optimizer.lr=30",
+                "clipping=none",
+                "scheduler=constant",
+                "trainer.max_steps=20",
+                "data.batch_size=16",
+            ],
+            "before clipping reached",
+            "clipping=norm clipping.max_norm=1",
+        ),
+    ],
+)
+def test_a_fault_is_named(config, capsys, fault, overrides, evidence, override, tmp_path):
+    if "data=dates" in overrides:
+        overrides = [*overrides, f"data.cache={tmp_path}/cache"]
+    settings = config(*overrides)
+    train(settings)
+    found = findings(settings)
+    assert evidence in found[fault]
+    assert f"`{override}`" in found[fault]
+    assert set(found) == {fault}
+    assert fault in capsys.readouterr().out
+
+
+NAN = [
+    "optimizer=sgd",
+    "optimizer.lr=1e30",
+    "clipping=none",
+    "scheduler=constant",
+    "trainer.val_check_interval=1",
+]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(command, text_file, tmp_path):
+    run = tmp_path / "run"
+    small = [*SMALL, "data=textfile", f"data.path={text_file}", f"data.cache={tmp_path}/cache"]
+    small += [
+        "data.batch_size=4",
+        "data.sequence_length=20",
+        "data.max_val_chars=300",
+        f"hydra.run.dir={run}",
+    ]
+    code, output, error = command("train", *small, *QUICK, *NAN)
+    assert code == 1 and len(error.strip().splitlines()) == 1, error
+    step, index = map(int, re.findall(r"at step (\d+), batch (\d+) of epoch 0", error)[0])
+    assert index == step - 1
+    assert "not finite" in output and "clipping=norm clipping.max_norm=1" in output
+
+    batch = torch.load(run / "nan_batch.pt", weights_only=True)
+    assert batch["inputs"].shape == (4, 20)
+    before: Any = checkpoint.load_model(str(run / "checkpoints/before_nan.ckpt"))
+    assert before.loss(text.TextBatch(**batch), None)[0].isfinite()
+    written = list((run / "checkpoints").iterdir())
+    for path in written:
+        assert all(t.isfinite().all() for t in checkpoint.load(str(path))["state_dict"].values()), path
+
+
+def test_broken_weights_are_never_saved(config, text_file, tmp_path):
+    """A step whose loss is finite breaks the weights, just before a validation that does not see it."""
+
+    class Breaks(charlm.CharLM):
+        def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+            super().on_train_batch_end(outputs, batch, batch_idx)
+            if self.trainer.global_step == 4:
+                with torch.no_grad():
+                    self.embedding.weight[0] = math.inf  # of a character that never occurs
+
+    settings = config(
+        *SMALL, *QUICK, "data=textfile", f"data.path={text_file}", f"data.cache={tmp_path}/cache",
+        "data.batch_size=4", "data.sequence_length=20", "data.max_val_chars=300", "trainer.max_steps=9",
+        "trainer.val_check_interval=2",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charlm, "CharLM", Breaks)
+        with pytest.raises(FloatingPointError, match="the weights are not finite at step 4"):
+            train(settings)
+    for name in ("best", "last"):
+        saved = checkpoint.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt")
+        assert saved["global_step"] == 2
+        assert all(t.isfinite().all() for t in saved["state_dict"].values())
+
+
+@pytest.mark.parametrize("keeps_graph", [False, True])
+def test_a_state_that_is_not_detached(config, text_file, tmp_path, monkeypatch, keeps_graph):
+    class Forgets(charlm.CharLM):
+        def training_step(self, batch, index):
+            loss, self.train_state = self.loss(batch, self.train_state)
+            return loss
+
+        def backward(self, loss):
+            loss.backward(retain_graph=keeps_graph)
+
+    monkeypatch.setattr(charlm, "CharLM", Forgets)
+    settings = config(
+        *SMALL, *QUICK, "data=textfile", f"data.path={text_file}", f"data.cache={tmp_path}/cache",
+        "data.batch_size=4", "data.sequence_length=20", "data.max_val_chars=300", "trainer.max_steps=3",
+        "clipping=none", "optimizer=sgd", "optimizer.lr=1e-9",
+    )  # fmt: skip
+    with pytest.raises(RuntimeError):  # PyTorch's own, of a graph gone or of weights changed since
+        train(settings)
+    found = findings(settings)
+    assert set(found) == {"state not detached"}
+    assert "were made by the first batch" in found["state not detached"]
+    assert "detach(state)" in found["state not detached"]
+
+
+def test_slow_input(config, text_file, tmp_path, monkeypatch):
+    class Slow(text.Streams):
+        def __getitem__(self, index):
+            time.sleep(0.02)
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(text, "Streams", Slow)
+    settings = config(
+        *SMALL, *QUICK, "data=textfile", f"data.path={text_file}", f"data.cache={tmp_path}/cache",
+        "data.batch_size=4", "data.sequence_length=20", "data.max_val_chars=300", "trainer.max_steps=65",
+    )  # fmt: skip
+    train(settings)
+    found = findings(settings)
+    assert set(found) == {"slow input"}
+    assert "waiting for batches" in found["slow input"]
+
+
+def test_out_of_memory(tmp_path):
+    """In a process of its own, which may grow by 300 MB after its imports."""
+    run = tmp_path / "run"
+    script = f"""
+import re, resource, sys
+sys.path.insert(0, {str(PROJECT / "src")!r})
+import lstmlab.runs, train
+used = int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
+sys.argv[1:] = ["data.batch_size=256", "data.sequence_length=1024", "cell=fused", "threads=1",
+    "trainer.enable_progress_bar=false", "hydra.run.dir={run}"]
+train.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: out of memory")
+    finding = (run / "doctor.md").read_text(encoding="utf-8")
+    assert "out of memory" in finding and "data.batch_size=256, data.sequence_length=1024" in finding
+    for override in (
+        "`data.batch_size=128 trainer.accumulate_grad_batches=2`",
+        "`data.sequence_length=512`",
+        "`cell.hidden_size=128`",
+    ):
+        assert override in finding
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        ["model=charlm", "cell.hidden_size=64", "data.batch_size=8", "data.sequence_length=64"],
+        ["experiment=copy_delay50"],
+        ["experiment=reviews", "cell.hidden_size=32", "data.train_size=4000", "data.batch_size=16"],
+        ["experiment=dates", "cell.hidden_size=64", "data.train_size=4000", "data.batch_size=32"],
+    ],
+    ids=lambda recipe: recipe[0],
+)
+def test_of_sound_runs_nothing_is_said(config, recipe, tmp_path):
+    cache = [] if "copy" in recipe[0] else [f"data.cache={tmp_path}/cache"]
+    steps = ["trainer.max_steps=460", "trainer.max_epochs=null"]  # the plateau's rule speaks from 400 on
+    settings = config(
+        *recipe, *QUICK, *cache, *steps, "scheduler.warmup_steps=40", "callbacks.doctor.patience=120"
+    )
+    train(settings)
+    assert findings(settings) == {}
