@@ -3,7 +3,9 @@
 import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +49,10 @@ def chosen(row: Row, *names: str) -> Row:
     return Row(row.size, {n: row.medians[n] for n in names}, {n: shares[n] for n in names if n in shares})
 
 
-def same_weights(I: int, H: int) -> tuple[nn.LSTM, dict[str, nn.Module]]:
+def same_weights(I: int, H: int) -> tuple[nn.LSTM, dict[str, Stack]]:
     """nn.LSTM, and the other cells with its weights; those of a kind of its own share theirs."""
     reference = nn.LSTM(I, H, batch_first=True)
-    cells: dict[str, nn.Module] = {}
+    cells: dict[str, Any] = {}
     for kind in ("lstm", "peephole", "layernorm"):
         fused, scratch = (build_cell(backend, I, H, kind=kind) for backend in ("fused", "scratch"))
         if kind == "lstm":
@@ -59,6 +61,10 @@ def same_weights(I: int, H: int) -> tuple[nn.LSTM, dict[str, nn.Module]]:
         suffix = "" if kind == "lstm" else f" {kind}"
         cells |= {f"fused{suffix}": fused, f"scratch{suffix}": scratch}
     return reference, cells
+
+
+def outputs_of(cell: nn.Module, x: Tensor) -> Sequence[Tensor]:
+    return cell(x)[:1]
 
 
 def loop(cell: nn.LSTMCell, x: Tensor) -> Tensor:
@@ -102,7 +108,7 @@ def timed(contenders: Contenders, flops: int, rounds: int) -> tuple[dict[str, fl
     if torch.backends.mkldnn.is_available():
         a_mkldnn, b_mkldnn = a.to_mkldnn(), b.to_mkldnn()
         products["oneDNN"] = lambda: F.linear(a_mkldnn, b_mkldnn)
-    medians = alternate(contenders | products, rounds)
+    medians = alternate({**contenders, **products}, rounds)
     peak = 2 * 1024**3 / min(medians.pop(name) for name in products)
     return medians, {name: flops / median / peak for name, median in medians.items()}
 
@@ -112,7 +118,7 @@ def dense(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> Row:
     reference, cells = same_weights(I, H)
     x = torch.randn(B, T, I, requires_grad=training)
     gradients = [torch.randn(B, T, H)]
-    calls: Contenders = {}
+    calls: dict[str, Callable[[], Sequence[Tensor]]] = {}
 
     def add(name: str, module: nn.Module, forward: Forward) -> None:
         calls[name] = contender(forward, module, x, gradients, training)
@@ -122,7 +128,7 @@ def dense(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> Row:
     add("nn.LSTMCell loop", lstm_cell, lambda x: [loop(lstm_cell, x)])
     add("fused without a compiler", fused, lambda x: Stack.forward(fused, x)[:1])
     for name, cell in cells.items():
-        add(name, cell, lambda x, cell=cell: cell(x)[:1])
+        add(name, cell, partial(outputs_of, cell))
     for kind in ("peephole", "layernorm"):
         agree({name: calls[name] for name in (f"scratch {kind}", f"fused {kind}")})
     agree({name: run for name, run in calls.items() if not name.endswith(("peephole", "layernorm"))})
@@ -154,7 +160,7 @@ def ragged(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> Row:
 
         return run
 
-    forwards = {"nn.LSTM packed": packed, "nn.LSTM padded, states gathered": padded}
+    forwards: dict[str, Forward] = {"nn.LSTM packed": packed, "nn.LSTM padded, states gathered": padded}
     forwards |= {name: ours(name) for name in ("fused", "scratch")}
     calls = {
         name: contender(forward, cells.get(name, reference), x, gradients, training)

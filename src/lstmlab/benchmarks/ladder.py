@@ -1,7 +1,11 @@
 """The way from the equations to a fast cell, one rung at a time, and what each is worth in training."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
 import torch
-from torch import Tensor, nn, sigmoid, tanh
+from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
 from lstmlab.benchmarks.cells import contender
@@ -12,8 +16,8 @@ from lstmlab.cells.base import Stack
 SIZES = [(32, 100, 64, 128), (64, 128, 64, 256)]
 
 
-def four_products(cell: nn.Module, x: Tensor) -> Tensor:
-    """x (B, T, I) → (B, T, H), as the following ones: each gate's W·[h, x], one after the other."""
+def four_products(cell: Any, x: Tensor) -> Sequence[Tensor]:
+    """x (B, T, I) → [(B, T, H)], as the following ones: each gate's W·[h, x], one after the other."""
     W_i, W_f, W_g, W_o = torch.cat([cell.weight_hh_l0, cell.weight_ih_l0], 1).chunk(4)
     b_i, b_f, b_g, b_o = (cell.bias_ih_l0 + cell.bias_hh_l0).chunk(4)
     h = c = x.new_zeros(len(x), cell.hidden_size)
@@ -25,10 +29,10 @@ def four_products(cell: nn.Module, x: Tensor) -> Tensor:
         c = f * c + i * g
         h = o * tanh(c)
         outputs.append(h)
-    return torch.stack(outputs, 1)
+    return [torch.stack(outputs, 1)]
 
 
-def one_product(cell: nn.Module, x: Tensor) -> Tensor:
+def one_product(cell: Any, x: Tensor) -> Sequence[Tensor]:
     """All gates by one matrix."""
     W = torch.cat([cell.weight_hh_l0, cell.weight_ih_l0], 1)
     b = cell.bias_ih_l0 + cell.bias_hh_l0
@@ -39,10 +43,10 @@ def one_product(cell: nn.Module, x: Tensor) -> Tensor:
         c = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h = sigmoid(o) * tanh(c)
         outputs.append(h)
-    return torch.stack(outputs, 1)
+    return [torch.stack(outputs, 1)]
 
 
-def hoisted(cell: nn.Module, x: Tensor) -> Tensor:
+def hoisted(cell: Any, x: Tensor) -> Sequence[Tensor]:
     """The input's share of all steps by one product, before the loop."""
     gates_x = linear(x, cell.weight_ih_l0, cell.bias_ih_l0 + cell.bias_hh_l0)  # (B, T, 4H)
     W_hh_t = cell.weight_hh_l0.t()
@@ -53,15 +57,15 @@ def hoisted(cell: nn.Module, x: Tensor) -> Tensor:
         c = sigmoid(f) * c + sigmoid(i) * tanh(g)
         h = sigmoid(o) * tanh(c)
         outputs.append(h)
-    return torch.stack(outputs, 1)
+    return [torch.stack(outputs, 1)]
 
 
-RUNGS = {
+RUNGS: dict[str, Callable[[Any, Tensor], Sequence[Tensor]]] = {
     "a product a gate": four_products,
     "one product for all gates": one_product,
     "the input's share before the loop": hoisted,
-    "an own backward pass": lambda cell, x: Stack.forward(cell, x)[0],
-    "a native loop": lambda cell, x: cell(x)[0],
+    "an own backward pass": lambda cell, x: Stack.forward(cell, x)[:1],
+    "a native loop": lambda cell, x: cell(x)[:1],
 }
 
 
@@ -76,7 +80,7 @@ def climb(B: int, T: int, I: int, H: int, rounds: int) -> list[Row]:
     cell = build_cell("fused", I, H)
     x, d_output = torch.randn(B, T, I, requires_grad=True), torch.randn(B, T, H)
     calls = {
-        name: contender(lambda x, rung=rung: [rung(cell, x)], cell, x, [d_output], training=True)
+        name: contender(partial(rung, cell), cell, x, [d_output], training=True)
         for name, rung in RUNGS.items()
     }
     agree(calls)

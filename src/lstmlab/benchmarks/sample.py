@@ -1,6 +1,7 @@
 """Sampling from a character model, against the loop that everyone writes around nn.LSTM."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class PlainModel(nn.Module):
             logits, state = self(x, state)
             logits[:, -1, 0] = -torch.inf
             p = logits[0, -1].softmax(-1)
-            index = int(p.argmax()) if greedy else torch.multinomial(p, 1).item()
+            index = int(p.argmax() if greedy else torch.multinomial(p, 1).item())
             text += VOCABULARY[index]
             x = torch.tensor([[index]])
         return text
@@ -53,15 +54,19 @@ def section(config: dict, rounds: int, length: int = 2000) -> Section:
     plain = PlainModel(models["fused"]).eval()
     expected = plain.sample(200, greedy=True)
     for backend, model in models.items():
-        if (text := "".join(model.sample(PROMPT, 200, temperature=0))) != expected:
+        if (text := written(model, 200, temperature=0)) != expected:
             raise RuntimeError(
                 f"not timed: cell={backend} samples {text!r}, a loop around nn.LSTM {expected!r}"
             )
     contenders: dict[str, Callable[[], object]] = {"a loop around nn.LSTM": lambda: plain.sample(length)}
     for backend, model in models.items():
-        contenders[f"cell={backend}"] = lambda model=model: list(model.sample(PROMPT, length))
+        contenders[f"cell={backend}"] = partial(written, model, length)
     medians = alternate(contenders, rounds)
     rates = {name: length / (ms / 1e3) for name, ms in medians.items()}
     cell = config["cell"]
     size = f"{length:,} characters, {cell['num_layers']} × {cell['hidden_size']}"
     return Section("Sampling", "cell=fused", [Row(size, rates)], unit="characters/s")
+
+
+def written(model: CharLM, length: int, temperature: float = 1.0) -> str:
+    return "".join(model.sample(PROMPT, length, temperature))

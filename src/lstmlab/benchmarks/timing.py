@@ -5,7 +5,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from lstmlab.models.base import markdown
 
 WARM_UP = 2  # calls that are not counted
 SHORTEST = 0.02  # seconds: a contender that takes less is called several times a round
-Contenders = dict[str, Callable[[], Sequence[Tensor]]]  # each gives what it computed
+Contenders = Mapping[str, Callable[[], Sequence[Tensor]]]  # each gives what it computed
 
 
 @dataclass
@@ -50,7 +50,7 @@ def agree(contenders: Contenders, atol: float = 1e-4) -> None:
                 raise RuntimeError(f"not timed: result {k} of {name} is {error:.2g} off that of {first}")
 
 
-def alternate(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median milliseconds a call of each contender, called in turn `rounds` times, after a warm-up."""
     calls = {}
     for name, run in contenders.items():

@@ -299,7 +299,7 @@ template <class R> static void step(const Scan<R> &g) {
       multiply_unpacked(x.data(), g.w_ih + 2 * H * g.I, g.I, h.data(), g.w_hh, 0, H, to.data(), 2 * H, g.B);
       multiply_unpacked(x.data(), g.w_ih, 0, h.data(), g.w_hh + 2 * H * H, H, H, to.data(), 3 * H, g.B);
     }
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t b = 0; b < g.B; b++) {
       R norms[4];
       cell_forward(g, b, 0, to[b], norms, g.c0 + b * H, g.c + b * H, bias.p);

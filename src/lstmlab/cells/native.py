@@ -78,10 +78,13 @@ def _strided(tensor: Tensor | None) -> tuple[int, ...]:
     return (0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride()[:2])
 
 
-def _operands(weights: Sequence[Tensor]) -> list[Tensor | None]:
-    """W_ih, W_hh, b_ih, b_hh, and a kind's own ones in one; to be held while the kernel runs."""
-    w_ih, w_hh, b_ih, b_hh, *own = [weight.contiguous() for weight in weights]
-    return [w_ih, w_hh, b_ih, b_hh, torch.cat(own) if own else None]
+def _operands(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """W_ih, W_hh, b_ih, b_hh, a kind's own ones in one: to be held while the kernel runs; their addresses."""
+    held = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
+    if len(held) > 4:
+        held[4:] = [torch.cat(held[4:])]
+    addresses = [weight.data_ptr() for weight in held]
+    return held, addresses if len(held) > 4 else [*addresses, 0]
 
 
 def _fields(
@@ -91,16 +94,16 @@ def _fields(
     lengths: Tensor | None,
     x: Sequence[int],
     initial: Sequence[int],
-    operands: Sequence[Tensor | None],
+    operands: Sequence[int],
     y: Sequence[int],
     *rest: int,
 ) -> bytes:
     """Scan in kernel.cpp. shape: B, T, I, H · x, y: see `_strided` · initial: the addresses of h and c ·
-    rest: what follows y."""
+    operands: those of W_ih … · rest: what follows y."""
     fields = (
         *(KINDS.index(kind), *shape, reverse, torch.get_num_threads(), _address(lengths)),
         *(*x, *initial, *(0,) * (2 - len(initial))),
-        *(*map(_address, operands), *y, *rest),
+        *(*operands, *y, *rest),
     )
     return struct.pack("38q", *fields, *(0,) * (38 - len(fields)))
 
@@ -130,7 +133,8 @@ def scan(
     start = [state.data_ptr() + skip for state in initial]
     end = [state.data_ptr() + skip for state in final]
     end += [0] * (2 - len(end))
-    operands, shape = _operands(weights), (*x.shape, y.size(-1))
+    _held, operands = _operands(weights)
+    shape = (*x.shape, y.size(-1))
     fields = (kind, shape, reverse, lengths, _strided(x), start, operands, _strided(y))
     _call("forward", x.dtype, _fields(*fields, *end, *map(_address, kept)))
     return y
@@ -154,7 +158,8 @@ def step(
     start, end = [s.data_ptr() for s in initial], [s.data_ptr() for s in final]
     source, top, held, scans = _strided(x), len(weights) - 1, [], []
     for k, layer in enumerate(weights):
-        held.append(operands := _operands(layer))
+        tensors, operands = _operands(layer)
+        held.append(tensors)
         to = _strided(y) if k == top else (end[0], H, H)
         scans.append(_fields(kind, (B, 1, I, H), False, None, source, start, operands, to, *end))
         source, I = to, H
@@ -226,7 +231,8 @@ class Scan(torch.autograd.Function):
         d_bias = x.new_empty(kept[0].size(1))
         d_own = x.new_empty(sum(w.numel() for w in weights[4:]))
         out = (dw_ih, dw_hh, d_bias, d_own)
-        start, operands = [s.data_ptr() for s in state], _operands(weights)
+        start = [s.data_ptr() for s in state]
+        _held, operands = _operands(weights)
         fields = _fields(
             *(kind, (*x.shape, H), ctx.reverse, lengths, _strided(x), start, operands, _strided(y), 0, 0),
             *(*map(_address, kept), *_strided(dy), *_strided(dx)),
