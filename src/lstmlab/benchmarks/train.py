@@ -75,7 +75,7 @@ def bare_loop(config: dict) -> float:
             optimizer.step()
             schedule["scheduler"].step()
             step += 1
-            tokens += model.count_tokens(batch)
+            tokens += int(model.count_tokens(batch))
             if step % interval == 0:
                 rates.append(tokens / (time.perf_counter() - start))
                 tokens, start = 0, time.perf_counter()
