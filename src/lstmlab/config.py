@@ -39,14 +39,14 @@ USER_ERRORS = (
 OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), replace=True)
 
 
-def quote_raw(argument: str) -> str:
+def quote_raw(argument: str, keys: tuple[str, ...] = RAW_KEYS) -> str:
     """Quote the value of text=, ckpt= … so that Hydra and OmegaConf take it as it stands.
 
     Hydra's quoted strings: a backslash escapes a quote, and backslashes before a quote are doubled.
     OmegaConf then reads `${` as an interpolation unless an odd number of backslashes precedes it.
     """
     key, equals, value = argument.partition("=")
-    if not equals or key not in RAW_KEYS:
+    if not equals or key not in keys:
         return argument
     value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     value = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), value)
@@ -73,6 +73,27 @@ def plain(composed: DictConfig) -> dict[str, Any]:
     return cast(dict, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
 
 
+def resumed_run(arguments: list[str]) -> Path | None:
+    """The folder of the run that resume= names, or whose checkpoint it names.
+
+    Raises OSError if there is none, and ValueError for a sweep.
+    """
+    named = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if not named:
+        return None
+    if {"-m", "--multirun"} & set(arguments):
+        raise ValueError(f"resume={named[-1]} goes on with one run: leave out -m")
+    path = Path(named[-1]).absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"resume={named[-1]}: no such run")
+    run = path if path.is_dir() else path.parents[1]
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(
+            f"resume={named[-1]}: no config.yaml in {run}. Name a run's folder, or a file in its checkpoints/"
+        )
+    return run
+
+
 def entry_point(config_name: str) -> Callable:
     """Decorate `run(config: dict)`, the body of a command; see the module's docstring."""
 
@@ -95,16 +116,21 @@ def entry_point(config_name: str) -> Callable:
         show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
         def main() -> None:
-            sys.argv[1:] = [quote_raw(argument) for argument in sys.argv[1:]]
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions
+            folder, name, arguments = PROJECT / "conf", config_name, sys.argv[1:]
+            sys.argv[1:] = [quote_raw(argument) for argument in arguments]
             try:
-                hydra.main(version_base="1.3", config_path=str(PROJECT / "conf"), config_name=config_name)(
-                    job
-                )()
+                if (run := resumed_run(arguments)) is not None:  # its own settings, as if they stood in conf/
+                    folder, name = run, "config"
+                    sys.argv += [quote_raw(f"hydra.run.dir={run}", ("hydra.run.dir",))]
+                    sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=disabled"]
+                hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(job)()
             except USER_ERRORS as error:
                 if show_traceback:
                     raise
                 sys.exit(f"error: {sentence(error)}")
+            except KeyboardInterrupt:
+                sys.exit(130)
 
         return main
 

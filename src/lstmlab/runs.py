@@ -2,7 +2,14 @@
 
 import json
 import logging
+import os
+import secrets
+import signal
+import threading
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,13 +21,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lstmlab import checkpoint, data
+from lstmlab import checkpoint, data, resume
 from lstmlab.callbacks.metrics_csv import MetricsCSV
 from lstmlab.models import Task, model_class
+from lstmlab.saving import CheckpointIO, replacing
 
 # Lightning announces what was asked for, and a product of its own
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -30,15 +39,24 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     """Train, write the run's folder (`config["run_dir"]`) and return its metrics.
 
     The folder then holds config.yaml, metrics.csv, metrics.json, examples.md, checkpoints/best.ckpt and
-    last.ckpt; the metrics are those of best.ckpt, tested once if the task has a test set.
+    last.ckpt; the metrics are those of best.ckpt, tested once if the task has a test set. With
+    `config["resume"]` the run in that folder goes on: on the CPU it ends as if it had never been broken off.
 
     Raises:
         FileExistsError: the folder holds a run already.
-        ValueError: the accelerator is not there, or the data do not suit.
+        ValueError: the accelerator is not there, the data do not suit, or `resume.read` finds fault.
+        OSError: the folder cannot be written to.
+        SystemExit: after SIGTERM (code 143) or Ctrl-C (130).
     """
+    ckpt_path, begun = None, {}
+    if resumed := config["resume"] is not None:
+        ckpt_path, begun = resume.read(config)
+        config |= {"resume": None, "exact": True}
     run_dir = Path(config["run_dir"])
-    if (run_dir / "config.yaml").exists():
-        raise FileExistsError(f"run_dir={run_dir} holds a run already; choose another folder")
+    if not resumed and (run_dir / "config.yaml").exists():
+        if "SLURM_RESTART_COUNT" in os.environ:  # the same command once more
+            return train(yaml.safe_load((run_dir / "config.yaml").read_text()) | {"resume": str(run_dir)})
+        raise FileExistsError(f"run_dir={run_dir} holds a run already; choose another, or resume={run_dir}")
     checkpoint.device(config["trainer"]["accelerator"])
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
@@ -50,18 +68,36 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     datamodule.setup("fit")
     if count := config["trainer"]["overfit_batches"]:  # Lightning would ask the data set for items 0, 1, …
         batches: Any = list(islice(datamodule.train_dataloader(), count))
-        datamodule.train_dataloader = lambda: DataLoader(batches, batch_size=None)
+        datamodule.train_dataloader = lambda: StatefulDataLoader(
+            batches, batch_size=None, generator=torch.Generator()
+        )
     limit_steps(config["trainer"], len(datamodule.train_dataloader()))
+    if begun and config["trainer"]["max_steps"] < begun["global_step"]:
+        steps = config["trainer"]["max_steps"]
+        raise ValueError(f"trainer.max_steps={steps}, but the run is at step {begun['global_step']} already")
+    if begun and begun["hyper_parameters"]["info"] != datamodule.info:
+        raise ValueError(f"data={config['data']['name']} are no longer those that the run was begun with")
     model = model_class(config["model"]["name"])(config, datamodule.info)
+    callbacks = [instantiate(settings) for settings in config["callbacks"].values() if settings]
+    identify(config["logger"])
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    with replacing(run_dir / "config.yaml") as file:
+        file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+    (run_dir / "metrics.json").unlink(missing_ok=True)
+    if not begun:
+        for name in (
+            "metrics.csv",
+            "examples.md",
+        ):  # broken off before a checkpoint
+            (run_dir / name).unlink(missing_ok=True)
 
     trainer = L.Trainer(
         **{key: value for key, value in config["trainer"].items() if key != "overfit_batches"},
         precision=config["precision"]["name"],
         deterministic=config["deterministic"],
-        logger=build_loggers(config),
-        callbacks=[instantiate(settings) for settings in config["callbacks"].values() if settings],
+        logger=build_loggers(config, begun.get("global_step")),
+        callbacks=callbacks,
+        plugins=[CheckpointIO()],
         default_root_dir=run_dir,
         # a number of batches is counted on from epoch to epoch, a share within each
         check_val_every_n_epoch=None if isinstance(config["trainer"]["val_check_interval"], int) else 1,
@@ -70,15 +106,19 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         enable_model_summary=False,
     )
     print(describe(model), run_dir, sep="\n")
+    if ckpt_path is not None:
+        print(f"going on after step {begun['global_step']}")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     start = time.perf_counter()
     try:
-        trainer.fit(model, datamodule)
-        seconds = time.perf_counter() - start
-        best = checkpoint.load(str(run_dir / "checkpoints/best.ckpt"))
-        metrics = best["metrics"] | {"train/seconds": seconds}
-        model.load_state_dict(best["state_dict"])
-        if is_overridden("test_step", model):
-            metrics |= trainer.test(model, datamodule, verbose=False)[0]
+        with stoppable(run_dir):
+            trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
+            seconds = time.perf_counter() - start + begun.get("resume", {"seconds": 0})["seconds"]
+            best = checkpoint.load(str(run_dir / "checkpoints/best.ckpt"))
+            metrics = best["metrics"] | {"train/seconds": seconds}
+            model.load_state_dict(best["state_dict"])
+            if is_overridden("test_step", model):
+                metrics |= trainer.test(model, datamodule, verbose=False)[0]
     except RuntimeError as error:
         if is_oom_error(error):
             raise MemoryError(f"out of memory; {run_dir / 'doctor.md'} says what to change") from error
@@ -88,7 +128,8 @@ def train(config: dict[str, Any]) -> dict[str, float]:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()  # or a sweep's next job would go on with this run
     print(f"\n{model.finish()}\n")
-    (run_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    with replacing(run_dir / "metrics.json") as file:
+        file.write((json.dumps(metrics, indent=2) + "\n").encode())
     print(*(f"{name:24} {value:.5g}" for name, value in metrics.items()), run_dir, sep="\n")
     return metrics
 
@@ -137,15 +178,52 @@ def limit_steps(trainer: dict[str, Any], batches: int) -> None:
     trainer["max_steps"] = min(trainer["max_steps"] or steps, steps)
 
 
-def build_loggers(config: dict[str, Any]) -> list[Logger]:
-    """metrics.csv, and what the `logger` group names."""
+@contextmanager
+def stoppable(run_dir: Path) -> Iterator[None]:
+    """What to do when a run is broken off. Ctrl-C is SIGTERM, after which Lightning and LastCheckpoint stop
+    between two steps; a second Ctrl-C stops at once. The exit code is 128 + the signal's number."""
+    code = 128 + signal.SIGTERM
+    command = f"python src/train.py resume={run_dir}"
+
+    def interrupt(*_: Any) -> None:
+        nonlocal code
+        again, code = code == 128 + signal.SIGINT, 128 + signal.SIGINT
+        if again or signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            raise SystemExit(code)
+        signal.raise_signal(signal.SIGTERM)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread:
+        before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except SIGTERMException:
+        print(f"\nStopped. To go on: {command}")
+        raise SystemExit(code) from None
+    except OSError as error:
+        if not run_dir.exists():
+            raise FileNotFoundError(f"{run_dir} was deleted while the run was writing to it") from error
+        raise OSError(f"{error}. When that is mended, go on: {command}") from error
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
+
+
+def identify(loggers: dict[str, Any]) -> None:
+    """Give the wandb run an id, to go on with, and a sweep's jobs one group."""
     sweep = None
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         sweep = Path(HydraConfig.get().sweep.dir).name
+    for settings in loggers.values():
+        if "id" in settings:
+            settings["id"] = settings["id"] or secrets.token_hex(4)
+            settings["group"] = settings["group"] or sweep
+
+
+def build_loggers(config: dict[str, Any], step: int | None) -> list[Logger]:
+    """metrics.csv, and what the `logger` group names; what they hold after `step` is to come once more."""
     loggers: list[Logger] = [MetricsCSV(config["run_dir"])]
     for settings in config["logger"].values():
-        if "group" in settings:
-            settings = settings | {"group": settings["group"] or sweep}
         logger = instantiate(settings)
         if isinstance(logger, WandbLogger):
             logger.experiment.config.update(config)

@@ -293,6 +293,12 @@ class EarlyStopping(Callback):
     patience: PositiveInt
 
 
+class Last(Target):
+    target: Literal["lstmlab.callbacks.last.LastCheckpoint"] = Field(alias="_target_")
+    every_n_minutes: PositiveFloat | None
+    every_n_steps: PositiveInt | None
+
+
 class Doctor(Target):
     target: Literal["lstmlab.callbacks.doctor.Doctor"] = Field(alias="_target_")
     steps: PositiveInt
@@ -311,6 +317,7 @@ class Doctor(Target):
 class Callbacks(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, Callback | None]
+    last: Last | None
     early_stopping: EarlyStopping | None
     doctor: Doctor | None
 
@@ -338,6 +345,8 @@ class Train(Trained):
     trainer: Trainer
     logger: dict[str, Logger]
     callbacks: Callbacks
+    resume: str | None
+    exact: bool
     deterministic: bool
     threads: PositiveInt | None
     run_dir: str

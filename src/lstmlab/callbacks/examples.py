@@ -1,6 +1,8 @@
 """What a model makes of a few validation examples, beside the truth."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -15,6 +17,16 @@ class Examples(L.Callback):
     RUN_DIR/examples.md, the picture is RUN_DIR/examples.png, the latest one; wandb and TensorBoard keep all.
     """
 
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        self.table = Path(trainer.default_root_dir) / "examples.md"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self.table.stat().st_size if self.table.exists() else 0}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.table.exists():  # what was written after that checkpoint comes once more
+            os.truncate(self.table, state_dict["bytes"])
+
     def on_validation_batch_end(
         self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
     ) -> None:
@@ -24,14 +36,14 @@ class Examples(L.Callback):
     def on_validation_end(self, trainer, pl_module) -> None:
         if not trainer.is_global_zero:
             return
-        step, folder = trainer.global_step, Path(trainer.default_root_dir)
+        step = trainer.global_step
         columns, rows = pl_module.examples(self.batch)
         table = markdown(columns, rows)
-        with (folder / "examples.md").open("a", encoding="utf-8") as file:
+        with self.table.open("a", encoding="utf-8") as file:
             file.write(f"## Step {step}\n\n{table}\n\n")
         figure = pl_module.picture(self.batch)
         if figure is not None:
-            figure.savefig(folder / "examples.png")
+            figure.savefig(self.table.with_suffix(".png"))
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table("examples", columns, rows)

@@ -67,10 +67,8 @@ def bucketed(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> lis
 
 
 class EpochSampler(Sampler[Any]):
-    """Hands out `plan(epoch)`, a list of `length` items, one epoch a pass; of several ranks, each its share.
+    """Hands out `plan(epoch)`, a list of `length` items, from `step` on; of several ranks, each its share.
 
-    A pass that is broken off is over: the next one is the next epoch. After `load_state_dict` the next pass
-    is the rest of the epoch that the state was taken in, or the next epoch if nothing is left of it.
     Lightning's `set_epoch` is no help: it counts one too many after a restart from an epoch's end.
     """
 
@@ -80,48 +78,53 @@ class EpochSampler(Sampler[Any]):
         self.rank = torch.distributed.get_rank() if distributed else 0
         self.world = torch.distributed.get_world_size() if distributed else 1
         self.length = length // self.world
-        self.epoch, self.step, self.resuming = -1, 0, False
+        self.epoch, self.step = -1, 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self):
-        if not self.resuming:
-            self.epoch, self.step = self.epoch + 1, 0
-        self.resuming = False
         items = self.plan(self.epoch)[self.rank :: self.world]
         for item in items[self.step : self.length]:
             self.step += 1
             yield item
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
-        self.resuming = 0 < self.step < self.length
 
 
 class TrainingLoader(StatefulDataLoader):
-    """Whole batches `dataset[item]`, for the items of an `EpochSampler`; its state resumes in mid-epoch."""
+    """Whole batches `dataset[item]`, `length` an epoch, for the items of `plan(epoch)`.
+
+    Each pass is an epoch, also after one that was broken off. After `load_state_dict` the next pass is the
+    rest of the epoch that the state was taken in, be it empty.
+    """
+
+    sampler: EpochSampler
 
     def __init__(self, dataset: Dataset, plan: Callable[[int], Sequence[Any]], length: int, num_workers: int):
-        sampler = EpochSampler(plan, length)
-        super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=num_workers)
-        self.begun_at = 0  # batches that the present iterator had given when it was made
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=EpochSampler(plan, length),
+            num_workers=num_workers,
+            generator=torch.Generator(),  # each pass draws a seed: not from dropout's random numbers
+        )
 
     def __iter__(self):
-        # After a restart Lightning asks for an epoch's iterator twice. With workers the first one has drawn
-        # from the sampler by then, so a second one would be an epoch further on.
-        if self._iterator is None or self._iterator._num_yielded > self.begun_at:
-            super().__iter__()
-            self.begun_at = self._iterator._num_yielded
-        return self._iterator
+        self.sampler.next_epoch()  # which a state that is to be loaded then puts right
+        return super().__iter__()
 
 
-def evaluation_loader(dataset: Dataset, items: Sequence[Any]) -> DataLoader:
+def evaluation_loader(dataset: Dataset, items: Sequence[Any] | None = None) -> DataLoader:
     """A loader of whole batches `dataset[item]`, always the same, in the order of `items`."""
-    return DataLoader(dataset, batch_size=None, sampler=items)
+    return DataLoader(dataset, batch_size=None, sampler=items, generator=torch.Generator())
 
 
 class BucketedData(L.LightningDataModule):

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from lstmlab.data.batching import evaluation_loader
+
 UNKNOWN = "\ufffd"  # id 0: a character that the training part does not hold. Never generated
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 COLD_WINDOW = 256  # characters, as nanoGPT reports it
@@ -118,10 +120,11 @@ class TextData(L.LightningDataModule):
         ]
 
     def train_dataloader(self) -> StatefulDataLoader:
-        return StatefulDataLoader(self.train_set, batch_size=None, shuffle=False)
+        # each pass draws a seed: not from dropout's random numbers
+        return StatefulDataLoader(self.train_set, batch_size=None, generator=torch.Generator())
 
     def val_dataloader(self) -> list[DataLoader]:
-        return [DataLoader(val_set, batch_size=None) for val_set in self.val_sets]
+        return [evaluation_loader(val_set) for val_set in self.val_sets]
 
 
 def stdlib(config: dict, cache: Path) -> Path:

@@ -34,6 +34,7 @@ class Task(L.LightningModule):
         self.config, self.info = config, info
         self.plateau: ReduceLROnPlateau | None = None
         self.grad_norm: Tensor | None = None  # of the latest step, before clipping
+        self.resumed: dict[str, Any] = {}  # the checkpoint that training goes on from
 
     def build_cell(self, input_size: int, **changes: Any) -> nn.Module:
         """The recurrent stack that the `cell` group describes, some of its settings changed."""
@@ -83,6 +84,7 @@ class Task(L.LightningModule):
             self.plateau = ReduceLROnPlateau(
                 optimizer, mode, factor=config["factor"], patience=config["patience"] - 1
             )
+            self.plateau.load_state_dict(self.resumed.get("plateau", {}))
             # LinearLR multiplies what it finds, so that both can act on one optimizer
             scheduler: Any = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
         else:
@@ -131,13 +133,16 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lstmlab_format"] = FORMAT
-        checkpoint["metrics"] = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        checkpoint["metrics"] = self.resumed.get("metrics", {}) | metrics
         if self.plateau is not None:
-            checkpoint["plateau"] = self.plateau.state_dict()
+            checkpoint["plateau"] = {
+                "best": self.plateau.best,
+                "num_bad_epochs": self.plateau.num_bad_epochs,
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.plateau is not None:
-            self.plateau.load_state_dict(checkpoint["plateau"])
+        self.resumed = {key: checkpoint[key] for key in ("metrics", "plateau") if key in checkpoint}
 
 
 def detach(state: tuple[Tensor, ...] | None):

@@ -59,6 +59,20 @@ class CharLM(Task):
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["train_state"] = (
+            None if self.train_state is None else tuple(s.clone() for s in self.train_state)
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.train_state = checkpoint["train_state"]
+
+    def on_train_start(self) -> None:
+        if self.train_state is not None:  # that of a checkpoint
+            self.train_state = tuple(member.to(self.device) for member in self.train_state)
+
     def validation_step(self, batch: TextBatch, index: int, dataloader_idx: int) -> None:
         stateful = dataloader_idx == 0
         if index == 0:
