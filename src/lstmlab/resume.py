@@ -61,7 +61,7 @@ def read(config: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     longer = [key for key in changes if key in LENGTH]
     if of_run and (Path(config["run_dir"]) / "metrics.json").exists() and not longer:
         raise ValueError(f"resume={path.parents[1]}: this run has ended; to go on, raise trainer.max_epochs")
-    harmless = HARMLESS
+    harmless: tuple[str, ...] = HARMLESS
     if before["scheduler"]["name"] != "cosine" and step < before["trainer"]["max_steps"]:
         harmless += LENGTH
     for key, (old, new) in changes.items():

@@ -48,10 +48,9 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         OSError: the folder cannot be written to.
         SystemExit: after SIGTERM (code 143) or Ctrl-C (130).
     """
-    ckpt_path, begun = None, {}
-    if resumed := config["resume"] is not None:
-        ckpt_path, begun = resume.read(config)
-        config |= {"resume": None, "exact": True}
+    resumed = config["resume"] is not None
+    ckpt_path, begun = resume.read(config) if resumed else (None, {})
+    config |= {"resume": None, "exact": True}
     run_dir = Path(config["run_dir"])
     if not resumed and (run_dir / "config.yaml").exists():
         if "SLURM_RESTART_COUNT" in os.environ:  # the same command once more

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_the_end_is_the_same(name, task, stop):
     workers = ["data.num_workers=2"] if name == "sentiment" else []
     whole, broken = task(name, *workers), task(name, *workers)
     train(whole)
-    run = train
+    run: Callable[[dict], object] = train
     # within a step of two batches; as a validation is due; at an epoch's end; within two validations
     for hook, count in [
         ("on_train_batch_end", 1),

@@ -139,10 +139,11 @@ class LastCheckpoint(Checkpoint):
 
 def random_states() -> dict[str, Any]:
     """The states of all random number generators, as plain containers and tensors."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
+    numpy = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
     return {
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
+        "numpy": numpy,
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all(),
     }
