@@ -223,9 +223,10 @@ def build_loggers(config: dict[str, Any], step: int | None) -> list[Logger]:
     """metrics.csv, and what the `logger` group names; what they hold after `step` is to come once more."""
     loggers: list[Logger] = [MetricsCSV(config["run_dir"])]
     for settings in config["logger"].values():
-        logger = instantiate(settings)
+        tensorboard = settings["_target_"].endswith("TensorBoardLogger")
+        logger = instantiate(settings, **({"purge_step": step} if tensorboard else {}))
         if isinstance(logger, WandbLogger):
-            logger.experiment.config.update(config)
+            logger.experiment.config.update(config, allow_val_change=True)
             monitor, mode = config["model"]["monitor"], config["model"]["monitor_mode"]
             logger.experiment.define_metric(monitor, summary=mode)
         loggers.append(logger)
