@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lstmlab.cells.base import Recurrent, State
@@ -46,8 +46,9 @@ def export(config: dict[str, Any]) -> list[Path]:
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # none shared
     written = json.dumps({"lstmlab_format": FORMAT, "hyper_parameters": described})
     metadata = {"lstmlab": written, "sha256": digest(written, state)}
-    save_file(state, folder / "model.safetensors", metadata)
-    return [folder / "model.safetensors"]
+    file = folder / "model.safetensors"
+    file.write_bytes(save(state, metadata))
+    return [file]
 
 
 def export_onnx(model: Any, described: dict[str, dict], folder: Path) -> list[Path]:
