@@ -52,6 +52,9 @@ def test_the_run_folder(config, small, capsys):
         "metrics.csv",
         "metrics.json",
         "examples.md",
+        "gates.png",
+        "step_2.npz",
+        "step_4.npz",
         "best.ckpt",
         "last.ckpt",
     }

@@ -314,12 +314,19 @@ class Doctor(Target):
     waiting: Annotated[float, Field(gt=0, le=1)]
 
 
+class Gates(Target):
+    target: Literal["lstmlab.callbacks.gates.Gates"] = Field(alias="_target_")
+    units: PositiveInt
+    steps: PositiveInt
+
+
 class Callbacks(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, Callback | None]
     last: Last | None
     early_stopping: EarlyStopping | None
     doctor: Doctor | None
+    gates: Gates | None
 
 
 # --- commands -----------------------------------------------------------------------------------

@@ -94,6 +94,14 @@ def validation(model: Any, given: dict, count: int) -> tuple[Rows, str]:
     return Rows(*(batch[:2] if name == "seq2seq" else batch)), ""
 
 
+def of_batch(model: Any, batch: Any) -> Rows:
+    """The sequences of a training or validation batch; of the language model, its windows."""
+    ids = batch[0].cpu()  # (B, T)
+    if model.config["model"]["name"] in ("sentiment", "seq2seq"):
+        return Rows(ids, batch[1].cpu())
+    return Rows(ids, torch.full((len(ids),), ids.size(1)))
+
+
 def tokens(model: Any, rows: Rows) -> list[str]:
     """The N steps' tokens as text: joined they can be read, a row a line."""
     name, steps = model.config["model"]["name"], rows.ids[rows.mask].tolist()
@@ -122,7 +130,7 @@ def embed(model: Any, ids: Tensor) -> Tensor:
     name = model.config["model"]["name"]
     if name == "copytask":
         return F.one_hot(ids, model.info["num_tokens"]).to(model.projection.weight.dtype)
-    return (model.source_embedding if name == "seq2seq" else model.embedding)(ids)
+    return model.embed(model.source_embedding, ids) if name == "seq2seq" else model.embedding(ids)
 
 
 @torch.inference_mode()

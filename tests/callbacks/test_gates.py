@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import SMALL
+from lstmlab import checkpoint
+from lstmlab.analysis.traces import read, trace
+from lstmlab.runs import train
+
+QUICK = [
+    *SMALL,
+    "trainer.log_every_n_steps=1",
+    "trainer.val_check_interval=1",
+    "trainer.max_steps=2",
+    "trainer.limit_val_batches=1",
+]
+SETS = ["data.train_size=60", "data.val_size=20", "data.test_size=20", "data.batch_size=4"]
+
+
+def test_the_gates_of_one_text_at_each_validation_in_every_logger(config, text_file):
+    settings = config(
+        *QUICK, "data=textfile", f"data.path={text_file}", f"data.cache={text_file.parent}/cache",
+        "data.batch_size=4", "data.sequence_length=20", "cell.num_layers=2", "callbacks.gates.units=3",
+        "callbacks.gates.steps=30", "logger=[tensorboard,wandb]", "logger.wandb.offline=true",
+    )  # fmt: skip
+    train(settings)
+    folder = Path(settings["run_dir"])
+    first, second = (np.load(folder / f"gates/step_{step}.npz") for step in (1, 2))
+    assert set(first) == {"tokens", "units", *"ifgoch"}
+    assert first["units"].tolist() == [0, 3, 7]
+    assert "".join(first["tokens"]) == "".join(second["tokens"])
+    assert len(first["tokens"]) == 30
+
+    # those of the checkpoint that was saved at that very step
+    model = checkpoint.load_model(str(folder / "checkpoints/last.ckpt"), "scratch")
+    expected = trace(model, read(model, "".join(second["tokens"])))
+    for name, values in expected.items():
+        np.testing.assert_allclose(second[name], values[..., [0, 3, 7]], atol=1e-6)
+        assert not np.array_equal(first[name], second[name])
+
+    with Image.open(folder / "gates.png") as image:
+        assert image.width > 30 * 9
+    assert len(list(folder.glob("wandb/offline-run-*/files/media/images/gates*.png"))) == 2
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Images("gates")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names", "layout"),
+    [
+        (["model=copytask", "cell.kind=rnn", "data.val_size=20"], "h", (1, 1)),
+        (["model=sentiment", "data=reviews", "cell.kind=gru", *SETS], "rznh", (1, 2)),
+        (["model=seq2seq", "data=dates", *SETS], "ifgoch", (1, 2)),
+    ],
+    ids=["copytask", "sentiment", "seq2seq"],
+)
+def test_each_task_and_cell(config, tmp_path, overrides, names, layout):
+    cache = [] if overrides[0] == "model=copytask" else [f"data.cache={tmp_path}/cache"]
+    settings = config(*QUICK, *overrides, *cache, "trainer.limit_test_batches=1")
+    train(settings)
+    traced = np.load(Path(settings["run_dir"]) / "gates/step_2.npz")
+    assert set(traced) == {"tokens", "units", *names}
+    for name in names:
+        assert traced[name].shape == (*layout, len(traced["tokens"]), 8)
+
+
+def test_the_run_is_the_same_without(config, text_file):
+    """With dropout: the picture draws none of the run's random numbers."""
+    losses = []
+    for extra in ([], ["callbacks.gates=null"]):
+        settings = config(
+            *QUICK, "data=textfile", f"data.path={text_file}", f"data.cache={text_file.parent}/cache",
+            "data.batch_size=4", "data.sequence_length=20", "callbacks.examples=null", *extra,
+        )  # fmt: skip
+        train(settings)
+        saved = checkpoint.load(settings["run_dir"] + "/checkpoints/last.ckpt")
+        losses.append(saved["state_dict"])
+    assert losses[0].keys() == losses[1].keys()
+    assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])
