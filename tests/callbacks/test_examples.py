@@ -40,7 +40,7 @@ def test_a_table_and_a_picture_at_each_validation_in_every_logger(config, tmp_pa
     logged = [json.loads(path.read_text()) for path in sorted(tables.iterdir())]
     assert [table["columns"] for table in logged] == [["source", "prediction", "truth"]] * 2
     assert middle[0] in {row[0] for row in logged[0]["data"]}
-    assert len(list(folder.glob("wandb/offline-run-*/files/media/images/*.png"))) == 2
+    assert len(list(folder.glob("wandb/offline-run-*/files/media/images/picture*.png"))) == 2
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Tensors("examples/text_summary")] == [1, 2]
     assert [event.step for event in events.Images("picture")] == [1, 2]
