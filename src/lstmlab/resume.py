@@ -21,6 +21,7 @@ HARMLESS = (  # the end stays the same, bit for bit
     "callbacks.examples",
     "callbacks.throughput",
     "callbacks.doctor",
+    "callbacks.gates",
 )
 LENGTH = ("trainer.max_epochs", "trainer.max_steps")
 CHANGEABLE = (  # what the rest of the run can do otherwise; all else would be half old, half new

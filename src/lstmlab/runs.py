@@ -84,10 +84,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
     (run_dir / "metrics.json").unlink(missing_ok=True)
     if not begun:
-        for name in (
-            "metrics.csv",
-            "examples.md",
-        ):  # broken off before a checkpoint
+        for name in ("metrics.csv", "examples.md", "doctor.md"):  # broken off before a checkpoint
             (run_dir / name).unlink(missing_ok=True)
 
     trainer = L.Trainer(

@@ -1,6 +1,7 @@
 """Look at a run as an experienced colleague would, and say once of each fault what it is and what to type."""
 
 import math
+import os
 import re
 import time
 from pathlib import Path
@@ -33,6 +34,9 @@ class Doctor(L.Callback):
         self.looks: list[Look] = []
         self.baseline: float | None = None
         self.latest: tuple[int, int, Any] = (0, 0, None)  # step, index in the epoch, the batch itself
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        self.report = Path(trainer.default_root_dir) / "doctor.md"
 
     # --- a stretch of steps ---
 
@@ -162,7 +166,7 @@ class Doctor(L.Callback):
             f"- Try: {', or '.join(f'`{override}`' for override in finding.advice)}\n\n"
         )
         pl_module.print(f"\nDoctor, step {step}: {text.removeprefix(f'## Step {step}: ').rstrip()}")
-        with (Path(trainer.default_root_dir) / "doctor.md").open("a", encoding="utf-8") as file:
+        with self.report.open("a", encoding="utf-8") as file:
             file.write(text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -171,12 +175,15 @@ class Doctor(L.Callback):
                 logger.experiment.add_text("doctor", text, step)
 
     def state_dict(self) -> dict[str, Any]:
+        size = self.report.stat().st_size if self.report.exists() else 0
         looks = [list(look) for look in self.looks]
-        return {"found": self.found, "looks": looks, "baseline": self.baseline}
+        return {"found": self.found, "looks": looks, "baseline": self.baseline, "bytes": size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.found, self.baseline = state_dict["found"], state_dict["baseline"]
         self.looks = [Look(*values) for values in state_dict["looks"]]
+        if self.report.exists():  # what was found after that checkpoint will be found once more
+            os.truncate(self.report, state_dict["bytes"])
 
 
 def layer(name: str) -> str:
