@@ -153,7 +153,7 @@ WRONG = [
         "model=copytask data.delay=[20,10]",
         "data.delay=[20, 10] must be a number of steps or a range",
     ),
-    ("train", "hydra.run.dir={finished}", "run_dir={finished} holds a run already; choose another, or resume="),
+    ("train", "hydra.run.dir={finished}", "run_dir={finished} holds a run already; choose another"),
     ("train", "hydra.run.dir={short}/run", "{short}"),
     ("predict", "text=a", "ckpt is required: ckpt=…"),
     ("predict", "ckpt=nowhere.ckpt text=a", "ckpt=nowhere.ckpt: no such file"),
