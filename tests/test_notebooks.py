@@ -1,5 +1,6 @@
 """Each notebook runs as a script; two of them, as web pages, answer to a person."""
 
+import csv
 import importlib.util
 import os
 import socket
@@ -7,15 +8,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from conftest import SMALL
 from lstmlab.config import PROJECT
+from lstmlab.runs import train
 
+keys = pytest.importorskip("selenium.webdriver.common.keys", reason="selenium is not installed")
 pytest.importorskip("marimo", reason="marimo is not installed (pip install -e '.[notebooks]')")
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.py"))
 
@@ -83,6 +89,15 @@ def text(browser: Any, selector: str) -> str:
     return browser.execute_script("return document.querySelector(arguments[0])?.textContent ?? ''", selector)
 
 
+def words(browser: Any) -> str:
+    """The text of the whole page, also that within its controls."""
+    return browser.execute_script(
+        "const read = node => [...node.childNodes].map(child => child.nodeType === 3 ? child.data"
+        " : child.tagName === 'STYLE' ? '' : read(child.shadowRoot ?? child)).join('');"
+        "return read(document.body)"
+    )
+
+
 def controls(browser: Any, plugin: str, inner: str) -> list:
     """The elements within the controls of a kind, in the order of the page."""
     script = (
@@ -124,15 +139,62 @@ def test_cell_explorer_in_a_browser(page):
 
     until(lambda: shown(1.0, 0.5, 1.0))
     until(lambda: len(controls(browser, "slider", "[role=slider]")) == 15)
-    controls(browser, "slider", "[role=slider]")[0].send_keys("\ue014")  # arrow right
+    controls(browser, "slider", "[role=slider]")[0].send_keys(keys.Keys.ARROW_RIGHT)
     until(lambda: shown(1.1, 0.5, 1.0))
 
-    assert "h = o * tanh(c)" in text(browser, "body")  # explained until another step is clicked
+    assert "h = o * tanh(c)" in words(browser)  # explained until another step is clicked
     [forget] = [b for b in controls(browser, "button", "button") if "forget gate" in b.text]
     forget.click()
-    until(lambda: "f = sigmoid(linear(hx, self.W_f, self.b_f))" in text(browser, "body"))
+    until(lambda: "f = sigmoid(linear(hx, self.W_f, self.b_f))" in words(browser))
     [again] = [b for b in controls(browser, "button", "button") if "next time step" in b.text]
     before = explorer.forward(1.1, 0.5, 1.0, explorer.PRESETS["a bit of everything"])
     again.click()
     until(lambda: text(browser, ".cell [data-value=C0]") == f"{before['C']:.2f}")
     assert errors(browser) == []
+
+
+def test_training_dashboard_in_a_browser(page, config, text_file):
+    often = ["trainer.max_steps=6", "trainer.log_every_n_steps=1", "trainer.val_check_interval=2"]
+    small = ["data=textfile", f"data.path={text_file}", "data.sequence_length=16", "cell.num_layers=1"]
+    settings = config(*SMALL, *often, *small)
+    train(settings)
+    folder = Path(settings["run_dir"])
+    (folder / "gates").mkdir(exist_ok=True)
+    gates = {name: np.full((1, 1, 2, 3), 0.5, np.float32) for name in "ifgoch"}
+    np.savez(folder / "gates/step_6.npz", tokens=["a", "\n"], units=[0, 3, 7], **gates)
+    file = folder / "metrics.csv"
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    losses = [f"{float(row['train/loss']):.4g}" for row in rows if row["train/loss"]]
+    assert losses[0] != losses[-1]
+
+    browser = page("training_dashboard", "--run", settings["run_dir"])
+
+    def shown(loss: str, *others: str) -> bool:
+        page = "".join(words(browser).split())
+        return all(part in page for part in (f"loss{loss}val/lossstateful", *others))
+
+    until(lambda: shown(losses[-1], "Samplesatstep6", "Gatesatstep6", "finished,step5of5"))
+    how_far = until(lambda: controls(browser, "slider", "[role=slider]"))[0]
+    how_far.send_keys(keys.Keys.HOME)
+    until(lambda: shown(losses[0], "step0of5", "Noneuptothisstep"))
+    how_far.send_keys(keys.Keys.END)
+    until(lambda: shown(losses[-1]))
+    with file.open("a", newline="") as lines:  # the run goes on, and the page sees it by itself
+        row = dict.fromkeys(rows[0], "") | {"epoch": "0", "step": "9", "train/loss": "1.618033"}
+        csv.DictWriter(lines, list(rows[0])).writerow(row)
+    until(lambda: shown("1.618", "step9of9"))
+    assert errors(browser) == []
+
+
+def test_a_sample_cannot_break_the_dashboards_page():
+    shown = load("training_dashboard").table([["prompt"], ["<script>alert(1)</script> $x_1$ | *"]])
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; $x_1$ | *" in shown.text
+
+
+def test_effective_memory():
+    memory = load("memory_test")
+    assert memory.effective_memory([0, 10, 20, 30], [1.0, 0.995, 0.98, 1.0]) == 10
+    assert memory.effective_memory([0, 10], [0.9, 1.0]) is None
+    norms = 0.5 ** torch.arange(20).flip(0)  # falls to 1 % between 6 steps back and 7
+    assert memory.lag(norms) == 6

@@ -1,0 +1,283 @@
+import marimo
+
+__generated_with = "0.25.2"
+app = marimo.App(width="medium", app_title="Inside a trained model")
+
+with app.setup:
+    import contextlib
+    import html
+    import io
+    import tempfile
+    from typing import Any
+
+    import marimo as mo
+    import torch
+    from hydra import compose, initialize_config_dir
+    from matplotlib.figure import Figure
+
+    from lstmlab.analysis import gates, plots
+    from lstmlab.analysis.features import features
+    from lstmlab.analysis.page import LABELS
+    from lstmlab.analysis.probes import find_units
+    from lstmlab.analysis.traces import Rows, read, tokens, trace, validation
+    from lstmlab.checkpoint import load_model
+    from lstmlab.config import PROJECT, plain
+    from lstmlab.models.base import markdown
+    from lstmlab.schema import check
+
+    SHOWN = 1500  # steps coloured
+    PROBED = 16_000  # steps on which units are scored
+
+
+@app.cell(hide_code=True)
+def _():
+    mo.md(r"""
+    # Inside a trained model
+
+    Any checkpoint, trained on whatever backend, is opened through the scratch cell, which gives every gate
+    and state of every step. The equations again:
+
+    $$i, f, o = \sigma(W[h, x] + b) \qquad g = \tanh(W_g [h, x] + b_g) \qquad
+    c' = f \odot c + i \odot g \qquad h' = o \odot \tanh c'$$
+
+    ```python
+    model = load_model("RUN/checkpoints/best.ckpt", "scratch")
+    values = trace(model, read(model, "any text"))  # values["f"]: (layers, directions, steps, units)
+    ```
+    """)
+    return
+
+
+@app.function
+def newest() -> str:
+    """The latest best.ckpt under logs/, or an empty string."""
+    found = (PROJECT / "logs").rglob("checkpoints/best.ckpt")
+    return str(max(found, key=lambda path: path.stat().st_mtime, default=""))
+
+
+@app.function
+def train_a_small_one() -> str:
+    """A character model of 64 units, 300 steps on the standard library's source: its checkpoint."""
+    from lstmlab.runs import train  # Lightning's import takes seconds
+
+    overrides = ["cell.hidden_size=64", "cell.num_layers=1", "cell=fused", "trainer.max_steps=300"]
+    overrides += ["data.max_chars=300_000", "data.max_val_chars=10_000", "trainer.enable_progress_bar=false"]
+    folder = tempfile.mkdtemp(prefix="lstmlab-")
+    with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
+        config = plain(compose("train", [f"run_dir={folder}", *overrides]))
+    check("train", config)
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(config)
+    return f"{folder}/checkpoints/best.ckpt"
+
+
+@app.function
+def coloured(text: list[str], values: torch.Tensor, low: float, high: float) -> mo.Html:
+    """Tokens on a ground from blue (low) over white to red (high); the value on hover. values (N,)."""
+    spans = []
+    for token, value in zip(text, values.tolist(), strict=True):
+        share = 2 * (value - low) / (high - low) - 1  # −1 … 1
+        colour = f"rgba({'220,38,38' if share > 0 else '37,99,235'},{min(1, abs(share)) * 0.75:.2f})"
+        body = html.escape(token).replace("\n", "⏎<br>")
+        spans.append(f'<span style="background:{colour}" title="{value:.3f}">{body}</span>')
+    style = "font:14px/1.6 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;color:#0f172a;"
+    style += "background:white;border:1px solid #e2e8f0;border-radius:12px;padding:14px;"
+    return mo.Html(f'<div style="{style}max-height:420px;overflow:auto">{"".join(spans)}</div>')
+
+
+@app.cell
+def _():
+    _given = mo.cli_args().get("ckpt")  # marimo run notebooks/inside_a_model.py -- --ckpt PATH
+    ckpt_box = mo.ui.text(
+        str(_given or newest()),
+        label="checkpoint",
+        placeholder="empty: a small one is trained now, in some seconds",
+        full_width=True,
+    )
+    text_box = mo.ui.text_area(
+        "", label="text", placeholder="empty: the model's own validation data", rows=3, full_width=True
+    )
+    mo.vstack([ckpt_box, text_box])
+    return ckpt_box, text_box
+
+
+@app.cell
+def _(ckpt_box):
+    model: Any = None
+    try:
+        with mo.status.spinner("Training a small model …" if not ckpt_box.value else "Opening …"):
+            ckpt = ckpt_box.value.strip() or train_a_small_one()
+            model = load_model(ckpt, "scratch")
+    except (ValueError, OSError) as _error:
+        mo.stop(True, mo.callout(mo.md(str(_error)), "danger"))
+    config = model.config
+    cell = config["cell"]
+    _size = sum(p.numel() for p in model.parameters())
+    mo.md(
+        f"`{ckpt}`: **{config['model']['name']}** on {config['data']['name']}, "
+        f"{cell['backend']} {cell['kind']}, {cell['num_layers']} × {cell['hidden_size']}, "
+        f"{_size:,} parameters."
+    )
+    return cell, ckpt, config, model
+
+
+@app.cell
+def _(model, text_box):
+    try:
+        if text_box.value.strip():
+            rows, held_out = read(model, text_box.value), None
+        else:
+            rows, _ = validation(model, {}, PROBED)
+            held_out = rows.head(PROBED)
+    except (ValueError, OSError) as _error:
+        mo.stop(True, mo.callout(mo.md(str(_error)), "danger"))
+    rows = rows.head(SHOWN)
+    values, text = trace(model, rows), tokens(model, rows)
+    return held_out, rows, text, values
+
+
+@app.cell(hide_code=True)
+def _(cell, values):
+    _names = {LABELS[name]: name for name in LABELS if name in values}
+    _last = cell["num_layers"] - 1
+    shown = mo.ui.dropdown(_names, value=next(iter(_names)))
+    layer = mo.ui.slider(0, _last, value=_last, label="layer", show_value=True)
+    unit = mo.ui.slider(0, cell["hidden_size"] - 1, value=0, label="unit", show_value=True, full_width=True)
+    backwards = mo.ui.switch(label="backwards") if cell["bidirectional"] else None
+    return backwards, layer, shown, unit
+
+
+@app.cell
+def _(backwards, layer, shown, text, unit, values):
+    direction = 0 if backwards is None else int(backwards.value)
+    _series = values[shown.value][layer.value, direction, :, unit.value]
+    _limit = 1.0 if shown.value != "c" else max(1e-6, _series.abs().max().item())
+    _low = 0.0 if shown.value in gates.SIGMOIDS else -_limit
+    mo.vstack(
+        [
+            mo.md("## One unit, over the text"),
+            mo.hstack([x for x in (shown, layer, backwards, unit) if x is not None], justify="start", gap=2),
+            coloured(text, _series, _low, _limit),
+            mo.md(f"Blue is {_low:.2g}, red is {_limit:.2g}; the value of a character shows on hover."),
+        ]
+    )
+    return (direction,)
+
+
+@app.cell
+def _(direction, layer, text, unit, values):
+    _steps = min(120, len(text))
+    _figure = Figure((12.5, 3.6), layout="constrained")
+    _top, _bottom = _figure.subplots(2, 1, sharex=True)
+    for _name in values:
+        _ax = _top if _name in gates.SIGMOIDS else _bottom
+        _ax.plot(values[_name][layer.value, direction, :_steps, unit.value], label=_name, linewidth=1.4)
+    for _ax in (_top, _bottom):
+        _ax.legend(ncols=4, fontsize=8, loc="upper right")
+        _ax.spines[["top", "right"]].set_visible(False)
+    _top.set(ylim=(-0.05, 1.05), ylabel="gates")
+    _bottom.set(ylabel="candidate, states")
+    _marks = [token.strip() or "␣" for token in text[:_steps]]
+    _bottom.set_xticks(range(_steps), _marks, fontsize=7, parse_math=False)
+    if max(map(len, _marks)) > 1:
+        _bottom.tick_params("x", rotation=90)
+    mo.vstack([mo.md(f"The first {_steps} steps of the same unit, all of its gates and states:"), _figure])
+    return
+
+
+@app.cell
+def _(cell, values):
+    retain = gates.RETAINS.get(cell["kind"])
+    half_lives = gates.half_life(values[retain]) if retain else None
+    _parts = [mo.md("## How long it remembers")]
+    if half_lives is None:
+        _parts.append(mo.md("A vanilla RNN has no gate that says how much stays: there is no half-life."))
+    else:
+        _middle = half_lives[half_lives.isfinite()].median()
+        _parts += [
+            mo.md(
+                rf"""
+    After $t$ steps the share $\prod {retain}_t$ is left of what a unit held. Half of it is left after
+
+    $$t_{{1/2}} = \frac{{\ln 2}}{{|\overline{{\ln {retain}}}|}}$$
+
+    ```python
+    math.log(2) / f.double().log().mean(-2).abs()
+    ```
+
+    Here the median unit keeps half for **{_middle:.3g} steps**, the best one for {half_lives.max():.4g}.
+    """
+            ),
+            plots.half_lives(half_lives),
+        ]
+    mo.vstack(_parts)
+    return half_lives, retain
+
+
+@app.cell
+def _(half_lives, retain, text, values):
+    _order = torch.arange(values["h"].size(-1)) if half_lives is None else half_lives[-1, 0].argsort()
+    _parts = [mo.md("## All units"), plots.gates(values, _order, text)]
+    if retain:
+        _kept = gates.kept_by_token(values[retain][-1, 0], text, max(2, len(text) // 300))
+        _words = [f"`{token!r}` {mean:.2f}" for token, _, mean in _kept]
+        _parts.append(
+            mo.md(
+                f"A row is a unit of the last layer, a column a step. Mean of {retain} over the units: "
+                f"least is kept at {', '.join(_words[:6])}; most at {', '.join(_words[:-7:-1])}."
+            )
+        )
+    mo.vstack(_parts)
+    return
+
+
+@app.cell
+def _(values):
+    _found = {name: gates.saturation(values[name]) for name in values if name in gates.SIGMOIDS}
+    mo.stop(not _found)
+    mo.vstack(
+        [
+            mo.md(
+                "## Saturation\n\nA point is a unit: the share of steps at which its gate is as good as "
+                "closed (below 0.1), and as good as open (above 0.9). Units near the diagonal act as "
+                "switches; units near the origin are never decided."
+            ),
+            plots.saturations(_found),
+        ]
+    )
+    return
+
+
+@app.cell
+def _(config, held_out, model):
+    _parts = [mo.md("## What single units know")]
+    if held_out is None:
+        _parts.append(mo.md("Of the validation data alone: leave the text box empty."))
+    else:
+        _rows: Rows = held_out
+        if len(_rows.ids) == 1:
+            _rows = _rows.side_by_side(16)
+        _names = "ch" if "f" in trace(model, _rows.head(1)) else "h"
+        _findings = find_units(trace(model, _rows, _names), features(model, _rows, None))
+        _cells = [
+            [f.feature, f"{f.best[0][0]}", f"{f.best[0][1]:+.2f}", f"{f.control_r:.2f}", f"{f.probe:.2f}"]
+            for f in _findings
+        ]
+        _parts.append(
+            mo.md(
+                f"Correlation $r$ with what is true of the text, on {int(_rows.mask.sum()):,} steps. The "
+                "control is the best that labels shifted circularly give. $R^2$ is that of a linear probe of "
+                "all units. "
+                "`src/analyze.py` does this on 100,000 steps.\n\n"
+                + markdown(["feature", "best unit", "r", "control", "R²"], _cells)
+            )
+        )
+    if config["model"]["name"] == "seq2seq" and config["model"]["attention"] != "none" and held_out:
+        _first = held_out.lengths[:1]
+        _parts += [mo.md("## Attention"), model.attention_map(held_out.ids[:1, : _first[0]], _first)]
+    mo.vstack(_parts)
+    return
+
+
+if __name__ == "__main__":
+    app.run()
