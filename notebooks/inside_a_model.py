@@ -26,7 +26,7 @@ with app.setup:
     from lstmlab.schema import check
 
     SHOWN = 1500  # steps coloured
-    PROBED = 16_000  # steps on which units are scored
+    PROBED = 10_000  # steps on which units are scored
 
 
 @app.cell(hide_code=True)
@@ -57,10 +57,10 @@ def newest() -> str:
 
 @app.function
 def train_a_small_one() -> str:
-    """A character model of 64 units, 300 steps on the standard library's source: its checkpoint."""
+    """A character model of 64 units, 200 steps on the standard library's source: its checkpoint."""
     from lstmlab.runs import train  # Lightning's import takes seconds
 
-    overrides = ["cell.hidden_size=64", "cell.num_layers=1", "cell=fused", "trainer.max_steps=300"]
+    overrides = ["cell.hidden_size=64", "cell.num_layers=1", "cell=fused", "trainer.max_steps=200"]
     overrides += ["data.max_chars=300_000", "data.max_val_chars=10_000", "trainer.enable_progress_bar=false"]
     folder = tempfile.mkdtemp(prefix="lstmlab-")
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):

@@ -116,8 +116,8 @@ def _(D, L, T):
         [
             mo.Html(picture(L.value, D, T.value)),
             mo.md(
-                "Yellow: what `output` holds. A blue border: what `h_n` and `c_n` hold. The layers of one "
-                "direction follow those of the other: index = layer · D + direction."
+                "Yellow: what `output` holds. A blue border: what `h_n` and `c_n` hold. The two directions of "
+                "a layer stand next to each other: index = layer · D + direction."
             ),
         ]
     )
@@ -251,7 +251,7 @@ def _():
         ),
         (
             "What should a classifier of whole texts read from a bidirectional LSTM?",
-            ["`output[:, -1]`", "`output[:, 0]`", "`h_n[-2]` and `h_n[-1]`"],
+            ["output[:, -1]", "output[:, 0]", "h_n[-2] and h_n[-1]"],
             2,
             "At the last step the backward direction has read one token. `h_n` is where each one ended.",
         ),
@@ -280,16 +280,16 @@ def _():
         (
             "A checkpoint was trained with `cell=torch`. How do you look at its gates?",
             [
-                "train it again with `cell=scratch`",
-                "load it into `scratch`: the parameters are the same",
-                "not at all: `nn.LSTM` hides them",
+                "train it again with cell=scratch",
+                "load it into the scratch cell: the parameters are the same",
+                "not at all: nn.LSTM hides them",
             ],
             1,
             'All backends store the same parameters. `load_model(ckpt, "scratch")` and `trace` do it.',
         ),
         (
             "What flows back along the cell state from $c_t$ to $c_{t-1}$?",
-            ["the gradient times $W_h$", "the gradient times $f_t$", "nothing: it is detached"],
+            ["the gradient times the recurrent weights", "the gradient times the forget gate", "nothing"],
             1,
             r"$c_t = f_t \odot c_{t-1} + i_t \odot g_t$. With $f$ near 1 the gradient stays.",
         ),
