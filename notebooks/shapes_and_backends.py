@@ -116,8 +116,8 @@ def _(D, L, T):
         [
             mo.Html(picture(L.value, D, T.value)),
             mo.md(
-                "Yellow: what `output` holds. A blue border: what `h_n` and `c_n` hold. The two directions of "
-                "a layer stand next to each other: index = layer · D + direction."
+                "Yellow: what `output` holds. A blue border: what `h_n` and `c_n` hold. The two directions "
+                "of a layer stand next to each other: index = layer · D + direction."
             ),
         ]
     )
