@@ -18,8 +18,9 @@ class Limits:
         share `still` of their length: the learning rate is too low.
     stride, rough: in one look the weights go further than share `stride` of their length, or the loss keeps
         rising by more than `rough` times the baseline: too high.
-    gain, plateau: while the steps doubled the loss fell by less than share `gain`, or five times that in a
-        stack far smaller than the task's own, and it is still above `plateau` times the baseline.
+    gain, plateau: while the steps doubled the loss fell by less than share `gain`, and it is still above
+        `plateau` times the baseline; in a stack far smaller than the task's own, five times `gain` and two
+        thirds of `plateau`.
     vanishing, exploding: norm of a layer's gradient, before clipping.
     waiting: share of the time that goes into waiting for batches.
     """
@@ -69,7 +70,8 @@ def rate_too_low(looks: list[Look], baseline: float, config: dict, limits: Limit
     """The loss is flat from the start, and the weights have hardly moved."""
     first, now = looks[0].loss, fmean(look.loss for look in looks[-RECENT:])
     way = sum(look.moved for look in looks)
-    if now < first * (1 - limits.flat) or way > limits.still:
+    seen = looks[0].step <= limits.patience  # from the start on, and not only since a resumed run's last part
+    if not seen or now < first * (1 - limits.flat) or way > limits.still:
         return None
     return Finding(
         "flat loss",
@@ -103,24 +105,20 @@ def rate_too_high(looks: list[Look], baseline: float, config: dict, limits: Limi
 def capacity(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
     """The loss has stopped falling, or all but stopped in a stack far smaller than the task's own, while it
     is still high. Resting on the baseline is no sign: a copy task's loss does so before it falls."""
-    end = looks[-1].step
-    late = [look.loss for look in looks if look.step > end / 2]
-    early = [look.loss for look in looks if end / 4 < look.step <= end / 2]
-    now, before = fmean(late), fmean(early)
+    quarter, half = len(looks) // 4, len(looks) // 2
+    before = fmean(look.loss for look in looks[quarter:half])
+    now = fmean(look.loss for look in looks[half:])
     size, own = config["cell"]["hidden_size"], config["model"]["recommends"]["hidden_size"]
     layers = config["cell"]["num_layers"]
     small = 8 * size <= own
-    learnt = small or now < 0.9 * baseline
-    if (
-        not learnt
-        or now < limits.plateau * baseline
-        or now < before * (1 - limits.gain * (5 if small else 1))
-    ):
+    gain = limits.gain * (5 if small else 1)
+    low, high = (limits.plateau * 2 / 3, float("inf")) if small else (limits.plateau, 0.9)
+    if not low < now / baseline < high or now < before * (1 - gain):
         return None
     return Finding(
         "early plateau",
-        f"from step {end // 2} to {end} the loss was {now:.4g}, {1 - now / before:.1%} less than in the "
-        f"{end // 4} steps before; knowing the frequencies alone gives {baseline:.4g}",
+        f"from step {looks[half].step} to {looks[-1].step} the loss was {now:.4g}, {1 - now / before:.1%} "
+        f"less than from step {looks[quarter].step} on; knowing the frequencies alone gives {baseline:.4g}",
         f"cell.hidden_size={size} with cell.num_layers={layers} has not the capacity for it",
         [f"cell.hidden_size={max(own, 2 * size)}", f"cell.num_layers={layers + 1}"],
     )
@@ -134,13 +132,11 @@ def vanishing(looks: list[Look], baseline: float, config: dict, limits: Limits) 
     if not names or len(recent) < 3 or recent[-1].loss < 0.1 * baseline:
         return None
     cell = config["cell"]
-    advice = [f"cell.num_layers={max(1, cell['num_layers'] // 2)}"] if cell["num_layers"] > 2 else []
-    advice += (
-        [f"cell.kind={'lstm' if cell['kind'] == 'rnn' else 'layernorm'}"]
-        if cell["kind"] in "rnn lstm"
-        else []
-    )
-    advice += ["cell.init=xavier"] if cell["init"] == "torch" else []
+    advice = [f"cell.num_layers={cell['num_layers'] // 2}"] if cell["num_layers"] > 2 else []
+    if cell["kind"] == "rnn":
+        advice.append("cell.kind=lstm")
+    if cell["init"] == "torch":
+        advice.append("cell.init=xavier")
     return Finding(
         "vanishing gradient",
         f"the gradient's norm was below {limits.vanishing:g} at three looks in "
