@@ -153,10 +153,11 @@ def _(backwards, layer, shown, text, unit, values):
     _series = values[shown.value][layer.value, direction, :, unit.value]
     _limit = 1.0 if shown.value != "c" else max(1e-6, _series.abs().max().item())
     _low = 0.0 if shown.value in gates.SIGMOIDS else -_limit
+    _controls = [shown, layer if layer.stop else None, backwards, unit]
     mo.vstack(
         [
             mo.md("## One unit, over the text"),
-            mo.hstack([x for x in (shown, layer, backwards, unit) if x is not None], justify="start", gap=2),
+            mo.hstack([control for control in _controls if control is not None], justify="start", gap=2),
             coloured(text, _series, _low, _limit),
             mo.md(f"Blue is {_low:.2g}, red is {_limit:.2g}; the value of a character shows on hover."),
         ]

@@ -20,7 +20,7 @@ with app.setup:
     from lstmlab.data.copy_task import copy_batch
     from lstmlab.models.base import markdown
 
-    SYMBOLS, LENGTH = 2, 3  # bits to remember
+    SYMBOLS, LENGTH = 2, 4  # bits to remember
     CELLS: dict[str, dict[str, Any]] = {
         "RNN": {"kind": "rnn"},
         # σ(4) = 0.98: with a forget bias of 1 the memory would be gone before anything is learnt
@@ -109,7 +109,7 @@ def reach(steps: int, limit: int) -> str:
 @app.cell(hide_code=True)
 def _():
     delay = mo.ui.slider(10, 200, 10, 40, label="longest delay trained on", show_value=True, debounce=True)
-    training = mo.ui.slider(100, 4000, 100, 400, label="training steps", show_value=True, debounce=True)
+    training = mo.ui.slider(100, 4000, 100, 500, label="training steps", show_value=True, debounce=True)
     units = mo.ui.slider(16, 128, 16, 48, label="units", show_value=True, debounce=True)
     mo.vstack(
         [
@@ -121,7 +121,7 @@ def _():
     50 %.
 
     ```
-    1 0 1 · · · · · · · · · · ? · · ·   →   1 0 1
+    1 0 1 1 · · · · · · · · · · ? · · · ·   →   1 0 1 1
     ```
     """),
             mo.hstack([delay, training, units], justify="start", gap=3),
@@ -138,7 +138,6 @@ def train_copier(options: dict, hidden: int, delay: int, steps: int, bar: Any) -
     projection = nn.Linear(hidden, SYMBOLS)
     parameters = [*cell.parameters(), *projection.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-2 if options["kind"] == "lstm" else 2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         batch = copy_batch((0, step), 32, SYMBOLS, LENGTH, (0, delay))
         logits = recall(cell, projection, batch.tokens)  # (B, K, SYMBOLS)
@@ -147,7 +146,6 @@ def train_copier(options: dict, hidden: int, delay: int, steps: int, bar: Any) -
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        schedule.step()
         if (step + 1) % 50 == 0:
             bar.update(50)
     return cell, projection
@@ -204,7 +202,7 @@ def _(accuracies, delay, delays):
     _ax.spines[["top", "right"]].set_visible(False)
     _memories = {name: effective_memory(delays, shares) for name, shares in accuracies.items()}
     _words = [
-        f"the **{name}'s is {'none of them' if memory is None else f'{memory} steps'}**"
+        f"{name}: **{'none of those tested' if memory is None else f'{memory} steps'}**"
         for name, memory in _memories.items()
     ]
     mo.vstack(
