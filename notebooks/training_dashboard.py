@@ -24,7 +24,7 @@ with app.setup:
     PANELS = {  # title → the columns of metrics.csv in it
         "loss": r"(train|val)/loss.*",
         "perplexity": r".*/perplexity",
-        "accuracy and other scores": r"val/(?!loss|perplexity).*",
+        "other scores": r"val/(?!loss|perplexity).*",
         "gradient norm before clipping": "train/grad_norm",
         "learning rate": "train/lr",
         "tokens a second": "train/tokens_per_second",
@@ -149,7 +149,7 @@ def _():
     typed = mo.ui.text(str(given or ""), placeholder="or a run's folder", full_width=True)
     refresh = mo.ui.refresh(options=["1s", "2s", "10s", "60s"], default_interval="2s")
     position = mo.ui.slider(0, 100, 1, 100, label="how far into the run, %", show_value=True)
-    smoothing = mo.ui.slider(0, 0.98, 0.02, 0.8, label="smoothing", show_value=True)
+    smoothing = mo.ui.slider(0, 0.98, 0.02, 0.5, label="smoothing", show_value=True)
     log_scale = mo.ui.switch(label="losses on a logarithmic scale")
     get_written, set_written = mo.state(0.0)
     mo.vstack(
