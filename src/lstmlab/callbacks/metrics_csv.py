@@ -59,3 +59,4 @@ class MetricsCSV(CSVLogger):
             lines = path.read_bytes().splitlines(keepends=True)
             with replacing(path) as file:
                 file.writelines(lines[: 1 + rows])
+            self._experiment = None  # which has counted the rows

@@ -1,0 +1,94 @@
+"""Small runs in which everything has a state, and whether two of them ended alike."""
+
+import csv
+import json
+from pathlib import Path
+
+import torch
+import yaml
+
+from conftest import SMALL
+from lstmlab import checkpoint
+from lstmlab.runs import train
+
+TASKS = {
+    "charlm": ["data=textfile", "data.batch_size=4", "data.sequence_length=20", "data.val_fraction=0.3"],
+    "copytask": ["data.delay=5", "data.train_batches=10", "data.batch_size=4", "data.val_size=12"],
+    "sentiment": ["data=reviews", "data.train_size=80", "data.batch_size=8", "data.val_size=24"],
+    "seq2seq": ["data=dates", "data.train_size=80", "data.batch_size=8", "data.val_size=24"],
+}
+HARD = [  # all that has a state: dropout, a schedule, steps of two batches with a validation within
+    "cell.num_layers=2",
+    "cell.dropout=0.3",
+    "cell.weight_drop=0.1",
+    "scheduler.warmup_steps=2",
+    "scheduler.patience=1",
+    "optimizer.lr=0.05",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.max_epochs=3",
+    "trainer.limit_train_batches=9",
+    "trainer.val_check_interval=5",
+    "trainer.log_every_n_steps=1",
+]
+
+
+def overrides(name: str, text_file: Path) -> list[str]:
+    given = [f"model={name}", *TASKS[name], *SMALL, *HARD]
+    if name != "copytask":
+        given += ["model.embedding_size=6", "model.dropout=0.3", f"data.cache={text_file.parent}/cache"]
+    if name == "charlm":
+        given.append(f"data.path={text_file}")
+    return given
+
+
+def go_on(settings: dict) -> None:
+    """As resume=RUN does: with the settings that the run wrote down."""
+    folder = Path(settings["run_dir"])
+    train(yaml.safe_load((folder / "config.yaml").read_text()) | {"resume": str(folder)})
+
+
+def rows(settings: dict) -> list[dict]:
+    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+        return [
+            # the epoch is one less in the row of a test that is all there was left to do
+            {key: value for key, value in row.items() if key not in ("train/tokens_per_second", "epoch")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def assert_same(found, expected, place="") -> None:
+    """The same containers with the same numbers, bit for bit."""
+    assert type(found) is type(expected), place
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys(), place
+        for key in found:
+            assert_same(found[key], expected[key], f"{place}.{key}")
+    elif isinstance(found, list | tuple):
+        assert len(found) == len(expected), place
+        for number, pair in enumerate(zip(found, expected, strict=True)):
+            assert_same(*pair, f"{place}.{number}")
+    elif isinstance(found, torch.Tensor):
+        assert torch.equal(found, expected), place
+    else:
+        assert found == expected, place
+
+
+def assert_same_end(broken: dict, whole: dict) -> None:
+    for name in ("best", "last"):
+        found, expected = (
+            checkpoint.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt") for settings in (broken, whole)
+        )
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
+            assert_same(found[part], expected[part], f"{name}.{part}")
+        assert found["resume"]["rows"] == expected["resume"]["rows"]
+        assert_same(found["resume"]["random_states"], expected["resume"]["random_states"])
+        for part in ("plateau", "train_state"):
+            assert_same(found.get(part), expected.get(part), f"{name}.{part}")
+    assert rows(broken) == rows(whole)
+    tables = [(Path(settings["run_dir"]) / "examples.md").read_text() for settings in (broken, whole)]
+    assert tables[0] == tables[1]
+    ends = [json.loads((Path(s["run_dir"]) / "metrics.json").read_text()) for s in (broken, whole)]
+    assert ends[0] | {"train/seconds": 0, "train/tokens_per_second": 0} == ends[1] | {
+        "train/seconds": 0,
+        "train/tokens_per_second": 0,
+    }

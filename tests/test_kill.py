@@ -1,0 +1,69 @@
+"""SIGKILL at any moment: the run goes on from last.ckpt, and ends as one that was never killed.
+
+pytest tests/test_kill.py --kills=20     the whole figure: 20 kills of each task
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lstmlab import checkpoint
+from lstmlab.config import PROJECT
+from lstmlab.runs import train
+from same_end import TASKS, assert_same_end, overrides
+
+# imports torch, Lightning and the tasks once, for all runs
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["lstmlab.runs", *(f"lstmlab.models.{name}" for name in TASKS), "lstmlab.data.dates"]
+)
+
+
+def start(settings: dict) -> multiprocessing.process.BaseProcess:
+    """A run that has written config.yaml: before that there is nothing to lose."""
+    with pytest.MonkeyPatch.context() as patch:  # the server looks there for what it imports
+        patch.setenv("PYTHONPATH", str(PROJECT / "src"), prepend=os.pathsep)
+        process = SERVER.Process(target=train, args=(settings,))
+        process.start()
+    while process.is_alive() and not (Path(settings["run_dir"]) / "config.yaml").exists():
+        time.sleep(0.001)
+    return process
+
+
+def finish(settings: dict) -> float:
+    """Run to the end; the seconds that it took from its config.yaml on."""
+    process, began = start(settings), time.monotonic()
+    process.join()
+    assert process.exitcode == 0
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_kill(name, config, text_file, request):
+    often = ["threads=1", "callbacks.last.every_n_steps=2"]
+    whole = config(*overrides(name, text_file), *often)
+    seconds = finish(whole)
+    kills = 0
+    while kills < request.config.getoption("--kills"):
+        settings = config(*overrides(name, text_file), *often)
+        folder = Path(settings["run_dir"])
+        process = start(settings)
+        time.sleep(random.uniform(0, seconds))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:  # it was quicker this time
+            seconds *= 0.9
+            continue
+        assert process.exitcode == -signal.SIGKILL
+        last = folder / "checkpoints/last.ckpt"
+        step = checkpoint.load(str(last))["global_step"] if last.exists() else None
+        kills += 1
+        finish(yaml.safe_load((folder / "config.yaml").read_text()) | {"resume": str(folder)})
+        assert_same_end(settings, whole)
+        print(f"{name}: kill {kills}, gone on after step {step}, the same end")
