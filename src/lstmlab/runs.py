@@ -108,11 +108,13 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     start = time.perf_counter()
     try:
         with stoppable(run_dir):
+            drop_requeued(run_dir)
             trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
             seconds = time.perf_counter() - start + begun.get("resume", {"seconds": 0})["seconds"]
             best = checkpoint.load(str(run_dir / "checkpoints/best.ckpt"))
             metrics = best["metrics"] | {"train/seconds": seconds}
             model.load_state_dict(best["state_dict"])
+            drop_requeued(run_dir)
             if is_overridden("test_step", model):
                 metrics |= trainer.test(model, datamodule, verbose=False)[0]
     except RuntimeError as error:
@@ -203,6 +205,13 @@ def stoppable(run_dir: Path) -> Iterator[None]:
     finally:
         if main_thread:
             signal.signal(signal.SIGINT, before)
+
+
+def drop_requeued(run_dir: Path) -> None:
+    """Delete what Lightning saves, in the midst of a step, when SLURM is to requeue the job: it would load
+    that unasked, also to test it. The job goes on from last.ckpt."""
+    for path in run_dir.glob("hpc_ckpt_*.ckpt"):
+        path.unlink()
 
 
 def identify(loggers: dict[str, Any]) -> None:

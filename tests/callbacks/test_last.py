@@ -2,7 +2,7 @@
 
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,17 +20,18 @@ def task(config, text_file):
 
 @pytest.fixture
 def stop(monkeypatch):
-    """stop("on_train_batch_end", n): SIGTERM comes in the n-th such hook from now on."""
+    """stop("on_train_batch_end", n): SIGTERM, or other signals, come in the n-th such hook from now on."""
 
-    def at(hook: str, count: int) -> None:
+    def at(hook: str, count: int, signals: Sequence[int] = (signal.SIGTERM,)) -> None:
         original = getattr(Throughput, hook)
 
         def interrupt(*arguments, **named) -> None:
             nonlocal count
             count -= 1
             if count == 0:
-                signal.raise_signal(signal.SIGTERM)
-                monkeypatch.undo()
+                monkeypatch.setattr(Throughput, hook, original)
+                for number in signals:
+                    signal.raise_signal(number)
             original(*arguments, **named)
 
         monkeypatch.setattr(Throughput, hook, interrupt)
@@ -106,3 +107,56 @@ def test_a_checkpoint_every_so_often(overrides, steps, task, monkeypatch):
     with pytest.raises(RuntimeError, match="killed"):
         train(settings)
     assert checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["global_step"] == steps
+
+
+def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(task, stop, capsys):
+    settings = task("copytask")
+    stop("on_train_batch_end", 3, [signal.SIGINT])
+    with pytest.raises(SystemExit) as ended:
+        train(settings)
+    assert ended.value.code == 130
+    assert f"python src/train.py resume={settings['run_dir']}" in capsys.readouterr().out
+    last = f"{settings['run_dir']}/checkpoints/last.ckpt"
+    assert checkpoint.load(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3
+    handler = signal.getsignal(signal.SIGINT)
+    stop("on_train_batch_end", 2, [signal.SIGINT, signal.SIGINT])
+    with pytest.raises(SystemExit) as ended:
+        go_on(settings)
+    assert ended.value.code == 130
+    assert checkpoint.load(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3
+    assert signal.getsignal(signal.SIGINT) == handler == signal.default_int_handler
+
+
+def test_slurm_requeues_and_the_same_command_goes_on(task, stop, monkeypatch, tmp_path):
+    """SLURM sends SIGUSR1 before the time is up, to which Lightning answers, and SIGTERM when it requeues."""
+    whole, broken = task("copytask"), task("copytask")
+    train(whole)
+    asked = tmp_path / "asked"
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    job = {"JOB_ID": "7", "JOB_NAME": "x", "NTASKS": "1", "NTASKS_PER_NODE": "1", "NODELIST": "localhost"}
+    job |= {"PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    before = dict(broken)
+    stop("on_train_batch_end", 7, [signal.SIGUSR1, signal.SIGTERM])
+    with pytest.raises(SystemExit) as ended:
+        train(broken)
+    assert ended.value.code == 143
+    assert asked.read_text() == "requeue 7\n"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    train(before)
+    assert_same_end(broken, whole)
+
+
+def test_the_folder_is_deleted(task, monkeypatch):
+    settings = task("copytask")
+
+    def delete(_, trainer, *__) -> None:
+        shutil.rmtree(settings["run_dir"])
+
+    monkeypatch.setattr(Throughput, "on_train_batch_end", delete)
+    with pytest.raises(FileNotFoundError, match=f"{settings['run_dir']} was deleted while"):
+        train(settings)
+    assert not Path(settings["run_dir"]).exists()
