@@ -86,6 +86,7 @@ class Sentiment(Model):
     name: Literal["sentiment"]
     embedding_size: PositiveInt
     dropout: Share
+    word_dropout: Share
     pooling: Literal["last", "max", "mean", "attention"]
 
 

@@ -1,5 +1,8 @@
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -9,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lstmlab.config import PROJECT
 from lstmlab.data.files import read_splits
 
 FILES = {"train": "train-*.parquet", "test": "test-*.parquet"}
@@ -91,13 +95,26 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append(self.path)
         if "/tree/" in self.path:
-            entries = [{"type": "file", "path": p, "size": len(c), "oid": "0"} for p, c in self.files.items()]
+            below = self.path.partition("/tree/")[2].partition("?")[0].partition("/")[2]
+            recursive = "recursive=true" in self.path.lower()
+            found = {"plain_text": "directory"} if not below else {}
+            found |= {name: "file" for name in self.files if recursive or below or "/" not in name}
+            entries = [
+                {"type": t, "path": p, "size": len(self.files.get(p, b"")), "oid": "0"}
+                for p, t in found.items()
+            ]
             content = json.dumps(entries).encode()
         elif "/api/" in self.path:
             siblings = [{"rfilename": name} for name in self.files]
             content = json.dumps({"id": "some/where", "sha": self.commit, "siblings": siblings}).encode()
         else:
-            content = self.files[self.path.partition(f"/{self.commit}/")[2]]
+            name = self.path.partition("/resolve/")[2].partition("/")[2]
+            if name not in self.files:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.end_headers()
+                return
+            content = self.files[name]
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", hashlib.sha256(content).hexdigest())
@@ -112,24 +129,31 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-def test_of_a_hubs_files_only_those_that_are_read_are_fetched(folder, tmp_path, monkeypatch):
+def test_of_a_hubs_files_only_those_that_are_read_are_fetched(folder, tmp_path):
     Hub.files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
     Hub.files |= {"plain_text/unsupervised-00000-of-00001.parquet": b"large", "README.md": b"# IMDB"}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    config = {"path": None, "hub": "some/where", "revision": "main"}
-    found = read_splits(config, FILES, COLUMNS, "data=reviews")
+    script = (
+        "import json; from lstmlab.data.files import read_splits; "
+        "config = {'path': None, 'hub': 'some/where', 'revision': 'main'}; "
+        f"print(json.dumps(read_splits(config, {FILES}, {{'text': str, 'label': int}}, 'data=reviews')))"
+    )
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": str(PROJECT / "src"),
+    }
+    run = [sys.executable, "-c", script]
+    process = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=100)
     server.shutdown()
     server.server_close()
-    assert found == read(folder)
-    fetched = {path.rpartition("/")[2] for path in Hub.asked if "/resolve/" in path}
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == read(folder)
+    fetched = {path.rpartition("/")[2] for path in Hub.asked if path.endswith(".parquet")}
     assert fetched == {"train-00000-of-00001.parquet", "test-00000-of-00001.parquet"}
 
 

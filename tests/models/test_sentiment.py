@@ -138,6 +138,21 @@ def test_the_backends_agree_on_a_checkpoint(config, small, kind):
             assert "test/auroc" in again and "val/f1" in again
 
 
+def test_word_dropout_leaves_out_a_share_of_the_words(config, small):
+    settings = config(*small, "model.word_dropout=0.3", "model.dropout=0")
+    module = data.build(settings["data"], 0)
+    module.prepare_data()
+    module.setup("fit")
+    torch.manual_seed(0)
+    model = Sentiment(settings, module.info | {"vocab_size": 5000})
+    tokens, lengths = torch.arange(1, 4001).view(40, 100), torch.full((40,), 100)
+    for training, share in ((True, 0.7), (False, 1.0)):
+        model.train(training).zero_grad()
+        model(tokens, lengths)[0].sum().backward()
+        seen = (model.embedding.weight.grad[1:4001] != 0).any(1).float().mean()
+        assert abs(seen - share) < 0.03  # 4 standard deviations
+
+
 def test_one_batch_is_learnt_by_heart(config, small):
     overrides = ["debug=overfit", "trainer.max_epochs=60", "data.batch_size=64"]
     settings = config(*small, *overrides, "model.dropout=0", "optimizer.lr=0.02", "trainer.max_steps=null")

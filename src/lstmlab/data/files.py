@@ -20,24 +20,12 @@ def read_splits(
     """
     ways_out = f"give the files of {config['hub']} by data.path=FOLDER, or use {offline}"
     if config["path"] is None:
-        source = config["hub"]
-        folder = fetch(source, config["revision"], files.values(), offline)
+        source, fetched = config["hub"], fetch(config["hub"], config["revision"], files, offline)
+        tables = {split: fetched[split].with_format("arrow")[:] for split in files}
     else:
-        folder = Path(config["path"]).expanduser()
-        source = f"data.path={folder}"
-        if not folder.is_dir():
-            raise NotADirectoryError(f"{source} is not a folder; {ways_out}")
+        source, tables = f"data.path={config['path']}", _read_folder(config["path"], files, ways_out)
     result = {}
-    for split, pattern in files.items():
-        paths = sorted(folder.rglob(pattern))
-        if not paths:
-            raise FileNotFoundError(f"{source} holds no {pattern}; {ways_out}")
-        read = read_table if pattern.endswith(".parquet") else read_json
-        try:
-            table = pa.concat_tables([read(path) for path in paths])
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise OSError(f"cannot read {pattern} in {source} ({reason}); {ways_out}") from error
+    for split, table in tables.items():
         if missing := [name for name in columns if name not in table.column_names]:
             raise ValueError(
                 f"{split} of {source} has no column {missing[0]}, only "
@@ -54,3 +42,21 @@ def read_splits(
         if not table.num_rows:
             raise ValueError(f"{split} of {source} has no rows; {ways_out}")
     return result
+
+
+def _read_folder(path: str, files: dict[str, str], ways_out: str) -> dict[str, pa.Table]:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise NotADirectoryError(f"data.path={path} is not a folder; {ways_out}")
+    tables = {}
+    for split, pattern in files.items():
+        found = sorted(folder.rglob(pattern))
+        if not found:
+            raise FileNotFoundError(f"data.path={path} holds no {pattern}; {ways_out}")
+        read = read_table if pattern.endswith(".parquet") else read_json
+        try:
+            tables[split] = pa.concat_tables([read(file) for file in found])
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise OSError(f"cannot read {pattern} in data.path={path} ({reason}); {ways_out}") from error
+    return tables

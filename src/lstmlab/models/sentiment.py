@@ -16,7 +16,7 @@ SHOWN = 8  # reviews in the table of examples, and words that got most attention
 
 
 class Sentiment(Task):
-    """p(positive | review): embedding → dropout → recurrent stack → pooling → dropout → logit.
+    """p(positive | review): word dropout → embedding → dropout → recurrent stack → pooling → dropout → logit.
 
     Pooling makes one vector (D·H) of the stack's outputs h_t at a review's own steps: `last`, the
     final state of each direction; `max` and `mean` over t; `attention`, Σ α_t h_t with
@@ -31,6 +31,7 @@ class Sentiment(Task):
             self.embedding.weight *= 0.1
         self.cell = self.build_cell(model["embedding_size"])
         self.dropout = nn.Dropout(model["dropout"])
+        self.word_dropout = model["word_dropout"]
         self.directions = 1 + cell["bidirectional"]
         features = cell["hidden_size"] * self.directions
         self.pooling = model["pooling"]
@@ -46,6 +47,9 @@ class Sentiment(Task):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """Ids (B, T) and lengths (B,) → logits (B,) of `positive`, and the attention's α (B, T), if any."""
+        if self.training and self.word_dropout:
+            dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
+            tokens = tokens.masked_fill(dropped, PAD)  # whose vector is 0
         output, state = self.cell(self.dropout(self.embedding(tokens)), lengths=lengths)  # (B, T, D·H)
         padding = torch.arange(tokens.shape[1], device=tokens.device) >= lengths[:, None]  # (B, T)
         weights = None
