@@ -83,14 +83,16 @@ def rate_too_low(looks: list[Look], baseline: float, config: dict, limits: Limit
 
 
 def rate_too_high(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
-    """The loss goes up and down, or the weights are thrown about; also if that ended in a dead network."""
+    """The loss goes up and down, or does not fall while the weights are thrown about, or were before the
+    network died."""
     losses = [look.loss for look in looks[-2 * RECENT :]]
     rises = sum(b - a > limits.rough * baseline for a, b in pairwise(losses))
-    rough = rises >= 3 and fmean(losses[RECENT:]) >= fmean(losses[:RECENT])
+    before, now = fmean(losses[:RECENT]), fmean(losses[RECENT:])
+    rough = rises >= 3 and now >= before
     strides = [look.moved for look in looks]
-    dead = fmean(losses[RECENT:]) > 0.98 * baseline
-    stride = max(strides) if dead else fmean(strides[-RECENT:])
-    if stride < limits.stride and not rough:
+    stride = max(strides) if now > 0.98 * baseline else fmean(strides[-RECENT:])
+    thrown = stride >= limits.stride and now > 0.9 * before  # long strides downhill are what one hopes for
+    if not thrown and not rough:
         return None
     steps = looks[-1].step - looks[-2].step
     return Finding(
