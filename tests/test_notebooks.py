@@ -160,7 +160,7 @@ def test_training_dashboard_in_a_browser(page, config, text_file):
     train(settings)
     folder = Path(settings["run_dir"])
     (folder / "gates").mkdir(exist_ok=True)
-    gates = {name: np.full((1, 1, 2, 3), 0.5, np.float32) for name in "ifgoch"}
+    gates: dict[str, Any] = {name: np.full((1, 1, 2, 3), 0.5, np.float32) for name in "ifgoch"}
     np.savez(folder / "gates/step_6.npz", tokens=["a", "\n"], units=[0, 3, 7], **gates)
     file = folder / "metrics.csv"
     with file.open(newline="") as lines:
