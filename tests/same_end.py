@@ -1,14 +1,19 @@
-"""Small runs in which everything has a state, and whether two of them ended alike."""
+"""Small runs in which everything has a state, processes to run them in, and whether two ended alike."""
 
 import csv
 import json
+import multiprocessing
+import os
+import time
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
 from conftest import SMALL
 from lstmlab import checkpoint
+from lstmlab.config import PROJECT
 from lstmlab.runs import train
 
 TASKS = {
@@ -30,6 +35,24 @@ HARD = [  # all that has a state: dropout, a schedule, steps of two batches with
     "trainer.val_check_interval=5",
     "trainer.log_every_n_steps=1",
 ]
+
+
+# imports torch, Lightning and the tasks once, for all runs
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["lstmlab.runs", *(f"lstmlab.models.{name}" for name in TASKS), "lstmlab.data.dates"]
+)
+
+
+def start(settings: dict) -> multiprocessing.process.BaseProcess:
+    """A run that has written config.yaml: before that there is nothing to lose."""
+    with pytest.MonkeyPatch.context() as patch:  # the server looks there for what it imports
+        patch.setenv("PYTHONPATH", str(PROJECT / "src"), prepend=os.pathsep)
+        process = SERVER.Process(target=train, args=(settings,))
+        process.start()
+    while process.is_alive() and not (Path(settings["run_dir"]) / "config.yaml").exists():
+        time.sleep(0.001)
+    return process
 
 
 def overrides(name: str, text_file: Path) -> list[str]:

@@ -3,8 +3,6 @@
 pytest tests/test_kill.py --kills=20     the whole figure: 20 kills of each task
 """
 
-import multiprocessing
-import os
 import random
 import signal
 import time
@@ -14,26 +12,7 @@ import pytest
 import yaml
 
 from lstmlab import checkpoint
-from lstmlab.config import PROJECT
-from lstmlab.runs import train
-from same_end import TASKS, assert_same_end, overrides
-
-# imports torch, Lightning and the tasks once, for all runs
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["lstmlab.runs", *(f"lstmlab.models.{name}" for name in TASKS), "lstmlab.data.dates"]
-)
-
-
-def start(settings: dict) -> multiprocessing.process.BaseProcess:
-    """A run that has written config.yaml: before that there is nothing to lose."""
-    with pytest.MonkeyPatch.context() as patch:  # the server looks there for what it imports
-        patch.setenv("PYTHONPATH", str(PROJECT / "src"), prepend=os.pathsep)
-        process = SERVER.Process(target=train, args=(settings,))
-        process.start()
-    while process.is_alive() and not (Path(settings["run_dir"]) / "config.yaml").exists():
-        time.sleep(0.001)
-    return process
+from same_end import TASKS, assert_same_end, overrides, start
 
 
 def finish(settings: dict) -> float:

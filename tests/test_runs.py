@@ -16,6 +16,7 @@ import yaml
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.runs import train
+from same_end import TASKS, assert_same_end, overrides
 
 
 @pytest.fixture
@@ -85,6 +86,20 @@ def test_the_same_seed_gives_the_same_run(config, small):
         train(settings)
         curves.append(column(settings, "train/loss"))
     assert curves[0] == curves[1] != curves[2]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_deterministic_is_the_same_run_after_run(name, config, text_file):
+    """Operations that may differ are refused; data workers change nothing."""
+    workers = ["data.num_workers=2"] if name == "seq2seq" else []
+    runs = [config(*overrides(name, text_file), "deterministic=true", *workers) for _ in range(2)]
+    try:
+        for settings in runs:
+            train(settings)
+            assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same_end(*runs)
 
 
 STEP = ["trainer.max_steps=1", "optimizer=sgd", "scheduler=constant", "optimizer.lr=1"]
