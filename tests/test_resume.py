@@ -101,3 +101,18 @@ def test_a_run_without_a_checkpoint_begins_again(command, run):
     assert "going on" not in out
     assert (run / "metrics.csv").read_text().count("\n") == lines
     assert checkpoint.load(f"{run}/checkpoints/last.ckpt")["global_step"] == 12
+
+
+def test_a_strangers_settings_run_no_code(command, run, tmp_path):
+    made = tmp_path / "made"
+    code = {"bad": {"()": "os.mkdir", "path": str(made)}}
+    (run / "hydra/job_logging").mkdir(parents=True)
+    (run / "hydra/job_logging/disabled.yaml").write_text(yaml.safe_dump({"version": 1, "formatters": code}))
+    command("train", f"resume={run}", "trainer.max_epochs=3", "exact=false")
+    assert not made.exists()
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["hydra"] = {"callbacks": {"bad": {"_target_": "os.mkdir", "path": str(made)}}}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    status, _, error = command("train", f"resume={run}")
+    assert (status, made.exists()) == (1, False)
+    assert error == f"error: resume={run}: its config.yaml is not one that train.py wrote\n"

@@ -8,7 +8,9 @@ variable HYDRA_FULL_ERROR=1 shows the traceback instead.
 import functools
 import os
 import re
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +93,11 @@ def resumed_run(arguments: list[str]) -> Path | None:
         raise FileNotFoundError(
             f"resume={named[-1]}: no config.yaml in {run}. Name a run's folder, or a file in its checkpoints/"
         )
+    settings = OmegaConf.load(run / "config.yaml")
+    if not isinstance(settings, DictConfig) or {"hydra", "defaults"} & settings.keys():
+        raise ValueError(
+            f"resume={named[-1]}: its config.yaml is not one that train.py wrote"
+        )  # may run code
     return run
 
 
@@ -120,11 +127,13 @@ def entry_point(config_name: str) -> Callable:
             folder, name, arguments = PROJECT / "conf", config_name, sys.argv[1:]
             sys.argv[1:] = [quote_raw(argument) for argument in arguments]
             try:
-                if (run := resumed_run(arguments)) is not None:  # its own settings, as if they stood in conf/
-                    folder, name = run, "config"
-                    sys.argv += [quote_raw(f"hydra.run.dir={run}", ("hydra.run.dir",))]
-                    sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=disabled"]
-                hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(job)()
+                with tempfile.TemporaryDirectory() as alone:
+                    if (run := resumed_run(arguments)) is not None:  # its settings, as if they stood in conf/
+                        # Not the run's folder, in which Hydra would look for settings of its own too
+                        folder, name = Path(shutil.copy(run / "config.yaml", alone)).parent, "config"
+                        sys.argv += [quote_raw(f"hydra.run.dir={run}", ("hydra.run.dir",))]
+                        sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=disabled"]
+                    hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(job)()
             except USER_ERRORS as error:
                 if show_traceback:
                     raise

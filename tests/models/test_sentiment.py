@@ -149,7 +149,9 @@ def test_word_dropout_leaves_out_a_share_of_the_words(config, small):
     for training, share in ((True, 0.7), (False, 1.0)):
         model.train(training).zero_grad()
         model(tokens, lengths)[0].sum().backward()
-        seen = (model.embedding.weight.grad[1:4001] != 0).any(1).float().mean()
+        gradient = model.embedding.weight.grad
+        assert gradient is not None
+        seen = (gradient[1:4001] != 0).any(1).float().mean()
         assert abs(seen - share) < 0.03  # 4 standard deviations
 
 
