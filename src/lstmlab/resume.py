@@ -35,6 +35,7 @@ CHANGEABLE = (  # what the rest of the run can do otherwise; all else would be h
     "cell.backend",
     "cell.dropout",
     "model.dropout",
+    "model.word_dropout",
     "deterministic",
     "threads",
 )
