@@ -20,6 +20,7 @@ from lstmlab.config import PROJECT, plain
 from lstmlab.runs import train
 from lstmlab.schema import check
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
 
 SMALL = ["cell.hidden_size=8", "trainer.enable_progress_bar=false"]

@@ -115,4 +115,4 @@ def test_a_strangers_settings_run_no_code(command, run, tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     status, _, error = command("train", f"resume={run}")
     assert (status, made.exists()) == (1, False)
-    assert error == f"error: resume={run}: its config.yaml is not of train.py\n"
+    assert error == f"error: resume={run}: its config.yaml is not one that train.py wrote\n"
