@@ -26,7 +26,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lstmlab import checkpoint, data, resume
+from lstmlab import checkpoint, data, processes, resume
 from lstmlab.callbacks.metrics_csv import MetricsCSV
 from lstmlab.models import Task, model_class
 from lstmlab.saving import CheckpointIO, replacing
@@ -48,6 +48,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         OSError: the folder cannot be written to.
         SystemExit: after SIGTERM (code 143) or Ctrl-C (130).
     """
+    settings = config["trainer"]
+    if settings["strategy"] == "ddp" and not processes.started_by_torchrun():
+        refuse_ddp(settings)
+        return processes.launch(config)
     resumed = config["resume"] is not None
     ckpt_path, begun = resume.read(config) if resumed else (None, {})
     config |= {"resume": None, "exact": True}
@@ -57,13 +61,20 @@ def train(config: dict[str, Any]) -> dict[str, float]:
             return train(yaml.safe_load((run_dir / "config.yaml").read_text()) | {"resume": str(run_dir)})
         raise FileExistsError(f"run_dir={run_dir} holds a run already; choose another, or resume={run_dir}")
     checkpoint.device(config["trainer"]["accelerator"])
+    if settings["strategy"] == "ddp":
+        processes.join(settings["accelerator"])
+    first = processes.rank() == 0
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing changes on the CPU
     L.seed_everything(config["seed"], workers=True, verbose=False)
 
     datamodule = data.build(config["data"], config["seed"])
-    datamodule.prepare_data()
+    if first:
+        datamodule.prepare_data()
+    processes.anywhere(True)  # wait: the others read what the first has fetched
+    if not first:
+        datamodule.prepare_data()
     datamodule.setup("fit")
     if count := config["trainer"]["overfit_batches"]:  # Lightning would ask the data set for items 0, 1, …
         batches: Any = list(islice(datamodule.train_dataloader(), count))
@@ -80,10 +91,11 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     callbacks = [instantiate(settings) for settings in config["callbacks"].values() if settings]
     identify(config["logger"])
     run_dir.mkdir(parents=True, exist_ok=True)
-    with replacing(run_dir / "config.yaml") as file:
-        file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
-    (run_dir / "metrics.json").unlink(missing_ok=True)
-    if not begun:
+    if first:
+        with replacing(run_dir / "config.yaml") as file:
+            file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+        (run_dir / "metrics.json").unlink(missing_ok=True)
+    if first and not begun:
         for name in ("metrics.csv", "examples.md", "doctor.md"):  # broken off before a checkpoint
             (run_dir / name).unlink(missing_ok=True)
 
@@ -123,11 +135,12 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         raise
     finally:
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, WandbLogger) and first:
                 logger.experiment.finish()  # or a sweep's next job would go on with this run
     print(f"\n{model.finish()}\n")
-    with replacing(run_dir / "metrics.json") as file:
-        file.write((json.dumps(metrics, indent=2) + "\n").encode())
+    if first:
+        with replacing(run_dir / "metrics.json") as file:
+            file.write((json.dumps(metrics, indent=2) + "\n").encode())
     print(*(f"{name:24} {value:.5g}" for name, value in metrics.items()), run_dir, sep="\n")
     return metrics
 
@@ -163,6 +176,25 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     if is_overridden("test_step", model):
         metrics += trainer.test(model, datamodule, verbose=False)
     return {name: value for part in metrics for name, value in part.items()}
+
+
+def refuse_ddp(trainer: dict[str, Any]) -> None:
+    """Raise ValueError, with the way to do it, if this process cannot start those of `trainer=ddp`."""
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ValueError(
+            "trainer=ddp does not go with -m: start one run after the other, "
+            "for seed in 0 1 2; do python src/train.py trainer=ddp seed=$seed; done"
+        )
+    if trainer["num_nodes"] > 1:
+        raise ValueError(
+            f"trainer.num_nodes={trainer['num_nodes']}: start it on each machine with torchrun "
+            f"--nnodes={trainer['num_nodes']} --nproc-per-node={trainer['devices']} "
+            "--rdzv-backend=c10d --rdzv-endpoint=HOST:29500 src/train.py trainer=ddp …"
+        )
+    if trainer["accelerator"] == "gpu" and 0 < torch.cuda.device_count() < trainer["devices"]:
+        raise ValueError(
+            f"trainer.devices={trainer['devices']}, but PyTorch finds {torch.cuda.device_count()} GPUs"
+        )
 
 
 def limit_steps(trainer: dict[str, Any], batches: int) -> None:
@@ -231,7 +263,7 @@ def build_loggers(config: dict[str, Any], step: int | None) -> list[Logger]:
     for settings in config["logger"].values():
         tensorboard = settings["_target_"].endswith("TensorBoardLogger")
         logger = instantiate(settings, **({"purge_step": step} if tensorboard else {}))
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbLogger) and processes.rank() == 0:
             logger.experiment.config.update(config, allow_val_change=True)
             monitor, mode = config["model"]["monitor"], config["model"]["monitor_mode"]
             logger.experiment.define_metric(monitor, summary=mode)

@@ -257,7 +257,9 @@ class Precision(Group):
 
 class Trainer(Group):
     accelerator: Literal["cpu", "gpu"]
+    strategy: Literal["auto", "ddp"]
     devices: PositiveInt
+    num_nodes: PositiveInt
     max_epochs: PositiveInt | None
     max_steps: PositiveInt | None
     accumulate_grad_batches: PositiveInt
@@ -376,6 +378,11 @@ class Train(Trained):
             return f"model.monitor={model.monitor} needs model.translate_val=true"
         if self.precision.name == "16-mixed" and self.trainer.accelerator == "cpu":
             return "precision=fp16 needs trainer=gpu; on the CPU use precision=bf16 or fp32"
+        processes = self.trainer.devices * self.trainer.num_nodes
+        if processes > 1 and self.trainer.strategy != "ddp":
+            return f"trainer.devices={self.trainer.devices} with trainer.num_nodes={self.trainer.num_nodes} needs trainer=ddp"
+        if data.batch_size % processes:
+            return f"data.batch_size={data.batch_size} cannot be shared evenly by {processes} processes"
         if cell.init == "chrono" and cell.chrono_steps is None and model.name != "copytask":
             return "cell.init=chrono needs cell.chrono_steps, the longest dependency expected"
         if self.trainer.max_epochs is None and self.trainer.max_steps is None:
@@ -464,5 +471,7 @@ def check(command: str, config: dict[str, Any]) -> None:
         if first["type"] == "extra_forbidden":
             message = "no such key"
         raise ValueError(f"{'.'.join(keys)}={value}: {message}") from None
+    if isinstance(checked, Bench) and checked.trainer.strategy == "ddp":
+        raise ValueError("trainer=ddp is for train.py: bench.py measures one process")
     if isinstance(checked, Train) and (conflict := checked.conflict()):
         raise ValueError(conflict)

@@ -4,7 +4,6 @@ import torch
 
 from lstmlab.data.batching import (
     CHUNK,
-    EpochSampler,
     Ragged,
     TrainingLoader,
     bucketed,
@@ -86,22 +85,6 @@ def test_a_loader_goes_on_exactly(workers, done):
 def test_a_pass_that_is_broken_off_is_over():
     loader = TrainingLoader(Squares(), plan, 7, num_workers=0)
     assert [int(next(iter(loader))[0]) for _ in range(3)] == [0, 100, 200]
-
-
-def test_ranks_share_an_epoch(monkeypatch):
-    shares = []
-    for rank in (0, 1):
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-        sampler = EpochSampler(plan, 7)
-        assert len(sampler) == 3
-        epochs = []
-        for _ in range(2):
-            sampler.next_epoch()
-            epochs.append(list(sampler))
-        shares.append(epochs)
-    assert shares == [[[0, 2, 4], [100, 102, 104]], [[1, 3, 5], [101, 103, 105]]]
 
 
 def test_cut():

@@ -88,7 +88,8 @@ class Doctor(L.Callback):
     def on_validation_start(self, trainer, pl_module) -> None:
         self.paused = time.perf_counter()
         if trainer.state.fn == "fit" and self.losses:
-            self.require_finite(trainer, pl_module, torch.stack(self.losses).tolist())
+            losses = trainer.strategy.reduce(torch.stack(self.losses))
+            self.require_finite(trainer, pl_module, losses.tolist())
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if trainer.state.fn != "fit":
@@ -107,7 +108,8 @@ class Doctor(L.Callback):
         moved = get_total_norm([p - q for p, q in zip(pl_module.parameters(), self.before, strict=True)])
         moved /= get_total_norm(self.before)
         peak = torch.stack(self.steps_norms).nan_to_num(0, 0).max()  # in half precision inf is only skipped
-        numbers = torch.stack([*self.losses, moved, peak, *self.norms.values()]).tolist()
+        numbers = torch.stack([*self.losses, moved, peak, *self.norms.values()])
+        numbers = trainer.strategy.reduce(numbers).tolist()  # the same in all processes
         count = len(self.losses)
         losses, (share, highest, *norms) = numbers[:count], numbers[count:]
         self.require_finite(trainer, pl_module, [*losses, share])

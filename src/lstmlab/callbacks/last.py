@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lstmlab import processes
 from lstmlab.callbacks.metrics_csv import MetricsCSV
 
 
@@ -28,6 +29,9 @@ class EpochLoop(_TrainingEpochLoop):
         self.val_loop = trainer.fit_loop.epoch_loop.val_loop  # which knows the data by now
         self.between_batches = between_batches
         self.validation_due = False
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """Lightning's asks at each step whether to stop, and saves nothing: `between_batches` does both."""
 
     def on_save_checkpoint(self) -> dict:
         return super().on_save_checkpoint() | {"validation_due": self.validation_due}
@@ -77,11 +81,18 @@ class LastCheckpoint(Checkpoint):
         self.steps = every_n_steps or float("inf")
         self.resumed: dict[str, Any] | None = None
         self.validated = False
+        self.asked = False  # by SIGTERM to stop, where several processes have to agree on when
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         if stage == "fit":
             self.path = Path(trainer.default_root_dir) / "checkpoints/last.ckpt"
             trainer.fit_loop.epoch_loop = EpochLoop(trainer, lambda: self.between_batches(trainer))
+            if processes.world_size() > 1:
+                # Lightning's own handler talks to the other processes in the midst of whatever they do
+                trainer._signal_connector._sigterm_notifier_fn = self.ask
+
+    def ask(self, *_: Any) -> None:
+        self.asked = True
 
     def on_fit_start(self, trainer, pl_module) -> None:
         # a run that early stopping ended stays ended
@@ -93,7 +104,8 @@ class LastCheckpoint(Checkpoint):
             earlier = self.resumed["seconds"]
             for name, gradient in self.resumed["gradients"].items():
                 pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
-            set_random_states(self.resumed["random_states"])
+            others = self.resumed.get("random_states_of_others", [])
+            set_random_states([self.resumed["random_states"], *others][processes.rank()])
             self.resumed = None
         self.start = time.monotonic() - earlier
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
@@ -102,33 +114,39 @@ class LastCheckpoint(Checkpoint):
         self.validated = True
 
     def between_batches(self, trainer) -> None:
-        if (
+        stop, due = processes.anywhere(
+            trainer.received_sigterm or self.asked,
             self.validated
-            or trainer.received_sigterm
             or trainer.global_step - self.saved_step >= self.steps
-            or time.monotonic() - self.saved_at >= self.seconds
-        ):
+            or time.monotonic() - self.saved_at >= self.seconds,
+        )
+        if stop or due:
             trainer.save_checkpoint(self.path)
             self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
             self.validated = False
-        if trainer.received_sigterm:
+        if stop:
             raise SIGTERMException
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         csv_logs = [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+        rows = sum(logger.experiment.rows for logger in csv_logs) if trainer.is_global_zero else 0
+        states, *others = processes.everyone(random_states())
         incomplete = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches
         parameters = pl_module.named_parameters() if incomplete else []
         checkpoint["resume"] = {
-            "random_states": random_states(),
-            "gradients": {name: p.grad for name, p in parameters if p.grad is not None},
-            "rows": sum(logger.experiment.rows for logger in csv_logs),
+            "random_states": states,
+            "random_states_of_others": others,  # the processes after the first
+            "gradients": {
+                name: trainer.strategy.reduce(p.grad.clone()) for name, p in parameters if p.grad is not None
+            },
+            "rows": rows,
             "seconds": time.monotonic() - self.start,
         }
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         self.resumed = checkpoint["resume"]
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
+            if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
                 logger.cut(checkpoint["resume"]["rows"])
         before = checkpoint["hyper_parameters"]["config"]["run_dir"]
         checkpoint["callbacks"] = moved(checkpoint["callbacks"], before, str(trainer.default_root_dir))

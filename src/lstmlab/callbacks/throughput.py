@@ -22,5 +22,5 @@ class Throughput(L.Callback):
         self.tokens += pl_module.count_tokens(batch)
         if trainer.global_step % trainer.log_every_n_steps == 0 and self.tokens:
             rate = self.tokens / (time.perf_counter() - self.start)
-            pl_module.log("train/tokens_per_second", rate, prog_bar=True)
+            pl_module.log("train/tokens_per_second", rate, prog_bar=True, reduce_fx="sum")
             self.on_train_start(trainer, pl_module)

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from lstmlab import processes
+
 T = TypeVar("T")
 GENERATED = ("test", "val", "train")  # in this order, so that more training data leaves the test set as it is
 CHUNK = 50  # batches that are sorted by length together: larger pads less, smaller shuffles better
@@ -67,25 +69,20 @@ def bucketed(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> lis
 
 
 class EpochSampler(Sampler[Any]):
-    """Hands out `plan(epoch)`, a list of `length` items, from `step` on; of several ranks, each its share.
+    """Hands out `plan(epoch)`, a list of `length` items, from `step` on.
 
     Lightning's `set_epoch` is no help: it counts one too many after a restart from an epoch's end.
     """
 
     def __init__(self, plan: Callable[[int], Sequence[Any]], length: int):
-        self.plan = plan
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if distributed else 0
-        self.world = torch.distributed.get_world_size() if distributed else 1
-        self.length = length // self.world
+        self.plan, self.length = plan, length
         self.epoch, self.step = -1, 0
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self):
-        items = self.plan(self.epoch)[self.rank :: self.world]
-        for item in items[self.step : self.length]:
+        for item in self.plan(self.epoch)[self.step : self.length]:
             self.step += 1
             yield item
 
@@ -100,7 +97,8 @@ class EpochSampler(Sampler[Any]):
 
 
 class TrainingLoader(StatefulDataLoader):
-    """Whole batches `dataset[item]`, `length` an epoch, for the items of `plan(epoch)`.
+    """Whole batches `dataset[item]`, `length` an epoch, for the items of `plan(epoch)`; of several processes,
+    each has its rows of every batch.
 
     Each pass is an epoch, also after one that was broken off. After `load_state_dict` the next pass is the
     rest of the epoch that the state was taken in, be it empty.
@@ -114,6 +112,7 @@ class TrainingLoader(StatefulDataLoader):
             batch_size=None,
             sampler=EpochSampler(plan, length),
             num_workers=num_workers,
+            collate_fn=processes.sharing(),
             generator=torch.Generator(),  # each pass draws a seed: not from dropout's random numbers
         )
 
@@ -153,6 +152,11 @@ class BucketedData(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         dataset, size = self.datasets["train"], self.config["batch_size"]
+        if 0 < len(dataset) % size < processes.world_size():
+            raise ValueError(
+                f"data.batch_size={size} leaves a last batch of {len(dataset) % size} of {len(dataset)} rows, "
+                f"fewer than there are processes, {processes.world_size()}"
+            )
         return TrainingLoader(
             dataset,
             lambda epoch: bucketed(dataset.lengths, size, self.seed, epoch),

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from lstmlab import processes
 from lstmlab.data.batching import evaluation_loader
 
 UNKNOWN = "\ufffd"  # id 0: a character that the training part does not hold. Never generated
@@ -121,7 +122,12 @@ class TextData(L.LightningDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader:
         # each pass draws a seed: not from dropout's random numbers
-        return StatefulDataLoader(self.train_set, batch_size=None, generator=torch.Generator())
+        return StatefulDataLoader(
+            self.train_set,
+            batch_size=None,
+            collate_fn=processes.sharing(),  # streams are rows
+            generator=torch.Generator(),
+        )
 
     def val_dataloader(self) -> list[DataLoader]:
         return [evaluation_loader(val_set) for val_set in self.val_sets]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
+from lstmlab import processes
 from lstmlab.cells import build_cell
 
 FORMAT = 1  # of checkpoints: one more whenever those written before could no longer be opened
@@ -112,6 +113,16 @@ class Task(L.LightningModule):
             clip_grad_value_(parameters, config["max_value"])
         self.grad_norm = norm
         self.log_step({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
+
+    def on_fit_start(self) -> None:
+        if processes.world_size() > 1:  # other dropout masks in each
+            torch.manual_seed(self.config["seed"] + processes.rank())
+
+    def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        """Log the mean over processes: all must decide alike on what they validate."""
+        if processes.world_size() > 1:
+            kwargs["sync_dist"] = True
+        super().log(name, value, *args, **kwargs)
 
     def log_step(self, values: dict[str, Any], prog_bar: bool = False) -> None:
         """Log a training step's values, at the steps that are recorded: Lightning's `log` costs a third of

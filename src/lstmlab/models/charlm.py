@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lstmlab import processes
 from lstmlab.data.text import TextBatch
 from lstmlab.models.base import Task, detach
 
@@ -62,7 +63,7 @@ class CharLM(Task):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         checkpoint["train_state"] = (
-            None if self.train_state is None else tuple(s.clone() for s in self.train_state)
+            None if self.train_state is None else tuple(processes.all_rows(s, 1) for s in self.train_state)
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -71,7 +72,10 @@ class CharLM(Task):
 
     def on_train_start(self) -> None:
         if self.train_state is not None:  # that of a checkpoint
-            self.train_state = tuple(member.to(self.device) for member in self.train_state)
+            self.train_state = tuple(
+                member[:, processes.rank() :: processes.world_size()].to(self.device).contiguous()
+                for member in self.train_state
+            )
 
     def validation_step(self, batch: TextBatch, index: int, dataloader_idx: int) -> None:
         stateful = dataloader_idx == 0

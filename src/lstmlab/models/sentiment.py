@@ -11,6 +11,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryF1Sco
 from lstmlab.data.sentiment import SentimentBatch, clean, encode_reviews
 from lstmlab.data.tokenization import PAD, UNK, load_tokenizer
 from lstmlab.models.base import Task
+from lstmlab.processes import share_of_mean
 
 SHOWN = 8  # reviews in the table of examples, and words that got most attention
 
@@ -72,6 +73,7 @@ class Sentiment(Task):
 
     def training_step(self, batch: SentimentBatch, index: int) -> Tensor:
         loss, _ = self.loss(batch)
+        loss = share_of_mean(loss, len(batch.labels))
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 

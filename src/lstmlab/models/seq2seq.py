@@ -15,6 +15,7 @@ from lstmlab.data.translation import TranslationBatch, decode_targets, encode_so
 from lstmlab.models.attention import ATTENTIONS, Memory
 from lstmlab.models.base import Task
 from lstmlab.models.decoding import State, beam_search
+from lstmlab.processes import share_of_mean
 
 LINES = 64  # of a text that are translated together
 
@@ -158,6 +159,7 @@ class Seq2Seq(Task):
 
     def training_step(self, batch: TranslationBatch, index: int) -> Tensor:
         loss = self.loss(batch, self.config["model"]["label_smoothing"])
+        loss = share_of_mean(loss, batch.target_lengths.sum() - len(batch.target))
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 
