@@ -65,7 +65,7 @@ def anywhere(*flags: bool) -> list[bool]:
 
 
 def share_of_mean(loss: Tensor, count: int | Tensor) -> Tensor:
-    """This process's mean over `count` items, scaled so that the mean of all processes is that of all items."""
+    """This process's mean over `count` items, scaled: the mean over processes is then that of all items."""
     if world_size() == 1:
         return loss
     own = torch.as_tensor(count, dtype=loss.dtype, device=loss.device)

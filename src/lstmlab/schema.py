@@ -380,7 +380,7 @@ class Train(Trained):
             return "precision=fp16 needs trainer=gpu; on the CPU use precision=bf16 or fp32"
         processes = self.trainer.devices * self.trainer.num_nodes
         if processes > 1 and self.trainer.strategy != "ddp":
-            return f"trainer.devices={self.trainer.devices} with trainer.num_nodes={self.trainer.num_nodes} needs trainer=ddp"
+            return f"{processes} processes (trainer.devices × trainer.num_nodes) need trainer=ddp"
         if data.batch_size % processes:
             return f"data.batch_size={data.batch_size} cannot be shared evenly by {processes} processes"
         if cell.init == "chrono" and cell.chrono_steps is None and model.name != "copytask":

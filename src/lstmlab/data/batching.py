@@ -154,8 +154,8 @@ class BucketedData(L.LightningDataModule):
         dataset, size = self.datasets["train"], self.config["batch_size"]
         if 0 < len(dataset) % size < processes.world_size():
             raise ValueError(
-                f"data.batch_size={size} leaves a last batch of {len(dataset) % size} of {len(dataset)} rows, "
-                f"fewer than there are processes, {processes.world_size()}"
+                f"data.batch_size={size} leaves a last batch of {len(dataset) % size} "
+                f"of {len(dataset)} rows, fewer than there are processes, {processes.world_size()}"
             )
         return TrainingLoader(
             dataset,
