@@ -63,6 +63,8 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     checkpoint.device(config["trainer"]["accelerator"])
     if settings["strategy"] == "ddp":
         processes.join(settings["accelerator"])
+        config["run_dir"], *_ = processes.everyone(config["run_dir"])  # which may name a time
+        run_dir = Path(config["run_dir"])
     first = processes.rank() == 0
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
