@@ -434,6 +434,12 @@ class Export(Group):
     folder: str | None
 
 
+class Compare(Group):
+    runs: str
+    metrics: str | list[str] | None
+    folder: str | None
+
+
 class Bench(Train):
     suite: Literal["cells", "ladder", "sample", "train"]
     rounds: PositiveInt
@@ -447,6 +453,7 @@ COMMANDS: dict[str, type[Group]] = {
     "evaluate": Evaluate,
     "analyze": Analyze,
     "export": Export,
+    "compare": Compare,
     "checkpoint": Trained,
 }
 

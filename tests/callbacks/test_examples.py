@@ -5,8 +5,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import SMALL
 from lstmlab import data
-from lstmlab.models.base import markdown
 from lstmlab.runs import train
+from lstmlab.tables import markdown
 
 
 def test_a_table_and_a_picture_at_each_validation_in_every_logger(config, tmp_path):

@@ -14,7 +14,7 @@ from lstmlab.analysis.probes import find_units
 from lstmlab.analysis.traces import Rows, embed, read, stack, tokens, trace, validation
 from lstmlab.cells import GATES
 from lstmlab.checkpoint import load_model
-from lstmlab.models.base import markdown
+from lstmlab.tables import markdown
 
 FLOW_STEPS, FLOW_ROWS = 100, 32
 

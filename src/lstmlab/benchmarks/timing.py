@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lstmlab.models.base import markdown
+from lstmlab.tables import markdown
 
 WARM_UP = 2  # calls that are not counted
 SHORTEST = 0.02  # seconds: a contender that takes less is called several times a round

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from lstmlab.models.base import markdown
+from lstmlab.tables import markdown
 
 
 class Examples(L.Callback):

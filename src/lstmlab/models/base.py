@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from lstmlab import processes
 from lstmlab.cells import build_cell
+from lstmlab.tables import markdown
 
 FORMAT = 1  # of checkpoints: one more whenever those written before could no longer be opened
 
@@ -159,10 +160,3 @@ class Task(L.LightningModule):
 def detach(state: tuple[Tensor, ...] | None):
     """The same state, cut off from the graph that made it: where truncated BPTT truncates."""
     return None if state is None else type(state)(*(member.detach() for member in state))
-
-
-def markdown(columns: list[str], rows: list[list]) -> str:
-    """A Markdown table; a line break within a cell is shown as ⏎."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    escaped = [[str(cell).replace("|", "\\|").replace("\n", "⏎") for cell in cells] for cells in lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in escaped)

@@ -1,0 +1,18 @@
+"""Compare runs: a table and a plot of what they differ in, mean ± standard deviation over seeds.
+
+python src/compare.py runs=logs/copytask/multirun_DATE                            a sweep: train.py -m …
+python src/compare.py runs=SWEEP,SWEEP metrics=[test/sequence_accuracy,train/*]   several, some metrics
+"""
+
+from lstmlab.config import entry_point
+
+
+@entry_point("compare")
+def main(config: dict) -> None:
+    from lstmlab.comparison import compare
+
+    print(compare(config))
+
+
+if __name__ == "__main__":
+    main()

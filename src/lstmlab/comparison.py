@@ -1,0 +1,287 @@
+"""What runs differ in and how they came out: table and plot, mean ± standard deviation over seeds."""
+
+import csv
+import fnmatch
+import itertools
+import json
+import os
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from matplotlib.figure import Figure
+
+from lstmlab.tables import markdown
+
+IGNORED = re.compile(r"seed|run_dir|logger\..*")  # of what runs may differ in
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    folder: Path
+    settings: dict[str, Any]  # flat: "cell.hidden_size"
+    metrics: dict[str, float]
+
+
+@dataclass
+class Found:
+    """What lies in the folders."""
+
+    runs: list[Run] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # why, a sentence each
+    swept: list[str] = field(default_factory=list)  # keys and groups that a multirun.yaml names
+
+
+@dataclass
+class Row:
+    """Runs that differ in their seeds alone."""
+
+    settings: tuple  # the values of the compared keys
+    runs: list[Run]
+
+    def values(self, metric: str) -> list[float]:
+        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+
+
+def compare(config: dict[str, Any]) -> str:
+    """Write compare.csv, compare.md and compare.png; the Markdown, to be printed.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no run in it.
+        ValueError: no run has finished, a file of a run is damaged, or `metrics` matches nothing.
+    """
+    whole = Path(config["runs"])
+    folders = [whole] if whole.exists() else [Path(part) for part in config["runs"].split(",")]
+    found = Found()
+    for folder in folders:
+        search(folder, found)
+    if not found.runs:
+        raise ValueError(f"runs={config['runs']}: none of {len(found.left_out)} runs has finished")
+    keys, implied = compared_keys(found)
+    rows = grouped(found.runs, keys)
+    names = chosen(found.runs, config["metrics"])
+
+    parts = [table(keys, rows, names)]
+    if implied:
+        parts.append(f"What also differs, as a consequence of the above: {', '.join(implied)}.")
+    for row in rows:
+        count = Counter(run.settings["seed"] for run in row.runs)
+        if twice := [str(seed) for seed, times in count.items() if times > 1]:
+            which = [*described(keys, row.settings).split(), f"seed={','.join(twice)}"]
+            parts.append(f"The same seed more than once: {' '.join(which)}.")
+    if found.left_out:
+        parts.append("Left out:\n\n" + "\n".join(f"- {reason}" for reason in found.left_out))
+    text = "\n\n".join(parts)
+
+    target = Path(config["folder"] or folders[0])
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "compare.md").write_text(text + "\n", encoding="utf-8")
+    with (target / "compare.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*keys, "n", *(column for name in names for column in (name, f"{name} std"))])
+        for row in rows:
+            numbers = [number for name in names for number in mean_std(row.values(name))]
+            writer.writerow([*row.settings, len(row.runs), *numbers])
+    picture(keys, rows, names).savefig(target / "compare.png", dpi=150)
+    return f"{text}\n\n{target}: compare.md, compare.csv, compare.png"
+
+
+def search(folder: Path, found: Found) -> None:
+    """Add the runs of a folder: itself, or those anywhere below it."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"runs={folder}: no such folder")
+    before = len(found.runs) + len(found.left_out)
+    for parent, below, files in os.walk(folder):
+        below.sort(key=lambda name: (name.isdigit() and int(name), name))  # 9 before 10
+        if "multirun.yaml" in files:
+            search_sweep(Path(parent), found)
+        if "config.yaml" in files:
+            below.clear()  # wandb keeps a config.yaml too
+            add_run(Path(parent), found)
+    if len(found.runs) + len(found.left_out) == before:
+        raise FileNotFoundError(f"runs={folder}: no run there, which would have a config.yaml")
+
+
+def add_run(folder: Path, found: Found) -> None:
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        settings = dict(flat(config, config["run_dir"]))
+        if (folder / "metrics.json").exists():
+            metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            found.runs.append(Run(folder, settings, metrics))
+        else:
+            found.left_out.append(f"{folder}: failed or not finished, no metrics.json")
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(f"runs={folder}: its config.yaml or metrics.json is no run's ({error!r})") from error
+
+
+def search_sweep(folder: Path, found: Found) -> None:
+    """What multirun.yaml tells: what was swept, and which jobs there should be."""
+    hydra = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]
+    params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides(params + hydra["overrides"]["task"])
+    found.swept += [override.get_key_element() for override in overrides if override.is_sweep_override()]
+    basic = hydra["sweeper"]["_target_"].endswith("BasicSweeper")
+    if basic and hydra["sweep"]["subdir"] == "${hydra:job.num}":
+        [jobs] = BasicSweeper.split_arguments(overrides, None)
+        for number, typed in enumerate(jobs):
+            if not (folder / str(number) / "config.yaml").exists():
+                found.left_out.append(f"{folder / str(number)}: never began, {' '.join(typed)}")
+
+
+def flat(node: dict[str, Any], run_dir: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """{"cell": {"kind": "lstm"}} → ("cell.kind", "lstm"); a run's own folder is left out of the values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, run_dir, f"{prefix}{key}.")
+        else:
+            text = str(value) if isinstance(value, list | str) else None
+            yield prefix + key, value if text is None else text.replace(run_dir, "")
+
+
+def compared_keys(found: Found) -> tuple[list[str], list[str]]:
+    """The keys whose values tell the runs apart, but for the seed; and those which follow from these."""
+    every = dict.fromkeys(key for run in found.runs for key in run.settings)
+    values = {key: [run.settings.get(key, "") for run in found.runs] for key in every}
+    differ = [key for key in every if len(set(values[key])) > 1 and not IGNORED.fullmatch(key)]
+    typed = [key for key in differ if key in found.swept]
+    of_group = [key for key in differ if key.startswith(tuple(f"{group}." for group in found.swept))]
+    keys: list[str] = []
+    for key in dict.fromkeys([*typed, *of_group, *differ]):
+        before = list(zip(*(values[kept] for kept in keys), strict=True)) or [()] * len(found.runs)
+        pairs = set(zip(before, values[key], strict=True))
+        if key in typed or len(pairs) > len(set(before)):
+            keys.append(key)
+    return keys, [key for key in differ if key not in keys]
+
+
+def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Row]:
+    """A row for each combination of values; numbers ascend, other values come as the runs do."""
+    rows: dict[tuple, Row] = {}
+    for run in runs:
+        settings = tuple(run.settings.get(key, "") for key in keys)
+        rows.setdefault(settings, Row(settings, [])).runs.append(run)
+    orders = [ordered(values) for values in zip(*rows, strict=True)]
+    return sorted(
+        rows.values(),
+        key=lambda row: [order.index(value) for order, value in zip(orders, row.settings, strict=True)],
+    )
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def ordered(values: Iterable) -> list:
+    distinct = list(dict.fromkeys(values))
+    return sorted(distinct) if all(map(is_number, distinct)) else distinct
+
+
+def chosen(runs: Sequence[Run], patterns: str | list[str] | None) -> list[str]:
+    every = list(dict.fromkeys(name for run in runs for name in run.metrics))
+    every.sort(key=lambda name: int((re.findall(r"\d+$", name) or [-1])[0]))  # …_delay9, …_delay10
+    if patterns is None:
+        tested = any(name.startswith("test/") for name in every)
+        patterns = ["test/*" if tested else "val/*", "train/seconds"]
+    elif isinstance(patterns, str):
+        patterns = [patterns]
+    matches = {pattern: fnmatch.filter(every, pattern) for pattern in patterns}
+    if nothing := [pattern for pattern, names in matches.items() if not names]:
+        raise ValueError(f"metrics={nothing[0]} matches nothing. There are {', '.join(every)}")
+    return list(dict.fromkeys(itertools.chain(*matches.values())))
+
+
+def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean, and standard deviation (n − 1) if there are two or more."""
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def table(keys: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> str:
+    def cell(row: Row, name: str) -> str:
+        values = row.values(name)
+        mean, std = mean_std(values)
+        text = "" if mean is None else f"{mean:.4g}" + ("" if std is None else f" ± {std:.2g}")
+        return text if len(values) in (0, len(row.runs)) else f"{text} (n={len(values)})"
+
+    cells = [
+        [*map(written, row.settings), len(row.runs), *(cell(row, name) for name in names)] for row in rows
+    ]
+    return markdown([*keys, "n", *names], cells)
+
+
+def written(value: object) -> str:
+    """As one would type it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def described(keys: Sequence[str], settings: Sequence) -> str:
+    return " ".join(f"{key}={written(value)}" for key, value in zip(keys, settings, strict=True))
+
+
+def picture(keys: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> Figure:
+    """The first metric: lines over a number, bars over anything else; the other keys are colours.
+
+    The number is what metrics of one name differ in (test/sequence_accuracy_delay100, …_delay200), if more
+    than one was asked for, and else the compared key with the most values that are all numbers.
+    """
+    metric, label = names[0], ""
+    series: dict[str, list[tuple[Any, list[float]]]] = {}
+    numbered = {name: match for name in names if (match := re.fullmatch(r"(.+)_([a-z]+)(\d+)", name))}
+    stem = numbered[metric][1] if metric in numbered else metric
+    family = {name: match for name, match in numbered.items() if match[1] == stem}
+    if len(family) > 1:
+        metric, label = stem, next(iter(family.values()))[2]
+        for row in rows:
+            points = [(int(match[3]), row.values(name)) for name, match in family.items()]
+            trained = [value for key, value in row.runs[0].settings.items() if key.endswith(f".{label}")]
+            points += [(value, row.values(stem)) for value in trained if is_number(value) and stem in names]
+            series[described(keys, row.settings)] = points
+    elif keys:
+        columns = [
+            list(dict.fromkeys(column)) for column in zip(*(row.settings for row in rows), strict=True)
+        ]
+        x = max(range(len(keys)), key=lambda k: (all(map(is_number, columns[k])), len(columns[k])))
+        label, others = keys[x], [key for key in keys if key != keys[x]]
+        for row in rows:
+            rest = [value for k, value in enumerate(row.settings) if k != x]
+            series.setdefault(described(others, rest), []).append((row.settings[x], row.values(metric)))
+    else:
+        series[""] = [("", rows[0].values(metric))]
+
+    figure = Figure((8, 4.5), layout="constrained")
+    ax = figure.subplots()
+    places = ordered(place for points in series.values() for place, values in points if values)
+    lines = all(map(is_number, places)) and len(places) > 1
+    for k, (name, points) in enumerate(series.items()):
+        points = sorted((point for point in points if point[1]), key=lambda point: places.index(point[0]))
+        means = [statistics.fmean(values) for _, values in points]
+        errors = [mean_std(values)[1] or 0 for _, values in points]
+        if lines:
+            xs: list[Any] = [place for place, _ in points]
+            ax.errorbar(xs, means, errors, marker="o", markersize=4, capsize=3, label=name)
+        else:
+            width = 0.8 / len(series)
+            xs = [places.index(place) + (k - (len(series) - 1) / 2) * width for place, _ in points]
+            ax.bar_label(ax.bar(xs, means, width, yerr=errors, capsize=3, label=name), fmt="%.4g", fontsize=7)
+    if lines and places[0] > 0 and places[-1] >= 20 * places[0]:
+        ax.set_xscale("log")
+    if not lines or len(places) <= 10:
+        ax.set_xticks(places if lines else range(len(places)), map(written, places))
+        ax.minorticks_off()
+    ax.set(xlabel=label, ylabel=metric)
+    ax.grid(axis="y", alpha=0.3)
+    if any(series):
+        figure.legend(fontsize=7, loc="outside right upper")
+    return figure
