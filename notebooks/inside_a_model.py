@@ -22,8 +22,8 @@ with app.setup:
     from lstmlab.analysis.traces import Rows, read, tokens, trace, validation
     from lstmlab.checkpoint import load_model
     from lstmlab.config import PROJECT, plain
-    from lstmlab.models.base import markdown
     from lstmlab.schema import check
+    from lstmlab.tables import markdown
 
     SHOWN = 1500  # steps coloured
     PROBED = 10_000  # steps on which units are scored

@@ -18,7 +18,7 @@ with app.setup:
     from lstmlab.analysis.plots import gradient_flows
     from lstmlab.cells import build_cell
     from lstmlab.data.copy_task import copy_batch
-    from lstmlab.models.base import markdown
+    from lstmlab.tables import markdown
 
     SYMBOLS, LENGTH = 2, 4  # bits to remember
     CELLS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ with app.setup:
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
     from lstmlab.cells import KINDS, build_cell
-    from lstmlab.models.base import markdown
+    from lstmlab.tables import markdown
 
 
 @app.cell(hide_code=True)

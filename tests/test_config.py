@@ -209,6 +209,19 @@ WRONG = [
         "format=onnx has no operator for cell.kind=layernorm; use format=safetensors",
     ),
     ("export", "ckpt={charlm} format=safetensors folder={short}", "{short}"),
+    ("compare", "metrics=null", "runs is required: runs=…"),
+    ("compare", "runs=/no/such/folder", "runs=/no/such/folder: no such folder"),
+    ("compare", "runs={finished},/no/such/folder", "runs=/no/such/folder: no such folder"),
+    ("compare", "runs={folder}", "runs={folder}: no run there, which would have a config.yaml"),
+    (
+        "compare",
+        "runs={finished} metrics=[val/loss_cold,val/bleu]",
+        "metrics=val/bleu matches nothing",
+    ),
+    ("compare", "runs={finished} metrics=3", "metrics=3: input should be"),
+    ("compare", "runs={finished} folder={short}/new", "{short}"),
+    ("compare", "runs={unfinished}", "runs={unfinished}: none of 1 runs has finished"),
+    ("compare", "runs={stranger}", "runs={stranger}: its config.yaml or metrics.json is no run's"),
     ("bench", "rounds=0", "rounds=0: input should be greater than 0"),
     ("bench", "suite=speed", "suite=speed: input should be"),
     ("bench", "suite=train data=textfile data.path={empty}", "{empty} is empty"),
@@ -245,6 +258,10 @@ def files(trained, tmp_path_factory) -> dict[str, Path]:
     }.items():
         for split in ("train", "test"):
             pq.write_table(table, files[name] / f"{split}-0.parquet")
+    for name, written in {"unfinished": "run_dir: x\nseed: 0", "stranger": "- 1"}.items():
+        files[name] = folder / name
+        files[name].mkdir()
+        (files[name] / "config.yaml").write_text(written)
     cut = files["truncated"] / "train-0.parquet"
     cut.write_bytes(cut.read_bytes()[:-20])
     for name in ("train", "val", "test"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 
@@ -128,12 +128,16 @@ def search_sweep(folder: Path, found: Found) -> None:
     """What multirun.yaml tells: what was swept, and which jobs there should be."""
     hydra = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]
     params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-    overrides = OverridesParser.create().parse_overrides(params + hydra["overrides"]["task"])
-    found.swept += [override.get_key_element() for override in overrides if override.is_sweep_override()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # for glob(): it knows the groups
+    overrides = parser.parse_overrides(params + hydra["overrides"]["task"])
+    swept = {override.get_key_element(): override for override in overrides if override.is_sweep_override()}
+    found.swept += swept
     basic = hydra["sweeper"]["_target_"].endswith("BasicSweeper")
     if basic and hydra["sweep"]["subdir"] == "${hydra:job.num}":
-        [jobs] = BasicSweeper.split_arguments(overrides, None)
-        for number, typed in enumerate(jobs):
+        choices = [
+            [f"{key}={v}" for v in override.sweep_string_iterator()] for key, override in swept.items()
+        ]
+        for number, typed in enumerate(itertools.product(*choices)):
             if not (folder / str(number) / "config.yaml").exists():
                 found.left_out.append(f"{folder / str(number)}: never began, {' '.join(typed)}")
 
@@ -190,10 +194,9 @@ def chosen(runs: Sequence[Run], patterns: str | list[str] | None) -> list[str]:
     every = list(dict.fromkeys(name for run in runs for name in run.metrics))
     every.sort(key=lambda name: int((re.findall(r"\d+$", name) or [-1])[0]))  # …_delay9, …_delay10
     if patterns is None:
-        tested = any(name.startswith("test/") for name in every)
-        patterns = ["test/*" if tested else "val/*", "train/seconds"]
-    elif isinstance(patterns, str):
-        patterns = [patterns]
+        measured = "test/" if any(name.startswith("test/") for name in every) else "val/"
+        return [name for name in every if name.startswith(measured)] + ["train/seconds"]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     matches = {pattern: fnmatch.filter(every, pattern) for pattern in patterns}
     if nothing := [pattern for pattern, names in matches.items() if not names]:
         raise ValueError(f"metrics={nothing[0]} matches nothing. There are {', '.join(every)}")

@@ -1,0 +1,175 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.container import BarContainer
+
+from conftest import SMALL, TINY
+from lstmlab.comparison import Row, Run, mean_std, picture
+from lstmlab.config import PROJECT
+
+
+def write_run(folder: Path, metrics: dict | None, **settings) -> None:
+    """A run's folder: finished, or not if it has no metrics."""
+    folder.mkdir(parents=True)
+    config = {"seed": 0, "run_dir": str(folder), "logger": {"wandb": {"id": folder.name}}} | settings
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    if metrics is not None:
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"train/seconds": 60.0}))
+
+
+def write_sweep(folder: Path, *typed: str, **sweeper) -> None:
+    """Hydra's own account of a sweep."""
+    hydra = {
+        "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"} | sweeper,
+        "sweep": {"subdir": "${hydra:job.num}"},
+        "overrides": {"task": list(typed)},
+    }
+    folder.mkdir()
+    (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
+
+
+def test_a_sweep_becomes_mean_and_standard_deviation_over_seeds(command, tmp_path):
+    sweep = ["-m", "cell.kind=rnn,lstm", "seed=0,1,2", "hydra.sweep.dir=sweep", "trainer.max_steps=1"]
+    assert command("train", *sweep, "model=copytask", *TINY["copytask"], *SMALL)[0] == 0
+    code, printed, _ = command("compare", "runs=sweep")
+    assert code == 0
+    written = (tmp_path / "sweep/compare.md").read_text()
+    assert printed.startswith(written)
+    assert len(written.splitlines()) == 4  # nothing to say beside the table
+    assert (tmp_path / "sweep/compare.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "sweep/compare.csv").open(newline="") as file:
+        rnn, lstm = csv.DictReader(file)
+    assert (rnn["cell.kind"], lstm["cell.kind"], rnn["n"], lstm["n"]) == ("rnn", "lstm", "3", "3")
+    measured = [json.loads((tmp_path / f"sweep/{job}/metrics.json").read_text()) for job in range(6)]
+    names = [name for name in measured[0] if name.startswith("test/")] + ["train/seconds"]
+    assert list(rnn) == ["cell.kind", "n", *(column for name in names for column in (name, f"{name} std"))]
+    for row, runs in ((rnn, measured[:3]), (lstm, measured[3:])):
+        for name in names:
+            values = [run[name] for run in runs]
+            assert float(row[name]) == pytest.approx(np.mean(values))
+            assert float(row[f"{name} std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+
+
+def test_a_choice_that_sets_several_keys_is_one_column(command, tmp_path):
+    write_sweep(tmp_path / "sweep", "optimizer=sgd,adam", "seed=0,1")
+    for job, (name, seed) in enumerate([("SGD", 0), ("SGD", 1), ("Adam", 0), ("Adam", 1)]):
+        optimizer = {"_target_": name, "lr": 1.0 if name == "SGD" else 1e-3}
+        optimizer |= {"momentum": 0.9} if name == "SGD" else {}
+        settings = {"model": {"patience": 3 if name == "SGD" else 4}, "optimizer": optimizer, "seed": seed}
+        write_run(tmp_path / f"sweep/{job}", {"val/loss": float(job), "train/loss": 9.0}, **settings)
+    code, printed, _ = command("compare", "runs=sweep")
+    assert code == 0
+    assert (
+        "| optimizer._target_ | n | val/loss | train/seconds |\n" in printed
+    )  # the validation's, as there was no test
+    assert "| SGD | 2 | 0.5 ± 0.71 | 60 ± 0 |\n| Adam | 2 | 2.5 ± 0.71 | 60 ± 0 |\n" in printed
+    assert "consequence of the above: model.patience, optimizer.lr, optimizer.momentum." in printed
+
+
+def test_swept_keys_are_all_shown_though_one_would_tell_the_runs_apart(command, tmp_path):
+    write_sweep(tmp_path / "sweep", params={"lr": "interval(0,1)", "size": "range(8,64)"}, _target_="Random")
+    for job, (lr, size) in enumerate([(0.25, 8), (0.125, 16), (0.5, 8)]):
+        write_run(tmp_path / f"sweep/{job}", {"val/loss": lr}, lr=lr, size=size, steps=size * 2)
+    _, printed, _ = command("compare", "runs=sweep", "metrics=val/loss")
+    assert "| lr | size | n | val/loss |\n" in printed
+    rows = [line for line in printed.splitlines() if line.startswith("| 0")]
+    assert rows == ["| 0.125 | 16 | 1 | 0.125 |", "| 0.25 | 8 | 1 | 0.25 |", "| 0.5 | 8 | 1 | 0.5 |"]
+    assert "consequence of the above: steps." in printed
+
+
+def test_jobs_without_a_result_are_named(command, tmp_path):
+    write_sweep(tmp_path / "sweep", "kind=rnn,lstm", "cell=glob([scratch,torch])")
+    write_run(tmp_path / "sweep/0", {"val/loss": 1.0}, kind="rnn", cell={"backend": "scratch"})
+    write_run(tmp_path / "sweep/2", None, kind="lstm", cell={"backend": "scratch"})
+    code, printed, _ = command("compare", "runs=sweep", "metrics=val/*")
+    assert code == 0
+    assert "| n | val/loss |\n| --- | --- |\n| 1 | 1 |" in printed
+    assert "- sweep/1: never began, kind=rnn cell=torch" in printed
+    assert "- sweep/2: failed or not finished, no metrics.json" in printed
+    assert "- sweep/3: never began, kind=lstm cell=torch" in printed
+    assert printed.count("- sweep/") == 3
+
+
+def test_several_folders_and_a_repeated_seed(command, tmp_path):
+    for name, kind, loss in (("a,b", "rnn", 1.0), ("c", "lstm", 3.0), ("d", "lstm", 4.0)):
+        write_run(tmp_path / name / "0", {"test/loss": loss}, kind=kind)
+        (tmp_path / name / "0/wandb").mkdir()
+        (tmp_path / name / "0/wandb/config.yaml").write_text("not: a run")
+    _, printed, _ = command("compare", "runs=c,d", "folder=new/place", "metrics=test/*")
+    assert "| n | test/loss |\n| --- | --- |\n| 2 | 3.5 ± 0.71 |" in printed
+    assert "The same seed more than once: seed=0." in printed
+    assert {path.name for path in (tmp_path / "new/place").iterdir()} == {
+        "compare.md",
+        "compare.csv",
+        "compare.png",
+    }
+    _, printed, _ = command("compare", "runs=a,b")  # one folder, whose name has a comma
+    assert "| 1 | 1 | 60 |" in printed
+    _, printed, _ = command("compare", "runs=.")
+    assert "| rnn | 1 | 1 | 60 |\n| lstm | 2 | 3.5 ± 0.71 | 60 ± 0 |" in printed
+
+
+def rows(*settings: tuple, **metrics: float) -> list[Row]:
+    """Two runs each: the metrics of the first, more by 2 in the second, and by 1 from row to row."""
+    return [
+        Row(
+            values,
+            [
+                Run(Path(), {"data.delay": 50}, {name: value + k + more for name, value in metrics.items()})
+                for more in (0, 2)
+            ],
+        )
+        for k, values in enumerate(settings)
+    ]
+
+
+def drawn(figure) -> dict[str, tuple]:
+    """The lines with error bars, by their label."""
+    [axes] = figure.axes
+    return {bars.get_label(): tuple(map(list, bars[0].get_data())) for bars in axes.containers}
+
+
+def test_a_number_is_the_x_axis_and_the_rest_is_colours():
+    compared = rows(("lstm", 10), ("lstm", 20), ("rnn", 10), ("rnn", 20), loss=0.0)
+    figure = picture(["kind", "delay"], compared, ["loss"])
+    assert drawn(figure) == {"kind=lstm": ([10, 20], [1, 2]), "kind=rnn": ([10, 20], [3, 4])}
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("delay", "loss")
+    low, high = figure.axes[0].containers[0][2][0].get_segments()[0][:, 1]
+    assert (high - low) / 2 == pytest.approx(mean_std([0, 2])[1])
+
+
+def test_a_number_in_the_metrics_names_is_the_x_axis():
+    """And what bears no number stands at the run's own."""
+    compared = rows(("lstm",), ("rnn",), acc=0.0, acc_delay100=1.0, acc_delay9=2.0)
+    figure = picture(["kind"], compared, ["acc", "acc_delay9", "acc_delay100"])
+    assert drawn(figure) == {
+        "kind=lstm": ([9, 50, 100], [3, 1, 2]),
+        "kind=rnn": ([9, 50, 100], [4, 2, 3]),
+    }
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("delay", "acc")
+
+
+def test_categories_are_bars():
+    compared = rows(("lstm", "last"), ("lstm", "max"), ("lstm", "mean"), ("rnn", "max"), loss=0.0)
+    [axes] = picture(["kind", "pooling"], compared, ["loss"]).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["last", "max", "mean"]
+    bars = [container for container in axes.containers if isinstance(container, BarContainer)]
+    heights = {group.get_label(): [bar.get_height() for bar in group] for group in bars}
+    assert heights == {"kind=lstm": [1, 2, 3], "kind=rnn": [4]}
+
+
+def test_torch_is_not_imported(tmp_path):
+    write_run(tmp_path / "run", {"val/loss": 1.0})
+    program = (
+        f"import sys, compare; sys.argv[1:] = ['runs={tmp_path}']\n"
+        "compare.main()\n"
+        "assert 'torch' not in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    environment = {"PYTHONPATH": str(PROJECT / "src"), "PATH": ""}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=60)
