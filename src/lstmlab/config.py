@@ -107,8 +107,14 @@ def entry_point(config_name: str) -> Callable:
     def decorate(run: Callable[[dict[str, Any]], Any]) -> Callable[[], None]:
         @functools.wraps(run)
         def job(composed: DictConfig) -> Any:
+            sweep = HydraConfig.get().mode == RunMode.MULTIRUN
             try:
                 config = plain(composed)
+                side_by_side = HydraConfig.get().launcher._target_.endswith(
+                    (".JoblibLauncher", ".LocalLauncher")
+                )
+                if sweep and side_by_side and config.get("threads", 1) is None:
+                    config["threads"] = 1
                 check(config_name, config)
                 return run(config)
             except USER_ERRORS as error:
@@ -116,7 +122,7 @@ def entry_point(config_name: str) -> Callable:
                 folder = Path(HydraConfig.get().runtime.output_dir)
                 if folder != Path.cwd() and not any(folder.iterdir()):
                     folder.rmdir()  # made by Hydra for a run that never began
-                if show_traceback or HydraConfig.get().mode == RunMode.MULTIRUN:
+                if show_traceback or sweep:
                     raise
                 sys.exit(f"error: {sentence(error)}")
 
