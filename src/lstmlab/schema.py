@@ -87,6 +87,7 @@ class Sentiment(Model):
     embedding_size: PositiveInt
     dropout: Share
     word_dropout: Share
+    adversarial: NonNegativeFloat
     pooling: Literal["last", "max", "mean", "attention"]
 
 

@@ -155,6 +155,31 @@ def test_word_dropout_leaves_out_a_share_of_the_words(config, small):
         assert abs(seen - share) < 0.03  # 4 standard deviations
 
 
+def test_adversarial_loss(config, small):
+    """The mean of the loss and of that on embeddings ε along each review's own gradient, in float64."""
+    settings = config(*small, "model.dropout=0", "model.adversarial=0.5", "cell=fused")
+    torch.manual_seed(0)
+    model = Sentiment(settings, {"vocab_size": 50}).double()
+    model.log_step = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer
+    tokens, lengths = torch.randint(4, 50, (4, 9)), torch.tensor([9, 2, 5, 7])
+    labels = torch.tensor([1.0, 0.0, 1.0, 0.0])
+
+    def loss(vectors, rows):
+        logits, _ = model.classify(vectors, lengths[rows])
+        return F.binary_cross_entropy_with_logits(logits, labels[rows].double())
+
+    expected = 0.0
+    for row, n in enumerate(lengths):
+        one = slice(row, row + 1)
+        x = model.embedding(tokens[one]).detach().requires_grad_()
+        (g,) = torch.autograd.grad(loss(x, one), x)
+        assert not g[:, n:].any()
+        expected += (loss(x, one).item() + loss(x + 0.5 * g / g.norm(), one).item()) / 2 / len(lengths)
+    assert model.training_step(SentimentBatch(tokens, lengths, labels), 0).item() == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
 def test_one_batch_is_learnt_by_heart(config, small):
     overrides = ["debug=overfit", "trainer.max_epochs=60", "data.batch_size=64"]
     settings = config(*small, *overrides, "model.dropout=0", "optimizer.lr=0.02", "trainer.max_steps=null")
