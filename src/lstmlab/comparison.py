@@ -127,19 +127,28 @@ def add_run(folder: Path, found: Found) -> None:
 def search_sweep(folder: Path, found: Found) -> None:
     """What multirun.yaml tells: what was swept, and which jobs there should be."""
     hydra = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]
-    params = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
+    sweeper, typed = hydra["sweeper"], hydra["overrides"]["task"]
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    lines = [line.split() for line in sweeper.get("jobs", [])] or [params]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # for glob(): it knows the groups
-    overrides = parser.parse_overrides(params + hydra["overrides"]["task"])
-    swept = {override.get_key_element(): override for override in overrides if override.is_sweep_override()}
-    found.swept += swept
-    basic = hydra["sweeper"]["_target_"].endswith("BasicSweeper")
-    if basic and hydra["sweep"]["subdir"] == "${hydra:job.num}":
+    jobs: list[tuple[str, ...]] = []
+    for line in lines:
+        overrides = {each.get_key_element(): each for each in parser.parse_overrides(line + typed)}
+        told = {
+            key: each for key, each in overrides.items() if each.is_sweep_override() or line is not params
+        }
+        found.swept += told
         choices = [
-            [f"{key}={v}" for v in override.sweep_string_iterator()] for key, override in swept.items()
+            [f"{key}={v}" for v in each.sweep_string_iterator()]
+            if each.is_discrete_sweep()
+            else [str(each.input_line)]
+            for key, each in told.items()
         ]
-        for number, typed in enumerate(itertools.product(*choices)):
+        jobs += itertools.product(*choices)
+    if not sweeper["_target_"].endswith("OptunaSweeper") and hydra["sweep"]["subdir"] == "${hydra:job.num}":
+        for number, job in enumerate(jobs):
             if not (folder / str(number) / "config.yaml").exists():
-                found.left_out.append(f"{folder / str(number)}: never began, {' '.join(typed)}")
+                found.left_out.append(f"{folder / str(number)}: never began, {' '.join(job)}")
 
 
 def flat(node: dict[str, Any], run_dir: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
