@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from typing import get_args
 
 import pyarrow as pa
@@ -42,6 +43,8 @@ def test_trains_a_batch(choice, config, request, text_file, hub_files):
     group, name = choice.parent.name, choice.stem
     overrides = [f"{group}={name}", "debug=one_batch", *SMALL]
     text = (CONF / choice).read_text(encoding="utf-8")
+    for experiment in re.findall(r"/experiment: (\w+)", text):
+        text += (CONF / f"experiment/{experiment}.yaml").read_text(encoding="utf-8")
     if name == "gpu" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     if name == "fp16":

@@ -1,6 +1,7 @@
 """Jobs side by side, each in a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -33,3 +34,28 @@ def test_jobs_run_side_by_side(tmp_path, launcher):
     assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/metrics.json")) == ["0", "2"]
     for job in "02":
         assert yaml.safe_load((tmp_path / "sweep" / job / "config.yaml").read_text())["threads"] == 1
+
+
+def test_a_study_is_several_sweeps(command, tmp_path):
+    """Each line a sweep of its own; what is typed goes for all of them, and wins; a lost job is named."""
+    lines = "'cell.kind=rnn,gru seed=0,1','optimizer.lr=0.1 seed=0'"
+    study = [
+        "trainer.log_every_n_steps=1",
+        "hydra/sweeper=study",
+        f"hydra.sweeper.jobs=[{lines}]",
+        "hydra.sweep.dir=sweep",
+    ]
+    assert command("train", "-m", *TASK, *study, "data.delay=2,3")[0] == 0
+    configs = [yaml.safe_load((tmp_path / f"sweep/{job}/config.yaml").read_text()) for job in range(10)]
+    ran = [(c["cell"]["kind"], c["optimizer"]["lr"], c["seed"], c["data"]["delay"]) for c in configs]
+    default = configs[0]["optimizer"]["lr"]
+    grid = [(kind, default, seed, delay) for kind in ("rnn", "gru") for seed in (0, 1) for delay in (2, 3)]
+    assert ran == [*grid, ("lstm", 0.1, 0, 2), ("lstm", 0.1, 0, 3)]
+    assert not (tmp_path / "sweep/10").exists()
+    shutil.rmtree(tmp_path / "sweep/9")
+    code, printed, _ = command("compare", "runs=sweep")
+    assert code == 0 and "- sweep/9: never began, " in printed
+    assert printed.startswith("| data.delay | cell.kind | optimizer.lr | n |")
+    study[-1] = "hydra.sweep.dir=again"
+    assert command("train", "-m", *TASK, *study, "seed=0", "data.delay=2")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "again").iterdir() if path.is_dir()) == ["0", "1", "2"]
