@@ -1,5 +1,6 @@
 """Jobs side by side, each in a process of its own."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from conftest import SMALL, TINY
 from lstmlab.config import PROJECT
 
 TASK = ["model=copytask", *TINY["copytask"], *SMALL, "data.train_batches=1", "trainer.max_epochs=1"]
+TASK += ["trainer.log_every_n_steps=1"]
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,6 @@ def test_a_study_is_several_sweeps(command, tmp_path):
     """Each line a sweep of its own; what is typed goes for all of them, and wins; a lost job is named."""
     lines = "'cell.kind=rnn,gru seed=0,1','optimizer.lr=0.1 seed=0'"
     study = [
-        "trainer.log_every_n_steps=1",
         "hydra/sweeper=study",
         f"hydra.sweeper.jobs=[{lines}]",
         "hydra.sweep.dir=sweep",
@@ -59,3 +60,27 @@ def test_a_study_is_several_sweeps(command, tmp_path):
     study[-1] = "hydra.sweep.dir=again"
     assert command("train", "-m", *TASK, *study, "seed=0", "data.delay=2")[0] == 0
     assert sorted(path.name for path in (tmp_path / "again").iterdir() if path.is_dir()) == ["0", "1", "2"]
+
+
+def test_the_same_command_goes_on(command, tmp_path):
+    """What has ended is left as it is, what was broken off goes on, and what never began is run."""
+    sweep = ["-m", *TASK, "cell.kind=rnn,lstm,gru", "logger=wandb", "logger.wandb.offline=true"]
+    sweep += ["hydra.sweep.dir=sweep"]
+    assert command("train", *sweep)[0] == 0
+    ended, broken, missing = (tmp_path / "sweep" / job for job in "012")
+    before = {path: path.stat().st_mtime_ns for path in ended.iterdir()}
+    metrics = json.loads((broken / "metrics.json").read_text())
+    (broken / "metrics.json").unlink()  # as if it had been killed in the test after training
+    shutil.rmtree(missing)
+
+    code, printed, error = command("train", *sweep)
+    assert code == 0, error
+    assert {path: path.stat().st_mtime_ns for path in ended.iterdir()} == before
+    assert printed.count("has ended already") == printed.count("going on after step 1") == 1
+    again = json.loads((broken / "metrics.json").read_text())
+    assert again | {"train/seconds": 0} == metrics | {"train/seconds": 0}
+    assert (missing / "metrics.json").exists()
+
+    code, _, error = command("train", *sweep, "optimizer.lr=0.5")
+    assert code == 1
+    assert f"error: run_dir={ended} holds a run already with optimizer.lr=0.005; choose another" in error

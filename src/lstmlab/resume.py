@@ -93,3 +93,14 @@ def changed(before: Any, after: Any, key: str = "") -> dict[str, tuple[Any, Any]
             ).items()
         }
     return {} if before == after else {key: (before, after)}
+
+
+def others(begun_with: dict[str, Any], config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{key: (value there, value here)} of the settings by which the run whose config.yaml is `begun_with` is
+    not the one that `config` describes."""
+    filled_in = (*LENGTH, "logger")  # by the run, where they are null
+    return {
+        key: pair
+        for key, pair in changed(begun_with, config).items()
+        if key != "run_dir" and not (pair[1] is None and key.startswith(filled_in))
+    }

@@ -30,6 +30,7 @@ from lstmlab import checkpoint, data, processes, resume
 from lstmlab.callbacks.metrics_csv import MetricsCSV
 from lstmlab.models import Task, model_class
 from lstmlab.saving import CheckpointIO, replacing
+from lstmlab.schema import check
 
 # Lightning announces what was asked for, and a product of its own
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -57,9 +58,18 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     config |= {"resume": None, "exact": True}
     run_dir = Path(config["run_dir"])
     if not resumed and (run_dir / "config.yaml").exists():
-        if "SLURM_RESTART_COUNT" in os.environ:  # the same command once more
-            return train(yaml.safe_load((run_dir / "config.yaml").read_text()) | {"resume": str(run_dir)})
-        raise FileExistsError(f"run_dir={run_dir} holds a run already; choose another, or resume={run_dir}")
+        begun_with = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        check("train", begun_with)
+        others = resume.others(begun_with, config) if sweeping() else {}
+        if "SLURM_RESTART_COUNT" in os.environ or (sweeping() and not others):  # the same command once more
+            if (run_dir / "metrics.json").exists():
+                print(f"{run_dir} has ended already")
+                return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+            return train(begun_with | {"resume": str(run_dir)})
+        settings_there = "".join(f" with {key}={before}" for key, (before, _) in list(others.items())[:1])
+        raise FileExistsError(
+            f"run_dir={run_dir} holds a run already{settings_there}; choose another, or resume={run_dir}"
+        )
     checkpoint.device(config["trainer"]["accelerator"])
     if settings["strategy"] == "ddp":
         processes.join(settings["accelerator"])
@@ -182,7 +192,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
 
 def refuse_ddp(trainer: dict[str, Any]) -> None:
     """Raise ValueError, with the way to do it, if this process cannot start those of `trainer=ddp`."""
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+    if sweeping():
         raise ValueError(
             "trainer=ddp does not go with -m: start one run after the other, "
             "for seed in 0 1 2; do python src/train.py trainer=ddp seed=$seed; done"
@@ -248,11 +258,13 @@ def drop_requeued(run_dir: Path) -> None:
         path.unlink()
 
 
+def sweeping() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def identify(loggers: dict[str, Any]) -> None:
     """Give the wandb run an id, to go on with, and a sweep's jobs one group."""
-    sweep = None
-    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-        sweep = Path(HydraConfig.get().sweep.dir).name
+    sweep = Path(HydraConfig.get().sweep.dir).name if sweeping() else None
     for settings in loggers.values():
         if "id" in settings:
             settings["id"] = settings["id"] or secrets.token_hex(4)
