@@ -71,7 +71,7 @@ def test_a_typed_text_needs_no_data(trained, command, tmp_path, text_file):
     ]
     code, out, error = command("analyze", *arguments, 'text=line 1: "é", isn\'t it?\n')
     assert (code, error) == (0, "")
-    assert "## What the units know" not in out
+    assert "## What the units know" not in out and "## What it writes\n\nLeft out: " in out
     page = (tmp_path / "x/page.html").read_text(encoding="utf-8")
     assert 'id="f-0-0"' in page and 'id="h-0-0"' not in page
 

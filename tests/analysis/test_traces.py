@@ -5,7 +5,7 @@ import torch
 
 from conftest import SMALL
 from lstmlab.analysis import traces
-from lstmlab.analysis.traces import Rows, read, stack, tokens, trace, validation
+from lstmlab.analysis.traces import Rows, read, stack, tokens, trace, training_text, validation
 from lstmlab.checkpoint import load_model
 from lstmlab.runs import train
 
@@ -95,6 +95,8 @@ def test_validation_data_and_their_tokens(checkpoint, name, text_file):
     assert len(text) == rows.lengths.sum() == rows.mask.sum() >= 300
     if name == "charlm":
         assert "".join(text) == text_file.read_text(encoding="utf-8")[5400:5700]
+        assert training_text(model, {}, 100) == text_file.read_text(encoding="utf-8")[:100]
+        assert training_text(model, {}, 6000) == text_file.read_text(encoding="utf-8")[:5400]
     else:
         assert sum(token.endswith("\n") for token in text) == len(rows.ids)
 

@@ -82,6 +82,16 @@ def test_sampling_follows_the_probabilities(model):
     torch.testing.assert_close(counts.double(), logits.softmax(-1), atol=0.04, rtol=0)
 
 
+def test_rows_are_continued_side_by_side(model):
+    """Each on its own, and each by its own draws."""
+    prompts = torch.tensor([[1, 2, 3], [4, 5, 6], [1, 2, 3]])
+    written = torch.cat(list(model.sample_ids(prompts, 40, temperature=0)), 1)
+    alone = [torch.cat(list(model.sample_ids(row[None], 40, temperature=0)), 1)[0] for row in prompts]
+    assert written.equal(torch.stack(alone)) and not written[0].equal(written[1])
+    drawn = torch.cat(list(model.sample_ids(prompts, 40, temperature=0.5)), 1)
+    assert drawn.shape == (3, 40) and not drawn[0].equal(drawn[2]) and 0 not in drawn
+
+
 def test_sampling_is_seeded_and_of_the_length_asked_for(model):
     texts = ["".join(model.sample("a", 50, seed=seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]

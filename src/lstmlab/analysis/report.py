@@ -5,18 +5,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from lstmlab.analysis import gates, plots
+from lstmlab.analysis import gates, plots, written
 from lstmlab.analysis.features import features
 from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
 from lstmlab.analysis.page import LABELS, write_page
 from lstmlab.analysis.probes import find_units
-from lstmlab.analysis.traces import Rows, embed, read, stack, tokens, trace, validation
+from lstmlab.analysis.traces import Rows, embed, read, stack, tokens, trace, training_text, validation
 from lstmlab.cells import GATES
 from lstmlab.checkpoint import load_model
 from lstmlab.tables import markdown
 
 FLOW_STEPS, FLOW_ROWS = 100, 32
+TEMPERATURES, SHOWN = (0.5, 0.8, 1.0), 0.8
+SAMPLES, PROMPT, LENGTH = 20, 100, 500  # of each temperature; characters
+CORPUS = 2_000_000  # characters of the training text that what is written is compared with, at most
+CONTEXT = 5  # characters that the n-gram model beside it goes by
+COPIED = 30  # characters in a row that hardly come about by chance
 
 
 def analyze(config: dict[str, Any]) -> Path:
@@ -28,8 +34,10 @@ def analyze(config: dict[str, Any]) -> Path:
     model: Any = load_model(config["ckpt"], "scratch")
     name, cell = model.config["model"]["name"], model.config["cell"]
     given = {key: value for key, value in config["data"].items() if value is not None}
+    held_out: Any = None
     if config["text"] is None or config["probe_steps"]:
-        held_out, note = validation(model, given, max(config["probe_steps"], config["page_steps"]))
+        steps_needed = max(config["probe_steps"], config["page_steps"], SAMPLES * (PROMPT + LENGTH))
+        held_out, note = validation(model, given, steps_needed)
     rows = held_out if config["text"] is None else read(model, config["text"])
     rows = rows.head(config["page_steps"])
     values, text = trace(model, rows), tokens(model, rows)
@@ -60,6 +68,12 @@ def analyze(config: dict[str, Any]) -> Path:
     if config["probe_steps"]:
         parts.append(probed(model, held_out.head(config["probe_steps"]), note, config["language"], folder))
     parts.append(flowing(model, rows, folder))
+    if name == "charlm" and held_out is None:
+        parts.append(
+            "## What it writes\n\nLeft out: with text= and probe_steps=0 no data are read to compare with."
+        )
+    elif name == "charlm":
+        parts.append(writing(model, held_out, note, training_text(model, given, CORPUS)))
     if name == "seq2seq" and model.config["model"]["attention"] != "none":
         first = rows.lengths[:1]
         model.attention_map(rows.ids[:1, : first[0]], first).savefig(folder / "attention.png")
@@ -186,3 +200,57 @@ def flowing(model: Any, rows: Rows, folder: Path) -> str:
     ]
     columns = ["cell", "state", *(f"{k} back" for k in back), "steps until below 1 %"]
     return f"{text}\n\n{markdown(columns, table)}"
+
+
+@torch.inference_mode()
+def writing(model: Any, held_out: Rows, note: str, corpus: str) -> str:
+    """What a language model writes after held-out prompts, beside what stands there and an n-gram model's."""
+    vocabulary = np.array(list(model.vocabulary))
+    known = {character: i for i, character in enumerate(model.vocabulary)}
+    step = held_out.ids.size(1) // SAMPLES
+    length = min(PROMPT + LENGTH, step)
+    cut = length * PROMPT // (PROMPT + LENGTH)
+    T = length - cut
+    windows = held_out.ids[0].unfold(0, length, step)[:SAMPLES]  # (SAMPLES, length), none overlaps
+    prompts = windows[:, :cut]
+    heads = ["".join(row) for row in vocabulary[prompts]]
+    ids = {"held-out text": windows[:, cut:]}
+    for t in TEMPERATURES:
+        ids[f"the model, temperature {t}"] = torch.cat(list(model.sample_ids(prompts, T, t)), 1)
+    ngrams = [written.ngram_text(corpus, head, T, CONTEXT, seed) for seed, head in enumerate(heads)]
+    ids[f"n-grams, {CONTEXT} characters of context"] = torch.tensor([[known[c] for c in n] for n in ngrams])
+
+    texts = {name: ["".join(row) for row in vocabulary[rows]] for name, rows in ids.items()}
+    runs = iter(written.copied_runs([text for group in texts.values() for text in group], corpus))
+    lexicon, table = set(written.words(corpus)), []
+    for name, group in texts.items():
+        logits, _ = model(torch.cat([prompts, ids[name]], 1)[:, :-1])  # (SAMPLES, length − 1, V)
+        loss = F.cross_entropy(logits[:, -T:].flatten(0, 1).float(), ids[name].flatten())
+        found = [written.words(text) for text in group]
+        new = [word for words in found for word in words if word not in lexicon]
+        count = sum(map(len, found))
+        copied = [next(runs) for _ in group]
+        table.append(
+            [
+                name,
+                f"{loss:.3f}",
+                f"{1 - len(new) / max(1, count):.1%} of {count:,}",
+                f"{max(run.max() for run in copied)}",
+                f"{np.mean(copied):.1f}",
+                f"{np.mean([written.covered(run, COPIED) for run in copied]):.1%}",
+                *(f"{written.distinct(found, n):.2f}" for n in (1, 2, 3)),
+                ", ".join(list(dict.fromkeys(new))[:5]),
+            ]
+        )
+    columns = ["", "loss", "words known", "longest copy", "mean copy", f"in copies ≥ {COPIED}"]
+    columns += ["distinct-1", "distinct-2", "distinct-3", "words not known"]
+    shown = texts[f"the model, temperature {SHOWN}"][0].replace("\n", "\n    ")
+    text = (
+        f"## What it writes\n\n{SAMPLES} texts of {T} characters, each after {cut} held-out ones; beside "
+        "them what stands there, and what n-grams of the training text make of it (Shannon 1948). Compared "
+        f"with the first {len(corpus):,} characters of the training text.{note} Loss: the model's, nats a "
+        "character. Copy: how many characters from a place on stand in a row in the training text too. "
+        "Distinct-n: different n-grams of words as a share of all (Li et al. 2016)."
+    )
+    after = f"After `{heads[0][-40:]!r}`, at temperature {SHOWN}:"
+    return f"{text}\n\n{markdown(columns, table)}\n\n{after}\n\n    {shown}"

@@ -63,20 +63,32 @@ def read(model: Any, text: str) -> Rows:
     return Rows(ids, torch.tensor([ids.size(1)]))
 
 
+def open_data(model: Any, given: dict) -> Any:
+    """The data module that the model was trained with; given: keys of the `data` group changed, as `path`."""
+    module = data.build(model.config["data"] | given, model.config["seed"], model.info)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def training_text(model: Any, given: dict, count: int) -> str:
+    """The first `count` characters that a language model was trained on; UNKNOWN what it has no id for."""
+    module = open_data(model, given)
+    ids = np.fromfile(module.encoded, module.meta["dtype"], count=min(count, module.meta["train"]))
+    return "".join(np.array(list(model.vocabulary))[ids])
+
+
 def validation(model: Any, given: dict, count: int) -> tuple[Rows, str]:
     """The model's own validation data, `count` steps or somewhat more, or all if there are fewer.
 
-    given: keys of the `data` group that replace those trained with, such as `path`. A text is one row;
-    sequences come in a fixed random order. Beside them a sentence, if the text is not the one that the
-    model was cut off from: some of it may then have been trained on.
+    given: as in `open_data`. A text is one row; sequences come in a fixed random order. Beside them a
+    sentence, if the text is not the one that the model was cut off from: some of it may then have been
+    trained on.
     """
-    config = model.config["data"] | given
     name = model.config["model"]["name"]
     if name == "charlm":
-        config = config | {"max_val_chars": max(count, 257)}
-    module = data.build(config, model.config["seed"], model.info)
-    module.prepare_data()
-    module.setup("fit")
+        given = given | {"max_val_chars": max(count, 257)}
+    module = open_data(model, given)
     if name == "charlm":
         ids = torch.from_numpy(module.val_sets[1].tokens.astype(np.int64))[None]
         known = model.info["source"]

@@ -98,7 +98,6 @@ class CharLM(Task):
     def targets(self, batch: TextBatch) -> Tensor:
         return batch.targets
 
-    @torch.inference_mode()
     def sample(
         self,
         prompt: str,
@@ -109,10 +108,8 @@ class CharLM(Task):
     ) -> Iterator[str]:
         """Continue `prompt` by `length` characters, yielded a few at a time.
 
-        At temperature 0 the most probable character is taken; otherwise one is drawn from
-        softmax(logits / temperature), over the `top_k` most probable if that is given. It is drawn as
-        argmax(logits + temperature · noise), the noise being Gumbel's, −log Exp(1) (Maddison et al. 2014).
-        Raises ValueError for a prompt that is empty or holds a character that the model never saw.
+        As `sample_ids` draws them. Raises ValueError for a prompt that is empty or holds a character that
+        the model never saw.
         """
         ids = {character: i for i, character in enumerate(self.vocabulary) if i > 0}
         if unknown := sorted(set(prompt) - ids.keys()):
@@ -120,22 +117,41 @@ class CharLM(Task):
             raise ValueError(f"text= holds {unknown[0]!r}, not in the model's vocabulary: {known!r}")
         if not prompt:
             raise ValueError("text= is empty; give at least one character to start from")
-        generator = torch.Generator(self.device).manual_seed(seed)
         inputs = torch.tensor([[ids[c] for c in prompt]], device=self.device)
-        state, noise = None, torch.empty(TRANSFER, len(self.vocabulary), device=self.device)
+        for block in self.sample_ids(inputs, length, temperature, top_k, seed):
+            yield self.decode(block[0])
+
+    @torch.inference_mode()
+    def sample_ids(
+        self,
+        inputs: Tensor,
+        length: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> Iterator[Tensor]:
+        """Continue each row of ids (B, T) by `length`, yielded a few at a time: (B, at most TRANSFER).
+
+        At temperature 0 the most probable character is taken; otherwise one is drawn from
+        softmax(logits / temperature), over the `top_k` most probable if that is given. It is drawn as
+        argmax(logits + temperature · noise), the noise being Gumbel's, −log Exp(1) (Maddison et al. 2014).
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        state = None
+        noise = torch.empty(TRANSFER, len(inputs), len(self.vocabulary), device=self.device)
         for start in range(0, length, TRANSFER):
             drawn = []
             noise.exponential_(generator=generator).log_().mul_(-temperature)
-            noise[:, 0] = -math.inf  # UNKNOWN
+            noise[..., 0] = -math.inf  # UNKNOWN
             for noise_t in noise[: length - start]:
                 logits, state = self(inputs, state)
-                logits = logits[:, -1].float()  # (1, V)
+                logits = logits[:, -1].float()  # (B, V)
                 if top_k is not None and top_k < logits.size(1):
                     logits[:, 0] = -math.inf
                     logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
                 inputs = (logits + noise_t).argmax(-1, keepdim=True)
                 drawn.append(inputs)
-            yield self.decode(torch.cat(drawn, 1)[0])
+            yield torch.cat(drawn, 1)
 
     def respond(self, text: str, options: dict) -> Iterator[str]:
         yield text
