@@ -28,6 +28,7 @@ CORPUS = random_text("ab\n", 300, 0)
     ("texts", "corpus"),
     [
         ([random_text("ab\n", 60, 1), CORPUS[17:90] + "é" + CORPUS[200:], "", CORPUS[-9:] + "a"], CORPUS),
+        ([CORPUS, CORPUS[3:]], CORPUS),
         (["aaaaaaaaaaaaa", "aaab", "xyz", CORPUS], "aaaaa"),
         ([random_text("aé电\ufffd🙂", 50, 3), "b", "\0a"], random_text("aé电\ufffd🙂", 400, 4)),
         (["", ""], "abc"),

@@ -40,9 +40,9 @@ def copied_runs(texts: Sequence[str], corpus: str) -> list[np.ndarray]:
     N, ranks = len(rank), []  # ranks[k][i]: that of the 2^k characters from i on
     for k in range(max(map(len, texts)).bit_length()):
         ranks.append(rank.astype(np.int32))
-        following = np.zeros(N, np.int64)
-        following[: -(1 << k)] = 1 + rank[1 << k :]
-        _, rank = np.unique(rank * (N + 1) + following, return_inverse=True)
+        following = np.zeros(N, np.int64)  # past the end: what holds the last character is unique anyhow
+        following[: -(1 << k)] = rank[1 << k :]
+        _, rank = np.unique(rank * N + following, return_inverse=True)
 
     order, M = rank.argsort(), len(corpus)
     places, from_corpus = np.arange(N), order < M
