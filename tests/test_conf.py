@@ -67,6 +67,8 @@ def test_trains_a_batch(choice, config, request, text_file, hub_files):
         overrides += [f"data.path={hub_files}", f"data.cache={hub_files}/cache"]
     if "imdb" in data:
         overrides.append("data.val_size=20")
+    if name == "optuna":  # what it does is test_sweeps' matter
+        overrides.append("callbacks.pruning=null")
     if group == "debug":
         overrides.remove("debug=one_batch")
         overrides += ["trainer.max_epochs=1", "trainer.limit_val_batches=1", "trainer.max_steps=2"]

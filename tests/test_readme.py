@@ -22,6 +22,8 @@ def test_command_composes(line, tmp_path):
     arguments = [quote_raw(argument) for argument in arguments if argument not in ("-m", "--help")]
     if "-m" in shlex.split(line):  # a sweep: its first job
         arguments = [re.sub(r"=([^,\[]+),.*", r"=\1", argument) for argument in arguments]
+    if "sweep=optuna" in arguments:
+        arguments.append("callbacks.pruning=null")  # where its study is, a sweep knows
     if name in ("train", "bench"):
         arguments.append(f"run_dir={tmp_path}")
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):

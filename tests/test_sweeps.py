@@ -1,4 +1,4 @@
-"""Jobs side by side, each in a process of its own."""
+"""Several runs by one command: side by side, once more after a break, in search of the best."""
 
 import json
 import os
@@ -6,14 +6,18 @@ import shutil
 import subprocess
 import sys
 
+import optuna
 import pytest
 import yaml
+from optuna.trial import TrialState
 
 from conftest import SMALL, TINY
+from lstmlab.callbacks.pruning import open_study
 from lstmlab.config import PROJECT
 
 TASK = ["model=copytask", *TINY["copytask"], *SMALL, "data.train_batches=1", "trainer.max_epochs=1"]
 TASK += ["trainer.log_every_n_steps=1"]
+SEARCH = ["-m", "sweep=optuna", *TASK, "trainer.max_epochs=2", "cell.dropout=0.0", "hydra.sweep.dir=sweep"]
 
 
 @pytest.mark.parametrize(
@@ -84,3 +88,107 @@ def test_the_same_command_goes_on(command, tmp_path):
     code, _, error = command("train", *sweep, "optimizer.lr=0.5")
     assert code == 1
     assert f"error: run_dir={ended} holds a run already with optimizer.lr=0.005; choose another" in error
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The trials of the sweep."""
+    return lambda: open_study(tmp_path / "sweep").trials
+
+
+def test_trials_are_runs_whose_monitored_metric_counts(command, study, tmp_path):
+    typed = ["cell.hidden_size=4,8", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "hydra.sweeper.n_trials=4"]
+    code, printed, _ = command("train", *SEARCH, *typed, "callbacks.pruning=null")
+    assert code == 0
+    trials = study()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+    for trial in trials:
+        run = tmp_path / "sweep" / str(trial.number)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert trial.value == json.loads((run / "metrics.json").read_text())["val/loss"]
+        assert trial.params == {
+            "optimizer.lr": config["optimizer"]["lr"],
+            "cell.hidden_size": str(config["cell"]["hidden_size"]),
+        }
+    best = min(trials, key=lambda trial: trial.value)
+    assert f"The best: {tmp_path}/sweep/{best.number}, {best.value:.5g}" in printed
+
+    assert command("train", *SEARCH, *typed, "callbacks.pruning=null", "hydra.sweeper.n_trials=5")[0] == 0
+    assert study()[:4] == trials and len(study()) == 5  # it went on
+    assert len({trial.params["optimizer.lr"] for trial in study()}) == 5
+
+    code, printed, _ = command("compare", "runs=sweep", "metrics=val/loss")
+    assert code == 0 and "| cell.hidden_size | optimizer.lr | n | val/loss |" in printed
+
+
+def test_a_trial_worse_than_the_median_is_pruned(command, study, tmp_path):
+    """Of a metric to be maximised: what was seen in one validation more."""
+    monitored = [
+        "model.monitor=val/symbol_accuracy",
+        "model.monitor_mode=max",
+        "callbacks.early_stopping=null",
+    ]
+    search = [
+        *SEARCH,
+        *monitored,
+        "optimizer.lr=1e-9,1e-2",
+        "cell.hidden_size=16",
+        "hydra.sweeper.n_trials=8",
+    ]
+    search += ["callbacks.pruning.startup_trials=2", "data.train_batches=30", "data.delay=1", "data.length=2"]
+    assert command("train", *search)[0] == 0
+    [journal] = (tmp_path / "sweep").glob("*.journal")
+    pruned = [trial for trial in study() if trial.state == TrialState.PRUNED]
+    complete = [trial for trial in study() if trial.state == TrialState.COMPLETE]
+    assert journal.stat().st_size and pruned and complete
+    assert {trial.params["optimizer.lr"] for trial in pruned} == {"1e-09"}
+    assert max(complete, key=lambda trial: trial.value).params["optimizer.lr"] == "0.01"
+    for trial in study():
+        assert (tmp_path / f"sweep/{trial.number}/metrics.json").exists() == (trial in complete)
+    code, printed, _ = command("compare", "runs=sweep", "metrics=val/loss")
+    assert code == 0 and printed.count("no metrics.json") == len(pruned)
+
+
+def test_what_was_running_when_it_was_broken_off_comes_once_more(command, study, tmp_path):
+    (tmp_path / "sweep").mkdir()
+    broken = open_study(tmp_path / "sweep", direction="minimize").ask(
+        {"optimizer.lr": optuna.distributions.FloatDistribution(1e-3, 1e-2)}
+    )
+    search = [*SEARCH, "cell.hidden_size=4", "optimizer.lr=interval(1e-3,1e-2)", "hydra.sweeper.n_trials=2"]
+    assert command("train", *search)[0] == 0
+    assert [trial.state.name for trial in study()] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert study()[1].params == broken.params != study()[2].params
+
+
+def test_a_trial_that_diverges_fails_and_the_search_goes_on(command, study):
+    search = [*SEARCH, "cell.hidden_size=4", "optimizer.lr=1e-3,1e38", "clipping=none", "optimizer=sgd"]
+    assert command("train", *search, "hydra.sweeper.n_trials=4")[0] == 0
+    states = {trial.params["optimizer.lr"]: trial.state.name for trial in study()}
+    assert states == {"0.001": "COMPLETE", "1e+38": "FAIL"} and len(study()) == 4
+
+
+def test_any_other_error_ends_the_search(command, study):
+    code, _, error = command(
+        "train",
+        *SEARCH,
+        "cell.hidden_size=4",
+        "optimizer.lr=1e-3",
+        "cell.kind=peephole,gru",
+        "cell=torch",
+        "hydra.sweeper.n_trials=20",
+    )
+    assert code == 1
+    assert "error: cell=torch has no cell.kind=peephole" in error
+    assert study()[-1].state == TrialState.FAIL and len(study()) < 20
+
+
+def test_trials_run_side_by_side(study, tmp_path):
+    train = [sys.executable, PROJECT / "src/train.py", *SEARCH, "hydra.sweeper.n_trials=2"]
+    subprocess.run(
+        [*train, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"],
+        cwd=tmp_path,
+        check=True,
+        timeout=200,
+    )
+    assert [trial.state for trial in study()] == [TrialState.COMPLETE] * 2
+    assert all(len(trial.intermediate_values) == 2 for trial in study())  # told from the jobs' processes

@@ -324,12 +324,22 @@ class Gates(Target):
     steps: PositiveInt
 
 
+class Pruning(Target):
+    target: Literal["lstmlab.callbacks.pruning.Pruning"] = Field(alias="_target_")
+    monitor: str
+    startup_trials: NonNegativeInt
+    warmup: NonNegativeInt
+    study: str | None
+    trial: NonNegativeInt | None
+
+
 class Callbacks(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, Callback | None]
     last: Last | None
     early_stopping: EarlyStopping | None
     doctor: Doctor | None
+    pruning: Pruning | None = None  # of a sweep alone
     gates: Gates | None
 
 
@@ -388,6 +398,8 @@ class Train(Trained):
             return "cell.init=chrono needs cell.chrono_steps, the longest dependency expected"
         if self.trainer.max_epochs is None and self.trainer.max_steps is None:
             return "trainer.max_epochs=null and trainer.max_steps=null would never end; set one of them"
+        if self.callbacks.pruning and self.callbacks.pruning.trial is None:
+            return "sweep=optuna needs -m: python src/train.py -m sweep=optuna"
         return None
 
 

@@ -1,0 +1,54 @@
+"""End a trial of a search that does worse than the others did (Golovin et al. 2017, median stopping rule)."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+JOURNAL = "optuna.journal"
+
+
+def open_study(folder: str | Path, **settings: Any) -> optuna.Study:
+    """The study in a sweep's folder, made if there is none.
+
+    A journal, not SQLite: several processes write to it, on a cluster over a network's file system.
+    """
+    storage = JournalStorage(JournalFileBackend(str(Path(folder) / JOURNAL)))
+    return optuna.create_study(storage=storage, study_name="lstmlab", load_if_exists=True, **settings)
+
+
+class Pruning(L.Callback):
+    """Raise optuna.TrialPruned after a validation whose trial's best so far is worse than the median of what
+    the others had after as many validations. A trial that has ended, and goes on by resume=, is left alone.
+
+    Args:
+        monitor: the metric; its direction is the study's.
+        startup_trials: so many have to end before one is pruned.
+        warmup: validations before a trial may be pruned.
+        study: the sweep's folder.
+        trial: its number in the study.
+
+    Raises:
+        FileNotFoundError: there is no study in the folder.
+    """
+
+    def __init__(self, monitor: str, startup_trials: int, warmup: int, study: str, trial: int):
+        if not (Path(study) / JOURNAL).is_file():
+            raise FileNotFoundError(
+                f"callbacks.pruning.study={study}: no {JOURNAL} there; callbacks.pruning=null goes without"
+            )
+        pruner = optuna.pruners.MedianPruner(startup_trials, n_warmup_steps=warmup)
+        opened = open_study(study, pruner=pruner)
+        self.trial = optuna.Trial(opened, opened.trials[trial]._trial_id)
+        self.active = not opened.trials[trial].state.is_finished()
+        self.monitor, self.validations = monitor, 0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.active:
+            self.validations += 1
+            self.trial.report(float(trainer.callback_metrics[self.monitor]), self.validations)
+            if self.trial.should_prune():
+                raise optuna.TrialPruned(f"after {self.validations} validations")
