@@ -4,23 +4,37 @@ python src/bench.py suite=cells        the cells against nn.LSTM: dense, ragged,
 python src/bench.py suite=ladder       what each step from the equations to a fast cell is worth
 python src/bench.py suite=sample       sampling from a character model
 python src/bench.py suite=train        a run's training steps against a bare PyTorch loop
+python src/bench.py suite=floors data=imdb   how good a model is that is no network; no bench.png
 """
 
 from hydra.core.hydra_config import HydraConfig
 
 from lstmlab.config import entry_point
 
-ALWAYS = {"suite", "rounds", "threads"}
-READ = {"cells": set(), "ladder": set(), "sample": {"seed", "cell.hidden_size", "cell.num_layers"}}
+TIMED = {"suite", "rounds", "threads"}
+READ = {  # of each suite but train
+    "cells": TIMED,
+    "ladder": TIMED,
+    "sample": TIMED | {"seed", "cell.hidden_size", "cell.num_layers"},
+    "floors": {"suite", "data"}
+    | {f"data.{key}" for key in ("path", "cache", "val_fraction", "max_val_chars", "max_chars")}
+    | {f"data.{part}_size" for part in ("train", "val", "test")},
+}
 
 
 @entry_point("bench")
 def main(config: dict) -> None:
     suite, rounds, folder = config["suite"], config["rounds"], config["run_dir"]
     typed = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
-    if suite in READ and (unread := sorted(typed - ALWAYS - READ[suite])):
-        takes = ", ".join(sorted(ALWAYS | READ[suite]))
+    if suite in READ and (unread := sorted(typed - READ[suite])):
+        takes = ", ".join(sorted(READ[suite]))
         raise ValueError(f"{unread[0]}= means nothing to suite={suite}, which takes {takes}")
+
+    if suite == "floors":
+        from lstmlab.benchmarks import floors
+
+        print(floors.report(config))
+        return
 
     import torch
 

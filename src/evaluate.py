@@ -2,6 +2,7 @@
 
 python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt                  the numbers of metrics.json again
 python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt backend=scratch  through another backend's cells
+python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt beam_size=1      translations by greedy search
 """
 
 from lstmlab.config import entry_point

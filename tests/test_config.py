@@ -203,6 +203,12 @@ WRONG = [
     ("evaluate", "ckpt={charlm} data.path=/no/such/file", "data.path=/no/such/file: no such file"),
     ("evaluate", "ckpt={copytask} data.path={short}", "data.path={short}: data=copy has no such key"),
     ("evaluate", "ckpt={charlm} data.test_delay=3", "data.test_delay=3: data=textfile has no such key"),
+    (
+        "evaluate",
+        "ckpt={charlm} beam_size=2",
+        "beam_size=2 is for model=seq2seq; ckpt={charlm} is of model=charlm",
+    ),
+    ("evaluate", "ckpt={seq2seq} beam_size=0", "beam_size=0: input should be greater than 0"),
     ("evaluate", "ckpt={copytask} data.test_delay=x", "data.test_delay=x: input should be"),
     ("analyze", "ckpt={latin1}", "ckpt={latin1} is no checkpoint"),
     ("analyze", "ckpt={charlm} text= probe_steps=0", "text= is empty"),
@@ -234,6 +240,11 @@ WRONG = [
     ("bench", "suite=speed", "suite=speed: input should be"),
     ("bench", "suite=train data=textfile data.path={empty}", "{empty} is empty"),
     ("bench", "suite=cells cell=fused", "cell= means nothing to suite=cells, which takes"),
+    ("bench", "suite=floors data=copy", "suite=floors has nothing for data=copy, only for data=stdlib"),
+    ("bench", "suite=floors model=seq2seq", "suite=floors has nothing for data=multi30k, only for data="),
+    ("bench", "suite=floors model=sentiment", "model= means nothing to suite=floors, which takes data, "),
+    ("bench", "suite=floors rounds=3", "rounds= means nothing to suite=floors"),
+    ("bench", "suite=floors data=imdb data.path={no_label}", "has no column label, only text"),
 ]
 if not torch.cuda.is_available():
     WRONG += [

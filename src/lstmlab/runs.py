@@ -164,6 +164,13 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     that was trained on: it would be cut elsewhere, so that some of its validation part was trained on.
     """
     model = checkpoint.load_model(config["ckpt"], config["backend"], config["accelerator"])
+    if config["beam_size"] is not None:
+        if "beam_size" not in model.config["model"]:
+            raise ValueError(
+                f"beam_size={config['beam_size']} is for model=seq2seq; "
+                f"ckpt={config['ckpt']} is of model={model.config['model']['name']}"
+            )
+        model.config["model"]["beam_size"] = config["beam_size"]
     given = {key: value for key, value in config["data"].items() if value is not None}
     if unread := sorted(given.keys() - model.config["data"].keys() - {"cache"}):
         raise ValueError(

@@ -427,6 +427,7 @@ class EvaluateData(Group):
 
 
 class Evaluate(Ask):
+    beam_size: PositiveInt | None
     data: EvaluateData
 
 
@@ -454,9 +455,21 @@ class Compare(Group):
 
 
 class Bench(Train):
-    suite: Literal["cells", "ladder", "sample", "train"]
+    suite: Literal["cells", "ladder", "sample", "train", "floors"]
     rounds: PositiveInt
     steps: PositiveInt
+
+    def conflict(self) -> str | None:
+        if self.suite == "floors":  # no model is chosen
+            known = CharLM.data + Sentiment.data
+            return (
+                None
+                if self.data.name in known
+                else (f"suite=floors has nothing for data={self.data.name}, only for data={', '.join(known)}")
+            )
+        if self.trainer.strategy == "ddp":
+            return "trainer=ddp is for train.py: bench.py measures one process"
+        return super().conflict()
 
 
 COMMANDS: dict[str, type[Group]] = {
@@ -491,7 +504,5 @@ def check(command: str, config: dict[str, Any]) -> None:
         if first["type"] == "extra_forbidden":
             message = "no such key"
         raise ValueError(f"{'.'.join(keys)}={value}: {message}") from None
-    if isinstance(checked, Bench) and checked.trainer.strategy == "ddp":
-        raise ValueError("trainer=ddp is for train.py: bench.py measures one process")
     if isinstance(checked, Train) and (conflict := checked.conflict()):
         raise ValueError(conflict)

@@ -122,6 +122,7 @@ def test_backends_have_the_same_loss_curve_and_open_each_others_checkpoints(conf
                 "ckpt": settings["run_dir"] + "/checkpoints/best.ckpt",
                 "backend": "scratch",
                 "accelerator": "cpu",
+                "beam_size": None,
                 "data": {"path": None, "cache": settings["data"]["cache"]},
             }
         )

@@ -27,7 +27,9 @@ def ask(settings: dict, backend: str | None = None, **changes) -> dict:
     """What evaluate.py would run on the best checkpoint."""
     given = {"path": None, "cache": "unused", "test_delay": None} | changes
     ckpt = f"{settings['run_dir']}/checkpoints/best.ckpt"
-    return evaluate({"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "data": given})
+    return evaluate(
+        {"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "beam_size": None, "data": given}
+    )
 
 
 def build(settings: dict) -> tuple[CopyTask, data.Any]:

@@ -133,7 +133,9 @@ def test_the_backends_agree_on_a_checkpoint(config, small, kind):
         if kind in KINDS[backend]:
             given = {"path": None, "cache": settings["data"]["cache"]}
             ckpt = settings["run_dir"] + "/checkpoints/best.ckpt"
-            again = evaluate({"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "data": given})
+            again = evaluate(
+                {"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "beam_size": None, "data": given}
+            )
             assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
             assert "test/auroc" in again and "val/f1" in again
 

@@ -129,11 +129,16 @@ def picture(sections: Sequence[Section]) -> Figure:
     return figure
 
 
+def write(suite: str, folder: str, **found: object) -> None:
+    """bench.json into the folder: what was found, and on which machine."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    result = {"suite": suite, "machine": machine(), **found}
+    (Path(folder) / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
 def report(suite: str, sections: Sequence[Section], folder: str) -> str:
     """Write bench.json and bench.png into the folder; the tables, to be printed."""
-    result = {"suite": suite, "machine": machine(), "sections": [asdict(section) for section in sections]}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
+    write(suite, folder, sections=[asdict(section) for section in sections])
     picture(sections).savefig(Path(folder) / "bench.png", dpi=150)
     facts = ", ".join(f"{name} {value}" for name, value in machine().items())
     return "\n\n".join([facts, *(table(section) for section in sections)]) + f"\n\n{folder}"
