@@ -34,7 +34,7 @@ TINY = {  # of each task, on offline data; charlm's file is its own
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--fuzz", type=int, default=200, help="damaged checkpoints to try")
-    parser.addoption("--soak", type=float, default=0.05, help="minutes to train each task")
+    parser.addoption("--soak", type=int, default=300, help="steps to train each task")
     parser.addoption("--kills", type=int, default=1, help="of each task, at random moments")
 
 

@@ -1,5 +1,6 @@
 """From a checked configuration to its numbers: a training run, and the evaluation of a checkpoint."""
 
+import gc
 import json
 import logging
 import os
@@ -53,6 +54,11 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     if settings["strategy"] == "ddp" and not processes.started_by_torchrun():
         refuse_ddp(settings)
         return processes.launch(config)
+    if gc.get_freeze_count() == 0:
+        # What is imported stays. Beside it the garbage of a validation, a figure above all, is too little for
+        # Python to look for it: megabytes pile up
+        gc.freeze()
+        gc.collect()
     resumed = config["resume"] is not None
     ckpt_path, begun = resume.read(config) if resumed else (None, {})
     config |= {"resume": None, "exact": True}
