@@ -5,7 +5,9 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,12 +46,18 @@ SERVER.set_forkserver_preload(
 )
 
 
-def start(settings: dict) -> multiprocessing.process.BaseProcess:
-    """A run that has written config.yaml: before that there is nothing to lose."""
+def fork(function: Callable, *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """`function(*arguments)` in a process of its own."""
     with pytest.MonkeyPatch.context() as patch:  # the server looks there for what it imports
         patch.setenv("PYTHONPATH", str(PROJECT / "src"), prepend=os.pathsep)
-        process = SERVER.Process(target=train, args=(settings,))
+        process = SERVER.Process(target=function, args=arguments)
         process.start()
+    return process
+
+
+def start(settings: dict) -> multiprocessing.process.BaseProcess:
+    """A run that has written config.yaml: before that there is nothing to lose."""
+    process = fork(train, settings)
     while process.is_alive() and not (Path(settings["run_dir"]) / "config.yaml").exists():
         time.sleep(0.001)
     return process
@@ -64,10 +72,14 @@ def overrides(name: str, text_file: Path) -> list[str]:
     return given
 
 
-def go_on(settings: dict) -> None:
-    """As resume=RUN does: with the settings that the run wrote down."""
+def resumed(settings: dict) -> dict:
+    """As resume=RUN has it: the settings that the run wrote down."""
     folder = Path(settings["run_dir"])
-    train(yaml.safe_load((folder / "config.yaml").read_text()) | {"resume": str(folder)})
+    return yaml.safe_load((folder / "config.yaml").read_text()) | {"resume": str(folder)}
+
+
+def go_on(settings: dict) -> None:
+    train(resumed(settings))
 
 
 def rows(settings: dict) -> list[dict]:
@@ -104,7 +116,8 @@ def assert_same_end(broken: dict, whole: dict) -> None:
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
             assert_same(found[part], expected[part], f"{name}.{part}")
         assert found["resume"]["rows"] == expected["resume"]["rows"]
-        assert_same(found["resume"]["random_states"], expected["resume"]["random_states"])
+        for part in ("random_states", "random_states_of_others"):
+            assert_same(found["resume"][part], expected["resume"][part])
         for part in ("plateau", "train_state"):
             assert_same(found.get(part), expected.get(part), f"{name}.{part}")
     assert rows(broken) == rows(whole)

@@ -2,6 +2,7 @@
 
 import io
 import random
+import resource
 import shutil
 import warnings
 import zipfile
@@ -92,6 +93,34 @@ def test_a_configuration_that_does_not_fit_is_named(tmp_path, whole, change, mes
     with pytest.raises(ValueError, match=message) as error:
         checkpoint.load_model(str(tmp_path / "x.ckpt"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        (lambda config, info: config["cell"].update(hidden_size=10**9), []),
+        (lambda config, info: config["cell"].update(hidden_size=30_000), []),
+        (lambda config, info: config["cell"].update(num_layers=10**9), []),
+        (lambda config, info: config["model"].update(embedding_size=10**9), []),
+        (
+            lambda config, info: config["model"].update(embedding_size=10**6),
+            ["embedding.weight", "cell.weight_ih_l0"],
+        ),
+        (lambda config, info: info.update(vocabulary=5), []),
+    ],
+)
+def test_sizes_that_are_made_up_use_no_memory(tmp_path, whole, change, keys):
+    """Also where the tensors claim to be as large, one number standing for all of them."""
+    content = torch.load(whole, weights_only=True)
+    change(content["hyper_parameters"]["config"], content["hyper_parameters"]["info"])
+    for key in keys:
+        rows = content["state_dict"][key].size(0)
+        content["state_dict"][key] = torch.zeros(1).expand(rows, 10**6)
+    torch.save(content, tmp_path / "x.ckpt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="its weights do not fit its configuration"):
+        checkpoint.load_model(str(tmp_path / "x.ckpt"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
 def rezip(path: Path, compression: int = zipfile.ZIP_STORED) -> bytes:

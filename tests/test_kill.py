@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lstmlab import checkpoint
-from same_end import TASKS, assert_same_end, overrides, start
+from same_end import TASKS, assert_same_end, overrides, resumed, start
 
 
 def finish(settings: dict) -> float:
@@ -43,6 +42,6 @@ def test_kill(name, config, text_file, request):
         last = folder / "checkpoints/last.ckpt"
         step = checkpoint.load(str(last))["global_step"] if last.exists() else None
         kills += 1
-        finish(yaml.safe_load((folder / "config.yaml").read_text()) | {"resume": str(folder)})
+        finish(resumed(settings))
         assert_same_end(settings, whole)
         print(f"{name}: kill {kills}, gone on after step {step}, the same end")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,9 @@ import torch
 from lstmlab import checkpoint
 from lstmlab.config import PROJECT
 from lstmlab.data.text import TextBatch
-from lstmlab.processes import own_rows
+from lstmlab.processes import own_rows, work
 from lstmlab.runs import train
-from same_end import TASKS, overrides
+from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed, rows
 
 # a small step: Adam's amplify what adding in another order rounds off otherwise
 NO_DROPOUT = {name: ["optimizer.lr=0.005", "cell.dropout=0", "cell.weight_drop=0"] for name in TASKS}
@@ -25,9 +26,11 @@ NO_DROPOUT["charlm"] += ["model.dropout=0"]
 NO_DROPOUT["sentiment"] += ["model.dropout=0", "model.word_dropout=0"]
 NO_DROPOUT["seq2seq"] += ["model.dropout=0"]
 DDP = ["trainer=ddp", "trainer.devices=2", "threads=1"]
+RESULTS = SERVER.SimpleQueue()
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """The command itself."""
     return subprocess.Popen(
         [sys.executable, str(PROJECT / "src/train.py"), *arguments],
         cwd=folder,
@@ -38,13 +41,23 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
-def ddp(name: str, text_file: Path, run_dir: Path, *more: str) -> list[str]:
-    return [*DDP, *overrides(name, text_file), *more, f"hydra.run.dir={run_dir}"]
-
-
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=100)
     return process.returncode, out, err
+
+
+def two(settings: dict) -> list:
+    """What the command starts, without the seconds that it takes to import torch in each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [fork(work, rank, settings, port, RESULTS) for rank in (0, 1)]
+
+
+def codes(processes: list) -> list[int]:
+    for process in processes:
+        process.join(100)
+    return [process.exitcode for process in processes]
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -58,61 +71,92 @@ def workers(launcher: int) -> list[int]:
     return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 60
-    while not path.exists() and process.poll() is None and time.monotonic() < until:
+def wait_for_checkpoint(path: Path, process: subprocess.Popen | None = None) -> None:
+    """A new one, if there is one."""
+    before, until = path.stat().st_mtime_ns if path.exists() else 0, time.monotonic() + 60
+    while not path.exists() or path.stat().st_mtime_ns == before:
+        assert time.monotonic() < until and (process is None or process.poll() is None)
         time.sleep(0.01)
-    assert process.poll() is None and path.exists()
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_two_processes_give_the_numbers_of_one(name, config, text_file, tmp_path):
-    """The language model's also after SIGTERM in the midst of an epoch, and resume=."""
-    settings = config(*overrides(name, text_file), *NO_DROPOUT[name])
-    train(settings)
-    one, two = Path(settings["run_dir"]), tmp_path / "two"
-    process = start(tmp_path, *ddp(name, text_file, two, *NO_DROPOUT[name]))
-    if name == "charlm":
-        wait_for(two / "checkpoints/last.ckpt", process)
-        process.send_signal(signal.SIGTERM)
-        code, out, err = finish(process)
-        assert (code, err, out.count(f"resume={two}")) == (143, "", 1)
-        begun = checkpoint.load(str(two / "checkpoints/last.ckpt"))
-        assert 0 < begun["global_step"] < len(losses(one))
-        (other,) = begun["resume"]["random_states_of_others"]  # and so other dropout masks
-        assert not torch.equal(other["torch"], begun["resume"]["random_states"]["torch"])
-        process = start(tmp_path, f"resume={two}")
-    code, out, err = finish(process)
-    assert (code, err) == (0, "")
-    assert (out.count("parameters;"), out.count("train/seconds")) == (1, 1)
-    assert len(losses(one)) > 5
-    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
-    expected, found = (json.loads((folder / "metrics.json").read_text()) for folder in (one, two))
+def test_two_processes_give_the_numbers_of_one(name, config, text_file):
+    one, two_of_them = (config(*overrides(name, text_file), *NO_DROPOUT[name], *o) for o in ([], DDP))
+    train(one)
+    assert codes(two(two_of_them)) == [0, 0]
+    folders = [Path(settings["run_dir"]) for settings in (one, two_of_them)]
+    expected, found = map(losses, folders)
+    assert len(expected) > 5
+    assert found == pytest.approx(expected, abs=1e-5)
+    expected, found = (json.loads((folder / "metrics.json").read_text()) for folder in folders)
     assert found.keys() == expected.keys()
     for key in expected.keys() - {"train/seconds", "train/tokens_per_second"}:
         assert found[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-4), key
-    ends = [checkpoint.load(f"{folder}/checkpoints/last.ckpt") for folder in (one, two)]
+    ends = [checkpoint.load(f"{folder}/checkpoints/last.ckpt") for folder in folders]
     if name == "charlm":  # the states of all streams, in their order
         for found, expected in zip(*(end["train_state"] for end in ends), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_killed_process_ends_the_run(text_file, tmp_path):
+@pytest.mark.parametrize("name", TASKS)
+def test_the_end_is_the_same(name, config, text_file):
+    """With dropout, broken off in the midst of an epoch by SIGTERM to one of them: bit for bit."""
+    whole, broken = (config(*overrides(name, text_file), *DDP) for _ in range(2))
+    assert codes(two(whole)) == [0, 0]
+    last = Path(broken["run_dir"]) / "checkpoints/last.ckpt"
+    begun = two(broken)
+    wait_for_checkpoint(last)
+    begun[1].terminate()
+    assert codes(begun) == [143, 143]
+    loaded = checkpoint.load(str(last))
+    assert 0 < loaded["global_step"] < len(losses(Path(whole["run_dir"])))
+    (other,) = loaded["resume"]["random_states_of_others"]  # and so other dropout masks
+    assert not torch.equal(other["torch"], loaded["resume"]["random_states"]["torch"])
+    assert codes(two(resumed(broken))) == [0, 0]
+    assert_same_end(broken, whole)
+
+
+def test_whatever_is_stopped_or_killed(text_file, tmp_path):
+    """Ctrl-C, SIGKILL of a process that trains, of the one that started them: all end, last.ckpt is whole."""
     run = tmp_path / "run"
-    process = start(tmp_path, *ddp("charlm", text_file, run, "trainer.max_epochs=1000"))
-    wait_for(run / "checkpoints/last.ckpt", process)
-    pids = workers(process.pid)
-    assert len(pids) == 2
-    os.kill(pids[1], signal.SIGKILL)
-    began = time.monotonic()
-    code, _, err = finish(process)
-    assert time.monotonic() - began < 60
-    assert code == 1
-    *_, last = err.strip().splitlines()
-    assert last.startswith(f"error: process 1 of 2 (pid {pids[1]}) was killed by SIGKILL")
-    assert f"resume={run}" in last
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    checkpoint.load(str(run / "checkpoints/last.ckpt"))
+    last = run / "checkpoints/last.ckpt"
+    given = [*DDP, *overrides("charlm", text_file), f"hydra.run.dir={run}", "trainer.max_epochs=1000"]
+    step = 0
+    for stop in ("Ctrl-C", "rank 0", "command"):
+        process = start(tmp_path, *given)
+        wait_for_checkpoint(last, process)
+        pids = workers(process.pid)
+        assert len(pids) == 2
+        if stop == "Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        else:
+            os.kill(pids[0] if stop == "rank 0" else process.pid, signal.SIGKILL)
+        began = time.monotonic()
+        code, out, err = finish(process)
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):
+            time.sleep(0.01)
+            assert time.monotonic() - began < 60
+        if stop == "Ctrl-C":
+            assert (code, err, out.count(f"resume={run}")) == (130, "", 1)
+        elif stop == "rank 0":
+            assert code == 1
+            *_, said = err.strip().splitlines()
+            assert said.startswith(f"error: process 0 of 2 (pid {pids[0]}) was killed by SIGKILL")
+            assert f"resume={run}" in said
+        else:
+            assert code == -signal.SIGKILL
+        assert checkpoint.load(str(last))["global_step"] > step
+        step = checkpoint.load(str(last))["global_step"]
+        given = [f"resume={run}"]
+
+
+def test_one_log(text_file, tmp_path):
+    run = tmp_path / "run"
+    given = [*DDP, *overrides("copytask", text_file), f"hydra.run.dir={run}"]
+    code, out, err = finish(start(tmp_path, *given))
+    assert (code, err) == (0, "")
+    assert (out.count("parameters;"), out.count("train/seconds")) == (1, 1)
+    assert [int(row["step"]) for row in rows({"run_dir": str(run)}) if row["train/loss"]] == list(range(15))
 
 
 def test_a_users_mistake_is_one_sentence(tmp_path):

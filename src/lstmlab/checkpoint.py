@@ -115,8 +115,24 @@ def load_model(path: str, backend: str | None = None, accelerator: str = "cpu") 
         recompute = config["cell"]["recompute"] and backend == "fused"
         config = config | {"cell": config["cell"] | {"backend": backend, "recompute": recompute}}
     try:
-        model = model_class(config["model"]["name"])(config, info)
-        model.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, RuntimeError) as error:
+        model = build(config, info, checkpoint["state_dict"])
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"ckpt={path}: its weights do not fit its configuration") from error
     return model.to(device(accelerator)).eval()
+
+
+def build(config: dict[str, Any], info: dict[str, Any], state: dict[str, Tensor]) -> Task:
+    """The model with these weights. What is made up may ask for any size: no memory is used, and RuntimeError
+    raised, before each tensor has been seen to be there, as large as the configuration asks for."""
+    if config["cell"]["num_layers"] > len(state):
+        raise RuntimeError("fewer tensors than layers")
+    model = model_class(config["model"]["name"])
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in model(config, info).state_dict().items()}
+    if expected != {name: tensor.shape for name, tensor in state.items()}:
+        raise RuntimeError("tensors of other shapes")
+    if any(tensor.nbytes > tensor.untyped_storage().nbytes() for tensor in state.values()):
+        raise RuntimeError("a tensor that repeats its storage")
+    built = model(config, info)
+    built.load_state_dict(state)
+    return built

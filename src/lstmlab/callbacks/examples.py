@@ -1,5 +1,6 @@
 """What a model makes of a few validation examples, beside the truth."""
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,6 @@ class Examples(L.Callback):
                 logger.experiment.add_text("examples", table, step)
                 if figure is not None:
                     logger.experiment.add_figure("picture", figure, step, close=False)
+        if figure is not None:
+            del figure
+            gc.collect()  # its parts refer to each other: Python would let 50 MB of them pile up

@@ -38,6 +38,8 @@ def initialise(
     bound = 1 / math.sqrt(hidden_size)
 
     for name, parameter in named_parameters:
+        if parameter.is_meta:  # a shape alone
+            continue
         value = torch.zeros(parameter.shape, dtype=parameter.dtype, device="cpu")
         per_gate = dict(zip(gates, value.chunk(len(gates)), strict=False))  # views
         if name.startswith("gain"):
