@@ -18,7 +18,7 @@ from lstmlab.config import PROJECT
 from lstmlab.data.text import TextBatch
 from lstmlab.processes import own_rows, work
 from lstmlab.runs import train
-from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed, rows
+from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed
 
 # a small step: Adam's amplify what adding in another order rounds off otherwise
 NO_DROPOUT = {name: ["optimizer.lr=0.005", "cell.dropout=0", "cell.weight_drop=0"] for name in TASKS}
@@ -73,7 +73,7 @@ def workers(launcher: int) -> list[int]:
 
 def wait_for_checkpoint(path: Path, process: subprocess.Popen | None = None) -> None:
     """A new one, if there is one."""
-    before, until = path.stat().st_mtime_ns if path.exists() else 0, time.monotonic() + 60
+    before, until = path.stat().st_mtime_ns if path.exists() else 0, time.monotonic() + 100
     while not path.exists() or path.stat().st_mtime_ns == before:
         assert time.monotonic() < until and (process is None or process.poll() is None)
         time.sleep(0.01)
@@ -122,11 +122,12 @@ def test_whatever_is_stopped_or_killed(text_file, tmp_path):
     last = run / "checkpoints/last.ckpt"
     given = [*DDP, *overrides("charlm", text_file), f"hydra.run.dir={run}", "trainer.max_epochs=1000"]
     step = 0
-    for stop in ("Ctrl-C", "rank 0", "command"):
+    for stop in ("Ctrl-C", "rank 0", "command", "command, early"):
         process = start(tmp_path, *given)
-        wait_for_checkpoint(last, process)
-        pids = workers(process.pid)
-        assert len(pids) == 2
+        if stop != "command, early":
+            wait_for_checkpoint(last, process)
+        while len(pids := workers(process.pid)) < 2:
+            time.sleep(0.01)
         if stop == "Ctrl-C":
             process.send_signal(signal.SIGINT)
         else:
@@ -137,7 +138,7 @@ def test_whatever_is_stopped_or_killed(text_file, tmp_path):
             time.sleep(0.01)
             assert time.monotonic() - began < 60
         if stop == "Ctrl-C":
-            assert (code, err, out.count(f"resume={run}")) == (130, "", 1)
+            assert (code, err, out.count("parameters;"), out.count(f"resume={run}")) == (130, "", 1, 1)
         elif stop == "rank 0":
             assert code == 1
             *_, said = err.strip().splitlines()
@@ -145,18 +146,9 @@ def test_whatever_is_stopped_or_killed(text_file, tmp_path):
             assert f"resume={run}" in said
         else:
             assert code == -signal.SIGKILL
-        assert checkpoint.load(str(last))["global_step"] > step
+        assert checkpoint.load(str(last))["global_step"] > step or stop == "command, early"
         step = checkpoint.load(str(last))["global_step"]
         given = [f"resume={run}"]
-
-
-def test_one_log(text_file, tmp_path):
-    run = tmp_path / "run"
-    given = [*DDP, *overrides("copytask", text_file), f"hydra.run.dir={run}"]
-    code, out, err = finish(start(tmp_path, *given))
-    assert (code, err) == (0, "")
-    assert (out.count("parameters;"), out.count("train/seconds")) == (1, 1)
-    assert [int(row["step"]) for row in rows({"run_dir": str(run)}) if row["train/loss"]] == list(range(15))
 
 
 def test_a_users_mistake_is_one_sentence(tmp_path):

@@ -1,5 +1,6 @@
 """Several processes that train one model: how they start, find each other, share rows, and end together."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -89,6 +90,9 @@ def started_by_torchrun() -> bool:
 def work(local_rank: int, config: dict[str, Any], port: int, results: Any) -> None:
     """The body of a process that `launch` started."""
     os.setsid()  # the terminal's Ctrl-C is for the launcher, who passes it on
+    launcher = multiprocessing.parent_process()
+    if launcher is None or not launcher.is_alive():  # from now on, its end is SIGINT here
+        os._exit(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "lstmlab"}
     os.environ |= {"RANK": str(local_rank), "LOCAL_RANK": str(local_rank)}
     os.environ |= {"WORLD_SIZE": str(config["trainer"]["devices"])}
