@@ -1,3 +1,5 @@
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -325,6 +327,28 @@ def test_a_mistake_ends_in_one_sentence(command, files, offline, tmp_path, name,
     assert said.format_map(files) in error
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # no run, begun or finished
     assert before == {path: path.stat().st_mtime_ns for path in files["finished"].rglob("*")}
+
+
+def test_hydra_replaces_nothing_in_a_path(command, trained, tmp_path):
+    """It would write a run elsewhere."""
+    run = tmp_path / "${seed}" / "run"
+    shutil.copytree(trained("copytask").parents[1], run)
+    (run / "metrics.json").unlink()
+    code, _, error = command("train", f"resume={run}")
+    assert (code, error) == (1, f"error: {run}: Hydra would replace the ${{; rename this folder\n")
+    moved = tmp_path / "run"
+    run.rename(moved)
+    settings = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(re.sub("run_dir: .*", f"run_dir: {run}", settings))
+    code, _, error = command("train", f"resume={moved}")
+    assert code == 1 and error.startswith(f"error: resume={moved}: a path in its config.yaml holds ${{")
+    command = [sys.executable, str(PROJECT / "src/train.py"), "seed=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=run.parent, env={"PATH": ""})
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: {run.parent}: Hydra would replace the ${{; rename this folder\n",
+    )
+    assert not list(tmp_path.rglob("logs"))
 
 
 def test_a_mistake_is_found_before_torch_is_imported(tmp_path):

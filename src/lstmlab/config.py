@@ -93,6 +93,10 @@ def resumed_run(arguments: list[str]) -> Path | None:
         raise FileNotFoundError(
             f"resume={named[-1]}: no config.yaml in {run}. Name a run's folder, or a file in its checkpoints/"
         )
+    if "${" in (run / "config.yaml").read_text(encoding="utf-8"):
+        raise ValueError(
+            f"resume={named[-1]}: a path in its config.yaml holds ${{, which Hydra would replace"
+        )
     settings = OmegaConf.load(run / "config.yaml")
     if not isinstance(settings, DictConfig) or {"hydra", "defaults"} & settings.keys():
         raise ValueError(
@@ -134,7 +138,12 @@ def entry_point(config_name: str) -> Callable:
             sys.argv[1:] = [quote_raw(argument) for argument in arguments]
             try:
                 with tempfile.TemporaryDirectory() as alone:
-                    if (run := resumed_run(arguments)) is not None:  # its settings, as if they stood in conf/
+                    run = resumed_run(arguments)
+                    if "${" in str(run or Path.cwd()):
+                        raise ValueError(
+                            f"{run or Path.cwd()}: Hydra would replace the ${{; rename this folder"
+                        )
+                    if run is not None:  # its settings, as if they stood in conf/
                         # Not the run's folder, in which Hydra would look for settings of its own too
                         folder, name = Path(shutil.copy(run / "config.yaml", alone)).parent, "config"
                         sys.argv += [quote_raw(f"hydra.run.dir={run}", ("hydra.run.dir",))]
