@@ -116,6 +116,25 @@ def test_the_end_is_the_same(name, config, text_file):
     assert_same_end(broken, whole)
 
 
+def test_a_run_goes_on_in_more_processes_or_fewer(config, text_file):
+    found = []
+    for devices in ((1, 1), (1, 2), (2, 1)):
+        given = [*overrides("charlm", text_file), *NO_DROPOUT["charlm"], "trainer.max_epochs=1"]
+        settings = config(*given)
+        for count, epochs in zip(devices, (1, 2), strict=True):
+            strategy = "ddp" if count == 2 else "auto"
+            settings["trainer"] |= {"strategy": strategy, "devices": count, "max_epochs": epochs}
+            if count == 2:
+                assert codes(two(settings)) == [0, 0]
+            else:
+                train(settings)
+            settings = resumed(settings) | {"exact": False}
+        found.append(losses(Path(settings["run_dir"])))
+    assert len(found[0]) == 10
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+    assert found[2] == pytest.approx(found[0], abs=1e-5)
+
+
 def test_whatever_is_stopped_or_killed(text_file, tmp_path):
     """Ctrl-C, SIGKILL of a process that trains, of the one that started them: all end, last.ckpt is whole."""
     run = tmp_path / "run"

@@ -27,6 +27,9 @@ LENGTH = ("trainer.max_epochs", "trainer.max_steps")
 CHANGEABLE = (  # what the rest of the run can do otherwise; all else would be half old, half new
     *LENGTH,
     "trainer.accelerator",
+    "trainer.strategy",
+    "trainer.devices",
+    "trainer.num_nodes",
     "trainer.val_check_interval",
     "trainer.limit_val_batches",
     "precision",

@@ -105,7 +105,9 @@ class LastCheckpoint(Checkpoint):
             for name, gradient in self.resumed["gradients"].items():
                 pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
             others = self.resumed.get("random_states_of_others", [])
-            set_random_states([self.resumed["random_states"], *others][processes.rank()])
+            states = [self.resumed["random_states"], *others]
+            if processes.rank() < len(states):  # there may be more processes than there were
+                set_random_states(states[processes.rank()])
             self.resumed = None
         self.start = time.monotonic() - earlier
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
