@@ -1,6 +1,6 @@
 """A long run needs no more memory and no more files than a short one, and is no slower.
 
-pytest tests/test_soak.py --soak=10000 -s     10,000 steps of each task
+pytest tests/test_soak.py --soak=10000 -s     as many steps of each task
 """
 
 import csv
