@@ -96,6 +96,36 @@ def test_jobs_without_a_result_are_named(command, tmp_path):
     assert printed.count("- sweep/") == 3
 
 
+def test_a_study_that_changes_one_thing_at_a_time(command, tmp_path):
+    """One column says what; where its lines differ in all they hold, the keys stay columns."""
+    one = ["seed=0,1", "a=1 seed=0,1", "b=x c=2 seed=0,1", "e=3 seed=0,1"]
+    settings: list[dict] = [own for own in ({}, {"a": 1}, {"b": "x", "c": 2}, {"e": 3}) for _ in range(2)]
+    write_sweep(tmp_path / "one", "data=d", jobs=one, _target_="StudySweeper")
+    for job, own in enumerate(settings):
+        every = {"a": 0, "b": "y", "c": 0, "e": 0, "d": own.get("a", 0) + 1} | own
+        write_run(tmp_path / f"one/{job}", {"val/loss": float(job)}, **every, seed=job % 2)
+    code, printed, _ = command("compare", "runs=one", "metrics=val/loss")
+    rows = ["| nothing | 2 | 0.5 ± 0.71 |", "| a=1 | 2 | 2.5 ± 0.71 |", "| b=x c=2 | 2 | 4.5 ± 0.71 |"]
+    rows.append("| e=3 | 2 | 6.5 ± 0.71 |")
+    assert code == 0
+    assert printed.startswith(
+        "\n".join(["| changed | n | val/loss |", "| --- | --- | --- |", *rows]) + "\n\n"
+    )
+    assert "also differs" not in printed and "same seed" not in printed
+    write_sweep(tmp_path / "all", jobs=["a=1,2 b=x", "a=1,2 b=y"], _target_="StudySweeper")
+    for job in range(4):
+        write_run(tmp_path / f"all/{job}", {"val/loss": 1.0}, a=1 + job % 2, b="xy"[job // 2])
+    assert command("compare", "runs=all", "metrics=val/loss")[1].startswith("| a | b | n | val/loss |")
+
+
+def test_many_bars_lie_one_above_the_other():
+    rows = [Row((f"changed={k}",), [Run(Path(), {}, {"val/loss": k + 1.0})]) for k in range(9)]
+    ax = picture(["changed"], rows, ["val/loss"]).axes[0]
+    assert [bar.get_width() for bar in ax.patches] == [k + 1.0 for k in range(9)]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [f"changed={k}" for k in range(9)]
+    assert ax.get_xlabel() == "val/loss" and ax.yaxis_inverted()
+
+
 def test_several_folders_and_a_repeated_seed(command, tmp_path):
     for name, kind, loss in (("a,b", "rnn", 1.0), ("c", "lstm", 3.0), ("d", "lstm", 4.0)):
         write_run(tmp_path / name / "0", {"test/loss": loss}, kind=kind)

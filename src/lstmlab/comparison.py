@@ -39,6 +39,9 @@ class Found:
     runs: list[Run] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # why, a sentence each
     swept: list[str] = field(default_factory=list)  # keys and groups that a multirun.yaml names
+    typed: dict[Path, list[str]] = field(
+        default_factory=dict
+    )  # what a study's job has of its own, by its folder
 
 
 @dataclass
@@ -67,6 +70,13 @@ def compare(config: dict[str, Any]) -> str:
     if not found.runs:
         raise ValueError(f"runs={config['runs']}: none of {len(found.left_out)} runs has finished")
     keys, implied = compared_keys(found)
+    own = [found.typed.get(run.folder) for run in found.runs]
+    if None not in own and len(keys) > 1 + max(
+        len(typed or ()) for typed in own
+    ):  # one thing changed at a time
+        for run, typed in zip(found.runs, own, strict=True):
+            run.settings = {"changed": " ".join(typed or ()) or "nothing", "seed": run.settings["seed"]}
+        keys, implied = ["changed"], []
     rows = grouped(found.runs, keys)
     names = chosen(found.runs, config["metrics"])
 
@@ -145,6 +155,13 @@ def search_sweep(folder: Path, found: Found) -> None:
             for key, each in told.items()
         ]
         jobs += itertools.product(*choices)
+    if "jobs" in sweeper:
+        for number, job in enumerate(jobs):
+            found.typed[folder / str(number)] = [
+                part
+                for part in job
+                if not part.startswith("seed=") and not all(part in other for other in jobs)
+            ]
     if not sweeper["_target_"].endswith("OptunaSweeper") and hydra["sweep"]["subdir"] == "${hydra:job.num}":
         for number, job in enumerate(jobs):
             if not (folder / str(number) / "config.yaml").exists():
@@ -272,28 +289,37 @@ def picture(keys: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> F
     else:
         series[""] = [("", rows[0].values(metric))]
 
-    figure = Figure((8, 4.5), layout="constrained")
-    ax = figure.subplots()
     places = ordered(place for points in series.values() for place, values in points if values)
     lines = all(map(is_number, places)) and len(places) > 1
+    lying = not lines and len(places) > 8  # bars: their names would not fit side by side
+    figure = Figure((8, 0.3 * len(places) + 1 if lying else 4 + 0.2 * len(series)), layout="constrained")
+    ax = figure.subplots()
     for k, (name, points) in enumerate(series.items()):
         points = sorted((point for point in points if point[1]), key=lambda point: places.index(point[0]))
         means = [statistics.fmean(values) for _, values in points]
         errors = [mean_std(values)[1] or 0 for _, values in points]
+        width = 0.8 / len(series)
+        xs: list[Any] = [places.index(place) + (k - (len(series) - 1) / 2) * width for place, _ in points]
         if lines:
-            xs: list[Any] = [place for place, _ in points]
+            xs = [place for place, _ in points]
             ax.errorbar(xs, means, errors, marker="o", markersize=4, capsize=3, label=name)
+        elif lying:
+            ax.bar_label(
+                ax.barh(xs, means, width, xerr=errors, capsize=3, label=name), fmt=" %.4g", fontsize=7
+            )
         else:
-            width = 0.8 / len(series)
-            xs = [places.index(place) + (k - (len(series) - 1) / 2) * width for place, _ in points]
             ax.bar_label(ax.bar(xs, means, width, yerr=errors, capsize=3, label=name), fmt="%.4g", fontsize=7)
     if lines and places[0] > 0 and places[-1] >= 20 * places[0]:
         ax.set_xscale("log")
-    if not lines or len(places) <= 10:
+    if lying:
+        ax.set_yticks(range(len(places)), map(written, places), fontsize=7)
+        ax.invert_yaxis()
+        label, metric = metric, label
+    elif not lines or len(places) <= 10:
         ax.set_xticks(places if lines else range(len(places)), map(written, places))
         ax.minorticks_off()
     ax.set(xlabel=label, ylabel=metric)
-    ax.grid(axis="y", alpha=0.3)
+    ax.grid(axis="x" if lying else "y", alpha=0.3)
     if any(series):
-        figure.legend(fontsize=7, loc="outside right upper")
+        figure.legend(fontsize=7, loc="outside upper center")
     return figure
