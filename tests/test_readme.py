@@ -1,4 +1,4 @@
-"""Every command line that the README shows is one that its entry point accepts."""
+"""Every command line that the README and the studies show is one that its entry point accepts."""
 
 import re
 import shlex
@@ -11,7 +11,10 @@ from lstmlab.schema import check
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 # The command ends where its explanation begins, two blanks further on
-COMMANDS = [line.strip() for line in re.findall(r"python src/(\w+\.py.*?)(?:  .*)?$", README, re.MULTILINE)]
+SHOWN = README + (PROJECT / "notebooks/studies.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.strip() for line in re.findall(r"python src/(\w+\.py.*?)(?:  .*|`.*)?$", SHOWN, re.MULTILINE)
+]
 MEANT_WRONG = {"train.py cell=torch cell.kind=peephole"}
 
 
