@@ -121,7 +121,8 @@ def test_a_study_that_changes_one_thing_at_a_time(command, tmp_path):
 def test_many_bars_lie_one_above_the_other():
     rows = [Row((f"changed={k}",), [Run(Path(), {}, {"val/loss": k + 1.0})]) for k in range(9)]
     ax = picture(["changed"], rows, ["val/loss"]).axes[0]
-    assert [bar.get_width() for bar in ax.patches] == [k + 1.0 for k in range(9)]
+    (bars,) = (each for each in ax.containers if isinstance(each, BarContainer))
+    assert [bar.get_width() for bar in bars] == [k + 1.0 for k in range(9)]
     assert [label.get_text() for label in ax.get_yticklabels()] == [f"changed={k}" for k in range(9)]
     assert ax.get_xlabel() == "val/loss" and ax.yaxis_inverted()
 
