@@ -76,20 +76,20 @@ class Sentiment(Task):
             pooled = torch.einsum("bt,bth->bh", weights, output)
         return self.projection(self.dropout(pooled)).squeeze(1), weights
 
-    def loss(self, batch: SentimentBatch) -> tuple[Tensor, Tensor]:
-        logits, _ = self(batch.tokens, batch.lengths)
+    def loss(self, batch: SentimentBatch, embedded: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Loss and logits (B,), of the vectors (B, T, E) `embedded` if they are given."""
+        embedded = self.embed(batch.tokens) if embedded is None else embedded
+        logits, _ = self.classify(embedded, batch.lengths)
         logits = logits.float()
         return F.binary_cross_entropy_with_logits(logits, batch.labels), logits
 
     def training_step(self, batch: SentimentBatch, index: int) -> Tensor:
         embedded = self.embed(batch.tokens)
-        logits, _ = self.classify(embedded, batch.lengths)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), batch.labels)
+        loss, _ = self.loss(batch, embedded)
         if self.adversarial:
             (gradient,) = torch.autograd.grad(loss, embedded, retain_graph=True)
             worst = F.normalize(gradient.flatten(1)).view_as(gradient)  # (B, T, E), of length 1 a review
-            logits, _ = self.classify(embedded + self.adversarial * worst, batch.lengths)
-            loss = (loss + F.binary_cross_entropy_with_logits(logits.float(), batch.labels)) / 2
+            loss = (loss + self.loss(batch, embedded + self.adversarial * worst)[0]) / 2
         loss = share_of_mean(loss, len(batch.labels))
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
