@@ -148,6 +148,16 @@ WRONG = [
         "data.max_length=1 leaves no training pair",
     ),
     ("train", "model=seq2seq model.monitor=val/bleu", "model.monitor=val/bleu: "),
+    (
+        "train",
+        "model=seq2seq model.r_drop=-1",
+        "model.r_drop=-1: input should be greater than or equal to 0",
+    ),
+    (
+        "train",
+        "model=seq2seq model.r_drop=2 model.dropout=0",
+        "model.r_drop=2.0 compares readings that differ by dropout; raise model.dropout",
+    ),
     ("train", "model=copytask data.symbols=1", "data.symbols=1: input should be greater than or equal to 2"),
     ("train", "model=copytask data.delay=-1", "data.delay=-1: input should be greater than or equal to 0"),
     (

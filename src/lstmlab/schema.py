@@ -101,6 +101,7 @@ class Seq2Seq(Model):
     tie_weights: Literal["none", "output", "all"]
     dropout: Share
     label_smoothing: Share
+    r_drop: NonNegativeFloat
     translate_val: bool
     beam_size: PositiveInt
     length_penalty: NonNegativeFloat
@@ -387,6 +388,11 @@ class Train(Trained):
         translated = model.monitor in ("val/sacrebleu", "val/exact_match")
         if isinstance(model, Seq2Seq) and translated and not model.translate_val:
             return f"model.monitor={model.monitor} needs model.translate_val=true"
+        drops = cell.dropout and cell.num_layers > 1
+        if isinstance(model, Seq2Seq) and model.r_drop and not (model.dropout or drops):
+            return (
+                f"model.r_drop={model.r_drop} compares readings that differ by dropout; raise model.dropout"
+            )
         if self.precision.name == "16-mixed" and self.trainer.accelerator == "cpu":
             return "precision=fp16 needs trainer=gpu; on the CPU use precision=bf16 or fp32"
         processes = self.trainer.devices * self.trainer.num_nodes

@@ -1,3 +1,4 @@
+import csv
 import json
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_a_padded_batch_is_its_sentences_alone(build, overrides):
         for together, size in ((greedy, 1), (beam, 3)):
             found = model.search(source, length, size)[0].tolist()
             assert together[b].tolist()[: len(found)] == found and not together[b, len(found) :].any()
-    assert model.loss(batch).item() == pytest.approx(loss / (TARGET_LENGTHS - 1).sum().item(), rel=1e-5)
+    assert model.loss(batch).item() == pytest.approx(loss / (TARGET_LENGTHS - 1).sum().item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
@@ -183,6 +184,52 @@ def test_backends_agree(build, kind):
         torch.testing.assert_close(results[backend], results["torch"])
 
 
+class Masks(nn.Module):
+    """Dropout of one half, whose masks can be given again."""
+
+    def __init__(self):
+        super().__init__()
+        self.drawn: list[torch.Tensor] = []
+        self.again: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.again:
+            self.drawn.append(2.0 * torch.randint_like(x, 2))
+            return x * self.drawn[-1]
+        return x * self.again.pop(0)
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
+def test_r_drop(build, overrides):
+    """Against two readings of the batch with the same masks, token by token, and all gradients."""
+    model, batch = build(*overrides), make_batch()
+    masks = model.dropout = Masks()
+    loss = model.loss(batch, 0.1, r_drop=3.0)
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    readings = []
+    for half in (0, 1):
+        masks.again = [mask.chunk(2)[half] for mask in masks.drawn]
+        logits, _ = model(batch.source, SOURCE_LENGTHS, batch.target[:, :-1])
+        readings.append(logits.log_softmax(-1))
+    assert not masks.again
+    entropy, divergence, V = torch.zeros(2).double(), torch.zeros(2).double(), 12
+    for b, length in enumerate(TARGET_LENGTHS.tolist()):
+        for t in range(length - 1):
+            for k, log_p, log_q in ((0, *readings), (1, *reversed(readings))):
+                truth = torch.full((V,), 0.1 / V).double()
+                truth[batch.target[b, t + 1]] += 0.9
+                entropy[k] -= truth @ log_p[b, t]
+                divergence[k] += sum(
+                    log_p[b, t, v].exp() * (log_p[b, t, v] - log_q[b, t, v]) for v in range(V)
+                )
+    count = (TARGET_LENGTHS - 1).sum()
+    expected = (entropy.sum() / 2 + 3.0 / 2 * divergence.sum()) / count
+    assert divergence.min() > 0.1
+    torch.testing.assert_close(loss, expected)
+    gradients = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
+    torch.testing.assert_close(found, gradients)
+
+
 def test_tied_weights(build):
     shared = {
         tie: build(f"model.tie_weights={tie}").state_dict(keep_vars=True) for tie in ("none", "output", "all")
@@ -281,6 +328,18 @@ def test_monitors_and_what_they_need(run, config):
 def test_mixed_precision(run, overrides):
     _, metrics = run(*overrides, "precision=bf16", "callbacks.examples=null")
     assert metrics["test/perplexity"] < 1000
+
+
+@pytest.mark.parametrize("overrides", [[], ["precision=bf16", "model.input_feeding=true"]])
+def test_a_run_with_r_drop(run, overrides):
+    """The first step differs from that without by the divergence alone; the validation has no dropout."""
+    first = []
+    for r_drop in (1e-9, 2.0):
+        settings, metrics = run(*overrides, f"model.r_drop={r_drop}", "trainer.max_steps=1")
+        with Path(settings["run_dir"], "metrics.csv").open(newline="") as file:
+            first.append(float(next(csv.DictReader(file))["train/loss"]))
+        assert metrics["test/perplexity"] < 1000
+    assert first[1] > first[0] + 1e-3
 
 
 def test_a_checkpoint_translates_on_its_own(run, command, tmp_path):

@@ -110,18 +110,34 @@ class Seq2Seq(Task):
             readouts, weights = (torch.cat(parts, 1) for parts in zip(*steps, strict=True))
         return self.projection(self.dropout(readouts)), weights
 
-    def loss(self, batch: TranslationBatch, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy per target token, whatever stands behind a target's end."""
+    def loss(self, batch: TranslationBatch, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Tensor:
+        """Cross-entropy per target token, whatever stands behind a target's end. With `r_drop` = α > 0 each
+        pair is read twice, with dropout masks of its own, which gives p and q, and the loss is
+
+        (CE(p) + CE(q)) / 2 + α/2 · (KL(p‖q) + KL(q‖p)), the divergences per target token as well.
+
+        R-Drop (Liang et al. 2021) takes CE(p) + CE(q), not their mean: its α is twice this one.
+        """
+        if r_drop:
+            batch = TranslationBatch(*(torch.cat([member, member]) for member in batch))
         logits, _ = self(batch.source, batch.source_lengths, batch.target[:, :-1])
+        # At least float32, whatever the precision of the matrices: exp(loss) is reported
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         steps = torch.arange(1, batch.target.size(1), device=logits.device)
-        expected = batch.target[:, 1:].masked_fill(steps >= batch.target_lengths[:, None], -100)
-        # In float32, whatever the precision of the matrices: exp(loss) is reported
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            expected.flatten(),
+        real = steps < batch.target_lengths[:, None]  # (B, T)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1),
+            batch.target[:, 1:].masked_fill(~real, -100).flatten(),
             ignore_index=-100,
             label_smoothing=label_smoothing,
         )
+        if not r_drop:
+            return loss
+        (p, q), (to_p, to_q) = logits.softmax(-1).chunk(2), logits.chunk(2)
+        # Σ (p - q) (log p - log q), in which the logits will do: Σ (p - q) is 0
+        divergence = ((p - q) * (to_p - to_q)).sum(-1)  # (B, T): KL(p‖q) + KL(q‖p)
+        real = real[: len(divergence)]
+        return loss + r_drop / 2 * (divergence * real).sum() / real.sum()
 
     @torch.inference_mode()
     def search(
@@ -158,7 +174,8 @@ class Seq2Seq(Task):
     # --- training, validation, test ---
 
     def training_step(self, batch: TranslationBatch, index: int) -> Tensor:
-        loss = self.loss(batch, self.config["model"]["label_smoothing"])
+        model = self.config["model"]
+        loss = self.loss(batch, model["label_smoothing"], model["r_drop"])
         loss = share_of_mean(loss, batch.target_lengths.sum() - len(batch.target))
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
