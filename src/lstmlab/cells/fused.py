@@ -189,11 +189,13 @@ class FusedCell(Stack):
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
         weights = self._weights()
-        usable = x.is_cpu and x.dtype == weights[0][0].dtype and x.dtype in native.DTYPES
-        special = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not usable or special or native.library() is None:
+        dtype = weights[0][0].dtype
+        special = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        precision = None if special or not x.is_cpu else native.precision(dtype)
+        if precision is None or (x.dtype != dtype and precision != "bf16"):
             return super().forward(x, state, lengths)
 
+        x = x.to(dtype)
         if lengths is not None:
             lengths = lengths.cpu()
         given = self._check(x, state, lengths)
@@ -222,7 +224,7 @@ class FusedCell(Stack):
                 x = x.contiguous()
             outputs = []
             for k in range(layer * D, layer * D + D):
-                scan = (self.kind, k % D == 1, lengths, x)
+                scan = (precision, self.kind, k % D == 1, lengths, x)
                 if differentiable:
                     y, *last = self._stored(native.Scan.apply, *scan, *(s[k] for s in initial), *weights[k])
                     finals.append(last)

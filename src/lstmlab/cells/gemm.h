@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <type_traits>
+#include <vector>
 
 using std::int64_t;
 
@@ -26,6 +28,33 @@ template <class R> using Vec [[gnu::vector_size(BYTES), gnu::aligned(alignof(R))
 template <class R> constexpr int64_t LANES = BYTES / sizeof(R);
 template <class R> constexpr int64_t PANEL = NV * LANES<R>;
 
+// An operand's element: a number of C's type R or, for products in bf16 that are summed in float, a pair of
+// neighbours in k.
+using Pair = std::uint32_t;
+template <class E> constexpr int DEPTH = std::is_same_v<E, Pair> ? 2 : 1;  // how many k it stands for
+
+// sum + x · w
+template <class R> inline Vec<R> add_product(Vec<R> sum, Vec<R> x, Vec<R> w) { return sum + x * w; }
+#ifdef __AVX512BF16__
+template <class R> inline Vec<R> add_product(Vec<R> sum, Vec<Pair> x, Vec<Pair> w) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+  return sum;
+}
+#endif
+
+// The pair of two numbers, each rounded to the nearest bf16, or else the first alone.
+template <class E, class R> inline E element(R first, R second) {
+  if constexpr (DEPTH<E> == 1) return first;
+  else {
+    auto rounded = [](R number) {
+      Pair bits;
+      std::memcpy(&bits, &number, sizeof bits);
+      return bits + 0x7fff + (bits >> 16 & 1);
+    };
+    return rounded(first) >> 16 | (rounded(second) & 0xffff0000);
+  }
+}
+
 template <class R> struct Buffer {  // uninitialised, aligned to cache lines
   std::unique_ptr<void, decltype(&std::free)> memory;
   R *p;
@@ -33,42 +62,45 @@ template <class R> struct Buffer {  // uninitialised, aligned to cache lines
       : memory(std::aligned_alloc(64, (n * sizeof(R) / 64 + 1) * 64), std::free), p(static_cast<R *>(memory.get())) {}
 };
 
-// B (K, N) cut into panels of PANEL columns, each stored as [k][column] and padded with zeros to whole vectors.
-template <class R> struct Packed {
-  int64_t K, N;
-  Buffer<R> data;
-  Packed(int64_t K, int64_t N) : K(K), N(N), data(K * (N + LANES<R> - 1)) {}
-  int64_t panels() const { return (N + PANEL<R> - 1) / PANEL<R>; }
-  int columns(int64_t j) const { return int(std::min(PANEL<R>, N - j * PANEL<R>)); }
-  int width(int64_t j) const { return int((columns(j) + LANES<R> - 1) / LANES<R> * LANES<R>); }
-  R *panel(int64_t j) const { return data.p + j * PANEL<R> * K; }
+// B (depth, N) as K rows of elements, cut into panels of PANEL columns, each stored as [k][column] and padded with
+// zeros to whole vectors.
+template <class E> struct Packed {
+  int64_t depth, K, N;
+  Buffer<E> data;
+  Packed(int64_t depth, int64_t N) : depth(depth), K((depth + DEPTH<E> - 1) / DEPTH<E>), N(N), data(K * (N + LANES<E> - 1)) {}
+  int64_t panels() const { return (N + PANEL<E> - 1) / PANEL<E>; }
+  int columns(int64_t j) const { return int(std::min(PANEL<E>, N - j * PANEL<E>)); }
+  int width(int64_t j) const { return int((columns(j) + LANES<E> - 1) / LANES<E> * LANES<E>); }
+  E *panel(int64_t j) const { return data.p + j * PANEL<E> * K; }
 };
 
 // B[k, n] = from[k * k_stride + n * n_stride]; the threads of the caller's parallel region share the work.
-template <class R> void pack(const Packed<R> &B, const R *from, int64_t k_stride, int64_t n_stride) {
+template <class E, class R> void pack(const Packed<E> &B, const R *from, int64_t k_stride, int64_t n_stride) {
 #pragma omp for schedule(static)
   for (int64_t j = 0; j < B.panels(); j++) {
-    const R *source = from + j * PANEL<R> * n_stride;
+    const R *source = from + j * PANEL<E> * n_stride;
     const int width = B.width(j), columns = B.columns(j);
     constexpr int64_t BLOCK = 16;  // k inside n inside blocks of k: whole cache lines if B is transposed
     for (int64_t k0 = 0; k0 < B.K; k0 += BLOCK)
       for (int n = 0; n < width; n++)
-        for (int64_t k = k0; k < std::min(k0 + BLOCK, B.K); k++)
-          B.panel(j)[k * width + n] = n < columns ? source[k * k_stride + n * n_stride] : R(0);
+        for (int64_t k = k0; k < std::min(k0 + BLOCK, B.K); k++) {
+          auto number = [&](int64_t k) { return n < columns && k < B.depth ? source[k * k_stride + n * n_stride] : R(0); };
+          B.panel(j)[k * width + n] = element<E>(number(k * DEPTH<E>), number(k * DEPTH<E> + 1));
+        }
   }
 }
 
 // C (M rows, N vectors at column c0, `columns` of them real) = init or C itself (accumulate) + A B.
 // A's row m holds its k-th value at a[m][k * step].
-template <class R, int M, int N>
-void tile(const R *const *a, int64_t step, const R *b, int64_t K, R *const *c, int64_t c0, int columns, const R *init,
+template <class R, class E, int M, int N>
+void tile(const E *const *a, int64_t step, const E *b, int64_t K, R *const *c, int64_t c0, int columns, const R *init,
           bool accumulate) {
   using V = Vec<R>;
   constexpr int L = LANES<R>;
   const bool whole = columns == N * L;
   R edge[M][N * L];  // stands in for rows of C that end inside a vector
   V sum[M][N];
-  const R *row[M];
+  const E *row[M];
 #pragma GCC unroll 8
   for (int m = 0; m < M; m++) {
     row[m] = a[m];
@@ -78,14 +110,14 @@ void tile(const R *const *a, int64_t step, const R *b, int64_t K, R *const *c, i
     for (int n = 0; n < N; n++) sum[m][n] = from ? *(const V *)(from + n * L) : V{};
   }
   for (int64_t k = 0; k < K * step; k += step, b += N * L) {
-    V w[N];
+    Vec<E> w[N];
 #pragma GCC unroll 8
-    for (int n = 0; n < N; n++) w[n] = *(const V *)(b + n * L);
+    for (int n = 0; n < N; n++) w[n] = *(const Vec<E> *)(b + n * L);
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++) {
-      const V x = row[m][k] - V{};
+      const Vec<E> x = row[m][k] - Vec<E>{};
 #pragma GCC unroll 8
-      for (int n = 0; n < N; n++) sum[m][n] += x * w[n];
+      for (int n = 0; n < N; n++) sum[m][n] = add_product<R>(sum[m][n], x, w[n]);
     }
   }
 #pragma GCC unroll 8
@@ -97,54 +129,74 @@ void tile(const R *const *a, int64_t step, const R *b, int64_t K, R *const *c, i
   }
 }
 
-template <class R, int M = MR> auto tile_of(int rows, int vectors) -> decltype(&tile<R, 1, 1>) {
+template <class R, class E, int M = MR> auto tile_of(int rows, int vectors) -> decltype(&tile<R, E, 1, 1>) {
   if constexpr (M > 1)
-    if (rows < M) return tile_of<R, M - 1>(rows, vectors);
-  constexpr decltype(&tile<R, 1, 1>) tiles[NV] = {tile<R, M, 1>, tile<R, M, 2>, tile<R, M, 3>, tile<R, M, 4>};
+    if (rows < M) return tile_of<R, E, M - 1>(rows, vectors);
+  constexpr decltype(&tile<R, E, 1, 1>) tiles[NV] = {tile<R, E, M, 1>, tile<R, E, M, 2>, tile<R, E, M, 3>, tile<R, E, M, 4>};
   return tiles[vectors - 1];
 }
 
 // n rows of C = init, or C itself (accumulate), + the same rows of A times B.
-template <class R>
-void multiply(const R *const *a, const Packed<R> &B, R *const *c, int64_t n, const R *init, bool accumulate) {
+template <class R, class E>
+void multiply(const R *const *a, const Packed<E> &B, R *const *c, int64_t n, const R *init, bool accumulate) {
   constexpr int64_t K_BLOCK = 512;  // a block of a panel fits the L2 cache, and of MR rows of A the L1
+  std::vector<E> pairs(DEPTH<E> == 1 ? 0 : n * B.K);  // A's rows
+  auto row = [&](int64_t i) -> const E * {
+    if constexpr (DEPTH<E> == 1) return a[i];
+    else return pairs.data() + i * B.K;
+  };
+  if constexpr (DEPTH<E> == 2)
+    for (int64_t i = 0; i < n; i++) {
+      E *to = pairs.data() + i * B.K;
+      for (int64_t k = 0; k < B.depth / 2; k++) to[k] = element<E>(a[i][2 * k], a[i][2 * k + 1]);
+      if (B.depth % 2) to[B.K - 1] = element<E>(a[i][B.depth - 1], R(0));
+    }
   const int64_t tiles = (n + MR - 1) / MR;
   for (int64_t j = 0; j < B.panels(); j++)
     for (int64_t k = 0; k < B.K; k += K_BLOCK)
       for (int64_t t = 0; t < tiles; t++) {
         const int64_t first = n * t / tiles, rows = n * (t + 1) / tiles - first;  // of even height
-        const R *a_k[MR];
-        for (int64_t i = 0; i < rows; i++) a_k[i] = a[first + i] + k;
-        tile_of<R>(int(rows), int(B.width(j) / LANES<R>))(a_k, 1, B.panel(j) + k * B.width(j), std::min(K_BLOCK, B.K - k),
-                                                       c + first, j * PANEL<R>, B.columns(j), init, accumulate || k);
+        const E *a_k[MR];
+        for (int64_t i = 0; i < rows; i++) a_k[i] = row(first + i) + k;
+        tile_of<R, E>(int(rows), int(B.width(j) / LANES<E>))(a_k, 1, B.panel(j) + k * B.width(j), std::min(K_BLOCK, B.K - k),
+                                                          c + first, j * PANEL<E>, B.columns(j), init, accumulate || k);
       }
 }
 
 // C (M, N) = Σ_k d[k]ᵀ v[k] over `rows` rows d[k] = d + k * d_stride (M,) and v[k] (N,): a weight's gradient.
 // Each thread of the caller's parallel region computes some rows of C.
-template <class R>
+template <class E, class R>
 void outer(const R *d, int64_t d_stride, int64_t M, const R *const *v, int64_t N, int64_t rows, R *c, int thread, int threads) {
   constexpr int64_t K_BLOCK = 256, M_BLOCK = 8 * MR;
-  Packed<R> V(K_BLOCK, N);
-  Buffer<R> block(K_BLOCK * M_BLOCK);
-  for (int64_t k0 = 0; k0 < rows; k0 += K_BLOCK) {
-    V.K = std::min(K_BLOCK, rows - k0);
+  Packed<E> V(K_BLOCK * DEPTH<E>, N);
+  Buffer<E> block(K_BLOCK * M_BLOCK);
+  const Buffer<R> zeros(std::max(M, N));  // stand in for the row after the last
+  std::fill_n(zeros.p, std::max(M, N), R(0));
+  for (int64_t k0 = 0; k0 < rows; k0 += K_BLOCK * DEPTH<E>) {
+    V.K = std::min(K_BLOCK, (rows - k0 + DEPTH<E> - 1) / DEPTH<E>);
     for (int64_t j = 0; j < V.panels(); j++)
       for (int64_t k = 0; k < V.K; k++) {
-        R *to = V.panel(j) + k * V.width(j);
-        std::fill(std::copy_n(v[k0 + k] + j * PANEL<R>, V.columns(j), to), to + V.width(j), R(0));
+        const int64_t row = k0 + k * DEPTH<E>;
+        const R *first = v[row] + j * PANEL<E>, *second = row + 1 < rows ? v[row + 1] + j * PANEL<E> : zeros.p;
+        E *to = V.panel(j) + k * V.width(j);
+        for (int n = 0; n < V.columns(j); n++) to[n] = element<E>(first[n], second[n]);
+        std::fill(to + V.columns(j), to + V.width(j), E(0));
       }
     for (int64_t m0 = M * thread / threads, end = M * (thread + 1) / threads; m0 < end; m0 += M_BLOCK) {
       const int64_t height = std::min(M_BLOCK, end - m0);
       // Copied, since the rows of d lie a power of two apart and would evict each other from the caches.
-      for (int64_t k = 0; k < V.K; k++) std::copy_n(d + (k0 + k) * d_stride + m0, height, block.p + k * M_BLOCK);
+      for (int64_t k = 0; k < V.K; k++) {
+        const int64_t row = k0 + k * DEPTH<E>;
+        const R *first = d + row * d_stride + m0, *second = row + 1 < rows ? first + d_stride : zeros.p;
+        for (int64_t m = 0; m < height; m++) block.p[k * M_BLOCK + m] = element<E>(first[m], second[m]);
+      }
       for (int64_t j = 0; j < V.panels(); j++)
         for (int64_t m = 0; m < height; m += MR) {
           const int count = int(std::min<int64_t>(MR, height - m));
-          const R *a[MR];
+          const E *a[MR];
           R *to[MR];
           for (int i = 0; i < count; i++) a[i] = block.p + m + i, to[i] = c + (m0 + m + i) * N;
-          tile_of<R>(count, int(V.width(j) / LANES<R>))(a, M_BLOCK, V.panel(j), V.K, to, j * PANEL<R>, V.columns(j), nullptr, k0 > 0);
+          tile_of<R, E>(count, int(V.width(j) / LANES<E>))(a, M_BLOCK, V.panel(j), V.K, to, j * PANEL<E>, V.columns(j), nullptr, k0 > 0);
         }
     }
   }

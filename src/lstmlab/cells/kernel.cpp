@@ -226,13 +226,13 @@ struct Rows {
 // The input's products take several steps at once: enough rows for full tiles, few enough to stay in the L2 cache.
 static int64_t steps_at_once(size_t rows) { return std::max<int64_t>(1, 96 / int64_t(rows)); }
 
-template <class R> static void forward(const Scan<R> &g) {
+template <class E, class R> static void forward(const Scan<R> &g) {
   const int64_t H = g.H, G = g.G(), N = g.N();
   const int threads = int(std::min(g.threads, g.B));
   const Rows rows(g);
   const auto parts = g.parts();
-  const Packed<R> W_ih(g.I, N);
-  std::vector<Packed<R>> W_hh;
+  const Packed<E> W_ih(g.I, N);
+  std::vector<Packed<E>> W_hh;
   for (const Part &p : parts) W_hh.emplace_back(H, p.n);
   const Buffer<R> bias(G);
   g.bias(bias.p);
@@ -308,19 +308,19 @@ template <class R> static void step(const Scan<R> &g) {
   }
 }
 
-template <class R> static void backward(const Scan<R> &g) {
-  const int64_t H = g.H, G = g.G(), N = g.N(), E = g.kind == PEEPHOLE ? 3 * H : g.kind == LAYERNORM ? 4 * H : 0;
+template <class E, class R> static void backward(const Scan<R> &g) {
+  const int64_t H = g.H, G = g.G(), N = g.N(), X = g.kind == PEEPHOLE ? 3 * H : g.kind == LAYERNORM ? 4 * H : 0;
   const int threads = int(std::min(g.threads, g.B));
   const Rows rows(g);
   const int64_t cells = rows.start[g.B];
   const auto parts = g.parts();
-  const Packed<R> W_ih(N, g.I);
-  std::vector<Packed<R>> W_hh;
+  const Packed<E> W_ih(N, g.I);
+  std::vector<Packed<E>> W_hh;
   for (const Part &p : parts) W_hh.emplace_back(p.n, H);
-  const Buffer<R> bias(G), zeros(H), sums(threads * (G + E));  // sums: dbias and dextra of each thread
+  const Buffer<R> bias(G), zeros(H), sums(threads * (G + X));  // sums: dbias and dextra of each thread
   g.bias(bias.p);
   std::fill_n(zeros.p, H, R(0));
-  std::fill_n(sums.p, threads * (G + E), R(0));
+  std::fill_n(sums.p, threads * (G + X), R(0));
   std::vector<const R *> xs(cells), hs(cells);  // of each cell: x, and h before it
 #pragma omp parallel num_threads(threads)
   {
@@ -329,7 +329,7 @@ template <class R> static void backward(const Scan<R> &g) {
     const int thread = omp_get_thread_num();
     const std::vector<int64_t> mine = rows.of(thread, threads);
     const int64_t chunk = steps_at_once(mine.size());
-    R *dbias = sums.p + thread * (G + E), *dextra = dbias + G;
+    R *dbias = sums.p + thread * (G + X), *dextra = dbias + G;
     const Buffer<R> da(G);
     std::vector<const R *> from(mine.size() * chunk);
     std::vector<R *> to(from.size());
@@ -371,25 +371,29 @@ template <class R> static void backward(const Scan<R> &g) {
     for (int64_t b : mine)
       for (int64_t t = g.length(b); g.dx && t < g.T; t++) std::fill_n(g.dx + b * g.dx_b + t * g.dx_t, g.I, R(0));
 #pragma omp barrier
-    if (g.dw_ih) outer(g.gates, G, N, xs.data(), g.I, cells, g.dw_ih, thread, threads);
+    if (g.dw_ih) outer<E>(g.gates, G, N, xs.data(), g.I, cells, g.dw_ih, thread, threads);
     for (const Part &p : parts)
-      if (g.dw_hh) outer(g.gates + p.column, G, p.n, hs.data(), H, cells, g.dw_hh + p.row * H, thread, threads);
+      if (g.dw_hh) outer<E>(g.gates + p.column, G, p.n, hs.data(), H, cells, g.dw_hh + p.row * H, thread, threads);
   }
   std::fill_n(g.dbias, G, R(0));
-  std::fill_n(g.dextra, E, R(0));
-  for (R *sum = sums.p; sum < sums.p + threads * (G + E); sum += G + E) {
+  std::fill_n(g.dextra, X, R(0));
+  for (R *sum = sums.p; sum < sums.p + threads * (G + X); sum += G + X) {
     for (int64_t j = 0; j < G; j++) g.dbias[j] += sum[j];
-    for (int64_t j = 0; j < E; j++) g.dextra[j] += sum[G + j];
+    for (int64_t j = 0; j < X; j++) g.dextra[j] += sum[G + j];
   }
 }
 
-template <class R> static void forward_each(const Scan<R> *g, int n) {
-  for (const Scan<R> *end = g + n; g < end; g++) g->T == 1 && !g->gates ? step(*g) : forward(*g);
+template <class E, class R> static void forward_each(const Scan<R> *g, int n) {
+  for (const Scan<R> *end = g + n; g < end; g++) g->T == 1 && !g->gates ? step(*g) : forward<E>(*g);
 }
 
 extern "C" {  // n scans, one after the other
-void forward_f32(const Scan<float> *g, int n) { forward_each(g, n); }
-void forward_f64(const Scan<double> *g, int n) { forward_each(g, n); }
-void backward_f32(const Scan<float> *g, int) { backward(*g); }
-void backward_f64(const Scan<double> *g, int) { backward(*g); }
+void forward_f32(const Scan<float> *g, int n) { forward_each<float>(g, n); }
+void forward_f64(const Scan<double> *g, int n) { forward_each<double>(g, n); }
+void backward_f32(const Scan<float> *g, int) { backward<float>(*g); }
+void backward_f64(const Scan<double> *g, int) { backward<double>(*g); }
+#ifdef __AVX512BF16__
+void forward_bf16(const Scan<float> *g, int n) { forward_each<Pair>(g, n); }
+void backward_bf16(const Scan<float> *g, int) { backward<Pair>(*g); }
+#endif
 }

@@ -1,4 +1,4 @@
-"""The recurrence in native code, for float32 and float64 on the CPU.
+"""The recurrence in native code, for float32 and float64 on the CPU, and for bf16 products where the CPU has them.
 
 `kernel.cpp` is compiled on first use, in some seconds, into the user's cache folder ($XDG_CACHE_HOME or
 ~/.cache).
@@ -34,8 +34,11 @@ FLAGS = [
     "-fno-signed-zeros",
 ]
 
+if torch.cpu._is_avx512_bf16_supported():
+    CPU_FLAGS["AVX512"].append("-mavx512bf16")
+
 KINDS = ("lstm", "peephole", "layernorm", "rnn", "gru")  # as numbered in kernel.cpp
-DTYPES = {torch.float32: "f32", torch.float64: "f64"}
+PRECISIONS = {torch.float32: "f32", torch.float64: "f64"}  # of a tensor's products; under autocast "bf16"
 
 
 @functools.cache
@@ -67,6 +70,19 @@ def library() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
+
+
+def precision(dtype: torch.dtype) -> str | None:
+    """What the kernel computes the products of tensors of this type in; None: it has none for them.
+
+    In bf16 autocast float32's products are of bf16, summed in float32; all else stays float32.
+    """
+    if library() is None:
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        return PRECISIONS.get(dtype)
+    cast = (dtype, torch.get_autocast_dtype("cpu")) == (torch.float32, torch.bfloat16)
+    return "bf16" if cast and hasattr(library(), "forward_bf16") else None
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -108,11 +124,12 @@ def _fields(
     return struct.pack("38q", *fields, *(0,) * (38 - len(fields)))
 
 
-def _call(function: str, dtype: torch.dtype, *scans: bytes) -> None:
-    getattr(library(), f"{function}_{DTYPES[dtype]}")(b"".join(scans), len(scans))
+def _call(function: str, precision: str, *scans: bytes) -> None:
+    getattr(library(), f"{function}_{precision}")(b"".join(scans), len(scans))
 
 
 def scan(
+    precision: str,
     kind: str,
     reverse: bool,
     lengths: Tensor | None,
@@ -125,8 +142,8 @@ def scan(
 ) -> Tensor:
     """One layer in one direction → h after each step (B, T, H), zeros past a row's length.
 
-    lengths: (B,) int64, or None · x: (B, T, I), contiguous in I · weights: the parameters as stored ·
-    initial, final: the k-th (B, H) of each of these tensors is read, and written · kept: for `Native`.
+    precision: of the products, "f32", "f64" or "bf16" · lengths: (B,) int64, or None · x: (B, T, I),
+    contiguous in I · weights: the parameters as stored · initial, final: the k-th (B, H) of each of these tensors is read, and written · kept: for `Native`.
     """
     y = x.new_empty(x.size(0), x.size(1), initial[0].size(-1))
     skip = k * initial[0].stride(0) * x.element_size()
@@ -136,7 +153,7 @@ def scan(
     _held, operands = _operands(weights)
     shape = (*x.shape, y.size(-1))
     fields = (kind, shape, reverse, lengths, _strided(x), start, operands, _strided(y))
-    _call("forward", x.dtype, _fields(*fields, *end, *map(_address, kept)))
+    _call("forward", precision, _fields(*fields, *end, *map(_address, kept)))
     return y
 
 
@@ -165,7 +182,7 @@ def step(
         source, I = to, H
         size = B * H * x.element_size()
         start, end = [address + size for address in start], [address + size for address in end]
-    _call("forward", x.dtype, *scans)
+    _call("forward", PRECISIONS[x.dtype], *scans)
     return y
 
 
@@ -191,12 +208,12 @@ class Scan(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, kind, reverse, lengths, x, *tensors):
+    def forward(ctx, precision, kind, reverse, lengths, x, *tensors):
         state, weights = split(kind, tensors)
         kept = _buffers(kind, lengths, x, state[0].size(-1))
         final = [torch.empty_like(s) for s in state]
-        y = scan(kind, reverse, lengths, x, state, weights, final, kept=kept)
-        ctx.kind, ctx.reverse, ctx.gates_overwritten = kind, reverse, False
+        y = scan(precision, kind, reverse, lengths, x, state, weights, final, kept=kept)
+        ctx.how, ctx.gates_overwritten = (precision, kind, reverse), False
         ctx.save_for_backward(lengths, x, y, *kept, *tensors)
         ctx.set_materialize_grads(False)
         return y, *final
@@ -205,17 +222,16 @@ class Scan(torch.autograd.Function):
     def backward(ctx, dy, *d_final):
         refuse_second_derivative()
         lengths, x, y, gates, cs, norms, *tensors = ctx.saved_tensors
-        kind, kept = ctx.kind, [gates, cs, norms]
+        (precision, kind, reverse), kept = ctx.how, [gates, cs, norms]
         state, weights = split(kind, tensors)
         H = state[0].size(-1)
         if ctx.gates_overwritten:
             kept = _buffers(kind, lengths, x, H)
-            scan(
-                kind, ctx.reverse, lengths, x, state, weights, [torch.empty_like(s) for s in state], kept=kept
-            )
+            unwanted = [torch.empty_like(s) for s in state]
+            scan(*ctx.how, lengths, x, state, weights, unwanted, kept=kept)
         ctx.gates_overwritten = True
 
-        _, _, _, x_needs, *needs = ctx.needs_input_grad
+        _, _, _, _, x_needs, *needs = ctx.needs_input_grad
         _, weights_need = split(kind, needs)
         if dy is not None and dy.stride(-1) != 1:
             dy = dy.contiguous()
@@ -234,15 +250,16 @@ class Scan(torch.autograd.Function):
         start = [s.data_ptr() for s in state]
         _held, operands = _operands(weights)
         fields = _fields(
-            *(kind, (*x.shape, H), ctx.reverse, lengths, _strided(x), start, operands, _strided(y), 0, 0),
+            *(kind, (*x.shape, H), reverse, lengths, _strided(x), start, operands, _strided(y), 0, 0),
             *(*map(_address, kept), *_strided(dy), *_strided(dx)),
             *(*[d.data_ptr() for d in d_state], *(0,) * (2 - len(d_state)), *map(_address, out)),
         )
-        _call("backward", x.dtype, fields)
+        _call("backward", precision, fields)
         d_biases = [d_bias, d_bias]
         if kind == "gru":  # r, z and the two halves of n
             d_biases = [d_bias[: 3 * H], torch.cat([d_bias[: 2 * H], d_bias[3 * H :]])]
         return (
+            None,
             None,
             None,
             None,
