@@ -74,19 +74,40 @@ template <class E> struct Packed {
   E *panel(int64_t j) const { return data.p + j * PANEL<E> * K; }
 };
 
-// B[k, n] = from[k * k_stride + n * n_stride]; the threads of the caller's parallel region share the work.
-template <class E, class R> void pack(const Packed<E> &B, const R *from, int64_t k_stride, int64_t n_stride) {
+// A row of a panel, of one row of numbers or of two (second null: zeros): `columns` elements, then zeros.
+template <class E, class R> inline void pack_row(E *to, const R *first, const R *second, int columns, int width) {
+  if (!second)
+    for (int n = 0; n < columns; n++) to[n] = element<E>(first[n], R(0));
+  else
+    for (int n = 0; n < columns; n++) to[n] = element<E>(first[n], second[n]);
+  std::fill(to + columns, to + width, E(0));
+}
+
+// B[k, n] = from[k, n], n contiguous, or (transposed) from[n, k], k contiguous; the threads of the caller's parallel
+// region share the work.
+template <class E, class R> void pack(const Packed<E> &B, const R *from, bool transposed) {
 #pragma omp for schedule(static)
   for (int64_t j = 0; j < B.panels(); j++) {
-    const R *source = from + j * PANEL<E> * n_stride;
     const int width = B.width(j), columns = B.columns(j);
-    constexpr int64_t BLOCK = 16;  // k inside n inside blocks of k: whole cache lines if B is transposed
+    E *to = B.panel(j);
+    if (!transposed) {
+      for (int64_t k = 0, row = 0; k < B.K; k++, row += DEPTH<E>) {
+        const R *first = from + row * B.N + j * PANEL<E>;
+        pack_row(to + k * width, first, row + 1 < B.depth ? first + B.N : nullptr, columns, width);
+      }
+      continue;
+    }
+    constexpr int64_t BLOCK = 16;  // k inside n inside blocks of k: whole cache lines of both sides
     for (int64_t k0 = 0; k0 < B.K; k0 += BLOCK)
-      for (int n = 0; n < width; n++)
-        for (int64_t k = k0; k < std::min(k0 + BLOCK, B.K); k++) {
-          auto number = [&](int64_t k) { return n < columns && k < B.depth ? source[k * k_stride + n * n_stride] : R(0); };
-          B.panel(j)[k * width + n] = element<E>(number(k * DEPTH<E>), number(k * DEPTH<E> + 1));
-        }
+      for (int n = 0; n < width; n++) {
+        const int64_t rest = n < columns ? B.depth - k0 * DEPTH<E> : 0;
+        const R *numbers = from + (j * PANEL<E> + n) * B.depth + k0 * DEPTH<E>;
+        R edge[BLOCK * DEPTH<E>] = {};
+        if (rest < BLOCK * DEPTH<E>) numbers = static_cast<R *>(std::memcpy(edge, numbers, rest * sizeof(R)));
+        E column[BLOCK];
+        for (int k = 0; k < BLOCK; k++) column[k] = element<E>(numbers[k * DEPTH<E>], numbers[k * DEPTH<E> + DEPTH<E> - 1]);
+        for (int k = 0; k < std::min(BLOCK, B.K - k0); k++) to[(k0 + k) * width + n] = column[k];
+      }
   }
 }
 
@@ -170,25 +191,21 @@ void outer(const R *d, int64_t d_stride, int64_t M, const R *const *v, int64_t N
   constexpr int64_t K_BLOCK = 256, M_BLOCK = 8 * MR;
   Packed<E> V(K_BLOCK * DEPTH<E>, N);
   Buffer<E> block(K_BLOCK * M_BLOCK);
-  const Buffer<R> zeros(std::max(M, N));  // stand in for the row after the last
-  std::fill_n(zeros.p, std::max(M, N), R(0));
   for (int64_t k0 = 0; k0 < rows; k0 += K_BLOCK * DEPTH<E>) {
     V.K = std::min(K_BLOCK, (rows - k0 + DEPTH<E> - 1) / DEPTH<E>);
     for (int64_t j = 0; j < V.panels(); j++)
       for (int64_t k = 0; k < V.K; k++) {
         const int64_t row = k0 + k * DEPTH<E>;
-        const R *first = v[row] + j * PANEL<E>, *second = row + 1 < rows ? v[row + 1] + j * PANEL<E> : zeros.p;
-        E *to = V.panel(j) + k * V.width(j);
-        for (int n = 0; n < V.columns(j); n++) to[n] = element<E>(first[n], second[n]);
-        std::fill(to + V.columns(j), to + V.width(j), E(0));
+        const R *second = row + 1 < rows ? v[row + 1] + j * PANEL<E> : nullptr;
+        pack_row(V.panel(j) + k * V.width(j), v[row] + j * PANEL<E>, second, V.columns(j), V.width(j));
       }
     for (int64_t m0 = M * thread / threads, end = M * (thread + 1) / threads; m0 < end; m0 += M_BLOCK) {
       const int64_t height = std::min(M_BLOCK, end - m0);
       // Copied, since the rows of d lie a power of two apart and would evict each other from the caches.
       for (int64_t k = 0; k < V.K; k++) {
         const int64_t row = k0 + k * DEPTH<E>;
-        const R *first = d + row * d_stride + m0, *second = row + 1 < rows ? first + d_stride : zeros.p;
-        for (int64_t m = 0; m < height; m++) block.p[k * M_BLOCK + m] = element<E>(first[m], second[m]);
+        const R *first = d + row * d_stride + m0;
+        pack_row(block.p + k * M_BLOCK, first, row + 1 < rows ? first + d_stride : nullptr, height, height);
       }
       for (int64_t j = 0; j < V.panels(); j++)
         for (int64_t m = 0; m < height; m += MR) {

@@ -238,8 +238,8 @@ template <class E, class R> static void forward(const Scan<R> &g) {
   g.bias(bias.p);
 #pragma omp parallel num_threads(threads)
   {
-    pack(W_ih, g.w_ih, 1, g.I);
-    for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], g.w_hh + parts[q].row * H, 1, H);
+    pack(W_ih, g.w_ih, true);
+    for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], g.w_hh + parts[q].row * H, true);
     const std::vector<int64_t> mine = rows.of(omp_get_thread_num(), threads);
     const int64_t chunk = steps_at_once(mine.size());
     const Buffer<R> unwanted(g.gates ? 0 : mine.size() * chunk * G);
@@ -324,8 +324,8 @@ template <class E, class R> static void backward(const Scan<R> &g) {
   std::vector<const R *> xs(cells), hs(cells);  // of each cell: x, and h before it
 #pragma omp parallel num_threads(threads)
   {
-    if (g.dx) pack(W_ih, g.w_ih, g.I, 1);
-    for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], g.w_hh + parts[q].row * H, H, 1);
+    if (g.dx) pack(W_ih, g.w_ih, false);
+    for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], g.w_hh + parts[q].row * H, false);
     const int thread = omp_get_thread_num();
     const std::vector<int64_t> mine = rows.of(thread, threads);
     const int64_t chunk = steps_at_once(mine.size());
