@@ -1,9 +1,11 @@
 """From a checked configuration to its numbers: a training run, and the evaluation of a checkpoint."""
 
+import ctypes
 import gc
 import json
 import logging
 import os
+import platform
 import secrets
 import signal
 import threading
@@ -82,6 +84,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing changes on the CPU
+    if platform.libc_ver()[0] == "glibc":  # it would give large tensors back, to fetch them anew at each step
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
     L.seed_everything(config["seed"], workers=True, verbose=False)
 
     datamodule = data.build(config["data"], config["seed"])
