@@ -252,17 +252,38 @@ def test_only_what_is_asked_for_gets_a_gradient(path):
 
 @every_kind
 def test_bf16_autocast(path, kind):
-    x = torch.randn(3, 6, 8, generator=torch.Generator().manual_seed(0))
-    cell, scratch = (build(backend, 8, 16, kind=kind, init="torch") for backend in ("fused", "scratch"))
+    x = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(0))
+    cell, scratch = (build(backend, 7, 33, kind=kind, init="torch") for backend in ("fused", "scratch"))
     gradients = []
     for c in (cell, scratch):
         with torch.autocast("cpu", torch.bfloat16, enabled=c is cell):
-            output, state = c(x, None, torch.tensor([6, 2, 4]))
+            output, state = c(x, None, torch.tensor([6, 2, 3]))
         output.float().square().sum().backward()
         gradients.append((output.float(), *state, *(p.grad for p in c.parameters())))
         assert state[0].dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        products_alone = native.precision(torch.float32) == "bf16"  # all else in float32
     for found, expected in zip(*gradients, strict=True):
-        assert (found - expected).norm() < 0.05 * expected.norm()
+        assert (found - expected).norm() < (0.02 if products_alone else 0.05) * expected.norm()
+
+
+@every_kind
+def test_bf16_products_are_summed_in_float32(path, kind):
+    """One step from what bf16 can hold: nothing is rounded before the sums."""
+    with torch.autocast("cpu", torch.bfloat16):
+        if native.precision(torch.float32) != "bf16":
+            pytest.skip("no native products in bf16 here")
+    cell = build("fused", 77, 33, kind=kind)
+    exact = build("scratch", 77, 33, kind=kind).double()
+    for mine, theirs in zip(cell.parameters(), exact.parameters(), strict=True):
+        mine.data = mine.data.bfloat16().float()
+        theirs.data = mine.data.double()
+    x, h, c = (torch.randn(5, n).bfloat16().float() for n in (77, 33, 33))
+    state = (h[None],) if kind in ("rnn", "gru") else (h[None], c[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cell(x[:, None], state)
+    expected = exact(x.double()[:, None], tuple(s.double() for s in state))
+    assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
 def test_a_bf16_model(path):

@@ -1,7 +1,7 @@
 """The fast cell: one GEMM for all gates of a step, and its own backward pass.
 
-On the CPU, in float32 and float64, a native kernel runs the recurrence (`native`). Elsewhere, and without
-a C++ compiler, `Recurrence` does, in plain PyTorch.
+On the CPU a native kernel runs the recurrence (`native`). Elsewhere, without a C++ compiler, and in bf16 on a
+CPU that does not multiply it (AVX512-BF16), `Recurrence` does, in plain PyTorch.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The recurrence in native code, for float32 and float64 on the CPU, and for bf16 products where the CPU has them.
+"""The recurrence in native code, on the CPU: float32, float64 and, where the CPU has them, bf16 products.
 
 `kernel.cpp` is compiled on first use, in some seconds, into the user's cache folder ($XDG_CACHE_HOME or
 ~/.cache).
@@ -142,8 +142,9 @@ def scan(
 ) -> Tensor:
     """One layer in one direction → h after each step (B, T, H), zeros past a row's length.
 
-    precision: of the products, "f32", "f64" or "bf16" · lengths: (B,) int64, or None · x: (B, T, I),
-    contiguous in I · weights: the parameters as stored · initial, final: the k-th (B, H) of each of these tensors is read, and written · kept: for `Native`.
+    precision: see `precision` · lengths: (B,) int64, or None · x: (B, T, I), contiguous in I · weights:
+    the parameters as stored · initial, final: the k-th (B, H) of each of these tensors is read, and
+    written · kept: for `Scan`.
     """
     y = x.new_empty(x.size(0), x.size(1), initial[0].size(-1))
     skip = k * initial[0].stride(0) * x.element_size()
@@ -228,7 +229,7 @@ class Scan(torch.autograd.Function):
         if ctx.gates_overwritten:
             kept = _buffers(kind, lengths, x, H)
             unwanted = [torch.empty_like(s) for s in state]
-            scan(*ctx.how, lengths, x, state, weights, unwanted, kept=kept)
+            scan(precision, kind, reverse, lengths, x, state, weights, unwanted, kept=kept)
         ctx.gates_overwritten = True
 
         _, _, _, _, x_needs, *needs = ctx.needs_input_grad
