@@ -38,6 +38,8 @@ def sections(rounds: int) -> list[Section]:
         for subject, others in subjects.items():
             found.append(Section(f"Dense {work}", subject, [chosen(row, subject, *others) for row in rows]))
         found.append(Section(f"Ragged {work}", "fused", [ragged(*s, training, rounds) for s in RAGGED]))
+    rows = [mixed(*size, rounds) for size in DENSE]
+    found.append(Section("Dense training in bf16 autocast", "fused", rows))
     found.append(Section("One step, B 1, I = H, no gradient", "fused", [step(H, rounds) for H in STEP]))
     if sys.platform == "linux":
         found.append(Section("Peak memory of a training step", "fused", [memory(1), memory(4)], unit="MB"))
@@ -134,6 +136,28 @@ def dense(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> Row:
     agree({name: run for name, run in calls.items() if not name.endswith(("peephole", "layernorm"))})
     flops = 2 * B * T * 4 * H * (I + H) * (3 if training else 1)
     return Row(f"B {B}, T {T}, I {I}, H {H}", *timed(calls, flops, rounds))
+
+
+def mixed(B: int, T: int, I: int, H: int, rounds: int) -> Row:
+    """bf16 is too coarse for the contenders to agree."""
+    torch.manual_seed(0)
+    reference, cells = same_weights(I, H)
+    x, gradients = torch.randn(B, T, I, requires_grad=True), [torch.randn(B, T, H)]
+
+    def cast(cell: nn.Module, x: Tensor) -> Sequence[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return [cell(x)[0].float()]
+
+    contenders: dict[str, tuple[Callable[..., Sequence[Tensor]], nn.Module]] = {
+        "nn.LSTM": (cast, reference),
+        "fused": (cast, cells["fused"]),
+        "fused in float32": (outputs_of, cells["fused"]),
+    }
+    calls = {
+        name: contender(partial(forward, cell), cell, x, gradients, True)
+        for name, (forward, cell) in contenders.items()
+    }
+    return Row(f"B {B}, T {T}, I {I}, H {H}", alternate(calls, rounds))
 
 
 def ragged(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> Row:

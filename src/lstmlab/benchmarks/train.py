@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from lstmlab import data
 from lstmlab.benchmarks.timing import Row, Section
@@ -68,7 +69,8 @@ def bare_loop(config: dict) -> float:
     rates, tokens, start, step = [], 0, time.perf_counter(), 0
     while step < config["steps"]:
         for index, batch in enumerate(datamodule.train_dataloader()):
-            loss = model.training_step(batch, index)
+            with torch.autocast("cpu", torch.bfloat16, enabled=config["precision"]["name"] == "bf16-mixed"):
+                loss = model.training_step(batch, index)
             optimizer.zero_grad()
             loss.backward()
             model.configure_gradient_clipping(optimizer)
