@@ -118,7 +118,7 @@ def assert_same_end(broken: dict, whole: dict) -> None:
         assert found["resume"]["rows"] == expected["resume"]["rows"]
         for part in ("random_states", "random_states_of_others"):
             assert_same(found["resume"][part], expected["resume"][part])
-        for part in ("plateau", "train_state"):
+        for part in ("plateau", "train_state", "current_model_state", "averaging_state"):
             assert_same(found.get(part), expected.get(part), f"{name}.{part}")
     assert rows(broken) == rows(whole)
     tables = [(Path(settings["run_dir"]) / "examples.md").read_text() for settings in (broken, whole)]

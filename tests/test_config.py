@@ -104,6 +104,16 @@ WRONG = [
         "callbacks.early_stopping.patience=x",
         "callbacks.early_stopping.patience=x: input should",
     ),
+    (
+        "train",
+        "callbacks=averaging callbacks.averaging.decay=1",
+        "callbacks.averaging.decay=1: input should be less than 1",
+    ),
+    (
+        "train",
+        "callbacks=averaging callbacks.averaging.from_step=-1",
+        "callbacks.averaging.from_step=-1: input should be greater than or equal to 0",
+    ),
     ("train", "data.batch_size=0", "data.batch_size=0: input should be greater than 0"),
     ("train", "data.sequence_length=-5", "data.sequence_length=-5: input should be greater than 0"),
     ("train", "data.val_fraction=1", "data.val_fraction=1"),

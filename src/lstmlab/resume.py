@@ -42,6 +42,7 @@ CHANGEABLE = (  # what the rest of the run can do otherwise; all else would be h
     "deterministic",
     "threads",
 )
+FIXED = "callbacks.averaging"  # decides what `state_dict` in a checkpoint is
 
 
 def read(config: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
@@ -72,7 +73,7 @@ def read(config: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
     for key, (old, new) in changes.items():
         if key.startswith(harmless):
             continue
-        if not key.startswith(CHANGEABLE):
+        if not key.startswith(CHANGEABLE) or key.startswith(FIXED):
             raise ValueError(f"{key}={new} cannot be changed within a run, which was begun with {old}")
         if config["exact"]:
             raise ValueError(

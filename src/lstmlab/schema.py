@@ -334,6 +334,12 @@ class Pruning(Target):
     trial: NonNegativeInt | None
 
 
+class Averaging(Target):
+    target: Literal["lstmlab.callbacks.averaging.ExponentialAverage"] = Field(alias="_target_")
+    decay: Annotated[float, Field(gt=0, lt=1)]
+    from_step: NonNegativeInt
+
+
 class Callbacks(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
     __pydantic_extra__: dict[str, Callback | None]
@@ -341,6 +347,7 @@ class Callbacks(BaseModel):
     early_stopping: EarlyStopping | None
     doctor: Doctor | None
     pruning: Pruning | None = None  # of a sweep alone
+    averaging: Averaging | None = None  # of callbacks=averaging alone
     gates: Gates | None
 
 

@@ -10,7 +10,7 @@ import pytest
 from lstmlab import checkpoint
 from lstmlab.callbacks.throughput import Throughput
 from lstmlab.runs import train
-from same_end import TASKS, assert_same_end, go_on, overrides
+from same_end import assert_same_end, go_on, overrides
 
 
 @pytest.fixture
@@ -39,10 +39,21 @@ def stop(monkeypatch):
     return at
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_the_end_is_the_same(name, task, stop):
-    workers = ["data.num_workers=2"] if name == "sentiment" else []
-    whole, broken = task(name, *workers), task(name, *workers)
+AVERAGING = ["callbacks=averaging", "callbacks.averaging.decay=0.9", "model.tie_weights=true"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("charlm", []),
+        ("copytask", []),
+        ("sentiment", ["data.num_workers=2"]),
+        ("seq2seq", []),
+        ("charlm", AVERAGING),
+    ],
+)
+def test_the_end_is_the_same(name, more, task, stop):
+    whole, broken = task(name, *more), task(name, *more)
     train(whole)
     run: Callable[[dict], object] = train
     # within a step of two batches; as a validation is due; at an epoch's end; within two validations
