@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from matplotlib.container import BarContainer
+from matplotlib.container import BarContainer, ErrorbarContainer
 
 from conftest import SMALL, TINY
 from lstmlab.comparison import Row, Run, mean_std, picture
@@ -118,15 +118,6 @@ def test_a_study_that_changes_one_thing_at_a_time(command, tmp_path):
     assert command("compare", "runs=all", "metrics=val/loss")[1].startswith("| a | b | n | val/loss |")
 
 
-def test_many_bars_lie_one_above_the_other():
-    rows = [Row((f"changed={k}",), [Run(Path(), {}, {"val/loss": k + 1.0})]) for k in range(9)]
-    ax = picture(["changed"], rows, ["val/loss"]).axes[0]
-    (bars,) = (each for each in ax.containers if isinstance(each, BarContainer))
-    assert [bar.get_width() for bar in bars] == [k + 1.0 for k in range(9)]
-    assert [label.get_text() for label in ax.get_yticklabels()] == [f"changed={k}" for k in range(9)]
-    assert ax.get_xlabel() == "val/loss" and ax.yaxis_inverted()
-
-
 def test_several_folders_and_a_repeated_seed(command, tmp_path):
     for name, kind, loss in (("a,b", "rnn", 1.0), ("c", "lstm", 3.0), ("d", "lstm", 4.0)):
         write_run(tmp_path / name / "0", {"test/loss": loss}, kind=kind)
@@ -168,8 +159,13 @@ def drawn(figure) -> dict[str, tuple]:
 
 def test_a_number_is_the_x_axis_and_the_rest_is_colours():
     compared = rows(("lstm", 10), ("lstm", 20), ("rnn", 10), ("rnn", 20), loss=0.0)
+    compared += rows(("gru", 10), other=0.0)
     figure = picture(["kind", "delay"], compared, ["loss"])
-    assert drawn(figure) == {"kind=lstm": ([10, 20], [1, 2]), "kind=rnn": ([10, 20], [3, 4])}
+    assert drawn(figure) == {
+        "kind=lstm": ([10, 20], [1, 2]),
+        "kind=rnn": ([10, 20], [3, 4]),
+        "kind=gru": ([], []),
+    }
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("delay", "loss")
     low, high = figure.axes[0].containers[0][2][0].get_segments()[0][:, 1]
     assert (high - low) / 2 == pytest.approx(mean_std([0, 2])[1])
@@ -186,13 +182,43 @@ def test_a_number_in_the_metrics_names_is_the_x_axis():
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("delay", "acc")
 
 
-def test_categories_are_bars():
-    compared = rows(("lstm", "last"), ("lstm", "max"), ("lstm", "mean"), ("rnn", "max"), loss=0.0)
-    [axes] = picture(["kind", "pooling"], compared, ["loss"]).axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["last", "max", "mean"]
-    bars = [container for container in axes.containers if isinstance(container, BarContainer)]
-    heights = {group.get_label(): [bar.get_height() for bar in group] for group in bars}
-    assert heights == {"kind=lstm": [1, 2, 3], "kind=rnn": [4]}
+def test_a_number_that_few_rows_share_is_no_axis():
+    """Bars, in the order of the rows, with their settings and the numbers beside them."""
+    settings = [("max", 1, False), ("max", 2, False), ("max", 3, False), ("last", 1, False)]
+    compared = rows(*settings, ("mean", 1, True), loss=0.0)
+    [axes] = picture(["model.pooling", "cell.layers", "feeding"], compared, ["loss"]).axes
+    [bars] = (each for each in axes.containers if isinstance(each, BarContainer))
+    assert [bar.get_width() for bar in bars] == [1, 2, 3, 4, 5]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[0] == "pooling=max layers=1 feeding=false" and len(names) == 5
+    [right] = axes.child_axes
+    assert right.get_yticklabels()[0].get_text() == "1 ± 1.4"
+    assert axes.get_xlabel() == "loss" and axes.yaxis_inverted()
+    [errors] = (each for each in axes.containers if isinstance(each, ErrorbarContainer))
+    low, high = errors[2][0].get_segments()[0][:, 0]
+    assert (high - low) / 2 == pytest.approx(mean_std([0, 2])[1])
+
+
+def test_of_two_keys_with_one_ending_the_whole_is_written():
+    compared = rows((0.1, 0.2, "sgd"), (0.3, 0.4, "adam"), loss=0.0)
+    [axes] = picture(["cell.dropout", "model.dropout", "optimizer._target_"], compared, ["loss"]).axes
+    assert axes.get_yticklabels()[0].get_text() == "cell.dropout=0.1 model.dropout=0.2 _target_=sgd"
+
+
+def test_one_thing_changed_at_a_time_is_measured_from_nothing_changed():
+    compared = rows(("nothing",), ("a=1",), ("b=2",), loss=3.0)
+    del compared[1].runs[1]  # one run: no deviation
+    compared[2].runs[0].metrics.clear()
+    compared[2].runs[1].metrics.clear()  # no bar
+    [axes] = picture(["changed"], compared, ["loss"]).axes
+    assert axes.lines[-1].get_xdata() == [4, 4]  # of nothing changed
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["nothing", "a=1", "b=2"]
+    assert [label.get_text() for label in axes.child_axes[0].get_yticklabels()] == ["4 ± 1.4", "4", ""]
+
+
+def test_a_single_row_is_a_bar():
+    [axes] = picture([], rows((), loss=0.0), ["loss"]).axes
+    assert [bar.get_width() for bar in axes.containers[-1]] == [1]
 
 
 def test_torch_is_not_imported(tmp_path):

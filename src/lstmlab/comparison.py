@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from lstmlab.tables import markdown
 
 IGNORED = re.compile(r"seed|run_dir|logger\..*")  # of what runs may differ in
+SHARED = 0.75  # of all combinations there have to be so many for lines
 
 
 @dataclass
@@ -235,11 +237,14 @@ def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
+def spread(mean: float | None, std: float | None) -> str:
+    return "" if mean is None else f"{mean:.4g}" + ("" if std is None else f" ± {std:.2g}")
+
+
 def table(keys: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> str:
     def cell(row: Row, name: str) -> str:
         values = row.values(name)
-        mean, std = mean_std(values)
-        text = "" if mean is None else f"{mean:.4g}" + ("" if std is None else f" ± {std:.2g}")
+        text = spread(*mean_std(values))
         return text if len(values) in (0, len(row.runs)) else f"{text} (n={len(values)})"
 
     cells = [
@@ -260,66 +265,79 @@ def described(keys: Sequence[str], settings: Sequence) -> str:
 
 
 def picture(keys: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> Figure:
-    """The first metric: lines over a number, bars over anything else; the other keys are colours.
+    """The first metric: lines over a number that the rows share, or else a bar for each row.
 
     The number is what metrics of one name differ in (test/sequence_accuracy_delay100, …_delay200), if more
-    than one was asked for, and else the compared key with the most values that are all numbers.
+    than one was asked for; or the compared key with the most values, all numbers, which nearly every
+    combination of the other keys takes.
     """
-    metric, label = names[0], ""
-    series: dict[str, list[tuple[Any, list[float]]]] = {}
+    metric, series = names[0], dict[str, list[tuple[float, list[float]]]]()
+    ends = [key.rpartition(".")[2] for key in keys]
+    short = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
     numbered = {name: match for name in names if (match := re.fullmatch(r"(.+)_([a-z]+)(\d+)", name))}
     stem = numbered[metric][1] if metric in numbered else metric
     family = {name: match for name, match in numbered.items() if match[1] == stem}
     if len(family) > 1:
-        metric, label = stem, next(iter(family.values()))[2]
+        label = next(iter(family.values()))[2]
         for row in rows:
-            points = [(int(match[3]), row.values(name)) for name, match in family.items()]
+            points = [(float(match[3]), row.values(name)) for name, match in family.items()]
             trained = [value for key, value in row.runs[0].settings.items() if key.endswith(f".{label}")]
             points += [(value, row.values(stem)) for value in trained if is_number(value) and stem in names]
-            series[described(keys, row.settings)] = points
-    elif keys:
-        columns = [
-            list(dict.fromkeys(column)) for column in zip(*(row.settings for row in rows), strict=True)
-        ]
-        x = max(range(len(keys)), key=lambda k: (all(map(is_number, columns[k])), len(columns[k])))
-        label, others = keys[x], [key for key in keys if key != keys[x]]
-        for row in rows:
-            rest = [value for k, value in enumerate(row.settings) if k != x]
-            series.setdefault(described(others, rest), []).append((row.settings[x], row.values(metric)))
-    else:
-        series[""] = [("", rows[0].values(metric))]
+            series[described(short, row.settings)] = points
+        return lines(series, label, stem)
 
-    places = ordered(place for points in series.values() for place, values in points if values)
-    lines = all(map(is_number, places)) and len(places) > 1
-    lying = not lines and len(places) > 8  # bars: their names would not fit side by side
-    figure = Figure((8, 0.3 * len(places) + 1 if lying else 4 + 0.2 * len(series)), layout="constrained")
+    axes: list[tuple[int, int]] = []  # how many values, which key
+    for k, values in enumerate(map(set, zip(*(row.settings for row in rows), strict=True))):
+        others = {row.settings[:k] + row.settings[k + 1 :] for row in rows}
+        if all(map(is_number, values)) and 1 < len(values) <= len(rows) / len(others) / SHARED:
+            axes.append((len(values), k))
+    if not axes:
+        return bars(short, rows, metric)
+    _, x = max(axes)
+    for row in rows:
+        rest = described(short[:x] + short[x + 1 :], row.settings[:x] + row.settings[x + 1 :])
+        series.setdefault(rest, []).append((row.settings[x], row.values(metric)))
+    return lines(series, short[x], metric)
+
+
+def lines(series: dict[str, list[tuple[float, list[float]]]], label: str, metric: str) -> Figure:
+    """A line for each name, through points of a number and the values there."""
+    figure = Figure((8, 4 + 0.2 * len(series)), layout="constrained")
     ax = figure.subplots()
-    for k, (name, points) in enumerate(series.items()):
-        points = sorted((point for point in points if point[1]), key=lambda point: places.index(point[0]))
-        means = [statistics.fmean(values) for _, values in points]
+    places = sorted({place for points in series.values() for place, values in points if values})
+    for (name, points), marker in zip(series.items(), itertools.cycle("os^DvXP"), strict=False):
+        points = sorted(point for point in points if point[1])
+        xs, means = [x for x, _ in points], [statistics.fmean(values) for _, values in points]
         errors = [mean_std(values)[1] or 0 for _, values in points]
-        width = 0.8 / len(series)
-        xs: list[Any] = [places.index(place) + (k - (len(series) - 1) / 2) * width for place, _ in points]
-        if lines:
-            xs = [place for place, _ in points]
-            ax.errorbar(xs, means, errors, marker="o", markersize=4, capsize=3, label=name)
-        elif lying:
-            ax.bar_label(
-                ax.barh(xs, means, width, xerr=errors, capsize=3, label=name), fmt=" %.4g", fontsize=7
-            )
-        else:
-            ax.bar_label(ax.bar(xs, means, width, yerr=errors, capsize=3, label=name), fmt="%.4g", fontsize=7)
-    if lines and places[0] > 0 and places[-1] >= 20 * places[0]:
+        ax.errorbar(xs, means, errors, marker=marker, markersize=5, elinewidth=1, capsize=3, label=name)
+    if places[0] > 0 and places[-1] >= 20 * places[0]:
         ax.set_xscale("log")
-    if lying:
-        ax.set_yticks(range(len(places)), map(written, places), fontsize=7)
-        ax.invert_yaxis()
-        label, metric = metric, label
-    elif not lines or len(places) <= 10:
-        ax.set_xticks(places if lines else range(len(places)), map(written, places))
+    if len(places) <= 10:
+        ax.set_xticks(places, map(written, places))
         ax.minorticks_off()
     ax.set(xlabel=label, ylabel=metric)
-    ax.grid(axis="x" if lying else "y", alpha=0.3)
+    ax.grid(axis="y", alpha=0.3)
     if any(series):
-        figure.legend(fontsize=7, loc="outside upper center")
+        figure.legend(fontsize=8, loc="outside upper center")
+    return figure
+
+
+def bars(keys: Sequence[str], rows: Sequence[Row], metric: str) -> Figure:
+    """A bar for each row, lying, so that there is room for its settings; dashed: nothing changed."""
+    figure = Figure((8, 0.3 * len(rows) + 0.8), layout="constrained")
+    ax = figure.subplots()
+    names = [written(*row.settings) if len(keys) == 1 else described(keys, row.settings) for row in rows]
+    found = [mean_std(row.values(metric)) for row in rows]
+    means, errors = np.array(found, float).T  # nan for None, which is not drawn
+    ax.barh(range(len(rows)), means, xerr=errors, color="tab:blue", capsize=3)
+    if "nothing" in names:
+        ax.axvline(means[names.index("nothing")], color="black", linewidth=0.8, linestyle="--")
+    right = ax.secondary_yaxis("right")
+    for axis, texts in ((ax, names), (right, [spread(*each) for each in found])):
+        axis.set_yticks(range(len(rows)), texts, fontsize=8)
+        axis.tick_params("y", length=0)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set(xlabel=metric, ylabel=keys[0] if len(keys) == 1 else "")
+    ax.grid(axis="x", alpha=0.3)
+    ax.set_axisbelow(True)
     return figure
