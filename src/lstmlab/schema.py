@@ -181,7 +181,7 @@ class Multi30k(Tokens):
     source: str
     target: str
     tokenizer: Literal["bpe"]  # its tokens give back the very text, which BLEU needs
-    lowercase: Literal[False]  # likewise
+    lowercase: bool
 
 
 class Dates(Tokens):
