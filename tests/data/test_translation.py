@@ -61,6 +61,12 @@ def test_multi30k(multi30k):
     assert info["max_target_length"] == max(built.datasets["train"].target.lengths)
 
 
+def test_lower_case(multi30k):
+    built = multi30k(lowercase=True)
+    expected = [tuple(text.lower() for text in pair) for pair in zip(*built.read()["test"], strict=True)]
+    assert sorted(pairs(built, built.test_dataloader())) == sorted(expected)
+
+
 def test_the_other_way_round(multi30k):
     assert multi30k(source="de", target="en").read()["test"][0][0] == "Ein Mann in einem roten Hemd. 0"
 

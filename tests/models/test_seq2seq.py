@@ -314,6 +314,12 @@ def test_metrics_of_the_test_set(run, capsys):
         assert again[name] == pytest.approx(metrics[name], rel=1e-4)
 
 
+def test_a_model_in_lower_case_says_so(run, capsys):
+    _, metrics = run("data.lowercase=true")
+    assert "test/sacrebleu nrefs:1|case:lc" in capsys.readouterr().out
+    assert metrics["test/sacrebleu"] == metrics["test/bleu_lower"]
+
+
 def test_monitors_and_what_they_need(run, config):
     best = ["model.monitor=val/sacrebleu", "model.monitor_mode=max"]
     _, metrics = run(*best, "scheduler=plateau")

@@ -114,7 +114,7 @@ def decode_targets(info: dict, sequences: list[list[int]]) -> list[str]:
 class Multi30k(TranslationData):
     """`data=multi30k`: captions of pictures, English and German (Elliott et al. 2016).
 
-    Decoding the target ids gives back the reference, byte for byte.
+    Decoding the target ids gives back the reference, byte for byte, but in lower case with `lowercase`.
     """
 
     def read(self) -> dict[str, tuple[list[str], list[str]]]:

@@ -219,7 +219,8 @@ class Seq2Seq(Task):
         self.truths += decode_targets(self.info, batch.target.tolist())
 
     def _log_translations(self, part: str) -> None:
-        bleu = BLEU()  # cased, tokenised as 13a
+        # Cased, if the texts are; tokenised as 13a
+        bleu = BLEU(lowercase=self.config["data"]["lowercase"])
         self.log(f"{part}/sacrebleu", bleu.corpus_score(self.predictions, [self.truths]).score)
         same = [p == t for p, t in zip(self.predictions, self.truths, strict=True)]
         self.log(f"{part}/exact_match", sum(same) / len(same))
