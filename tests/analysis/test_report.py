@@ -16,8 +16,8 @@ TASKS = {
 }
 EVERYWHERE = {"report.md", "page.html", "traces.npz", "gates.png", "gradient_flow.png"}
 MORE = {
-    "charlm": {"half_life.png", "saturation.png", "probes.png"},
-    "charlm with gru": {"half_life.png", "saturation.png", "probes.png"},
+    "charlm": {"half_life.png", "saturation.png", "probes.png", "writing.png"},
+    "charlm with gru": {"half_life.png", "saturation.png", "probes.png", "writing.png"},
     "copytask with rnn": {"probes.png"},
     "sentiment": {"half_life.png", "saturation.png", "probes.png"},
     "seq2seq": {"half_life.png", "saturation.png", "probes.png", "attention.png"},

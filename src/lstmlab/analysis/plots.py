@@ -1,6 +1,6 @@
 """The pictures of an analysis, each a matplotlib Figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -117,4 +117,16 @@ def gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
         ax.annotate(f"{share}ᵗ".lstrip("0"), (longest - 1, share ** (longest - 1)))
     ax.set(yscale="log", ylim=(1e-16, 10), xlabel="T − t, steps back", ylabel="norm, as a share of that at T")
     ax.legend(fontsize=7, ncols=2)
+    return figure
+
+
+def writing(temperatures: Sequence[float], measured: Mapping[str, Sequence[float]]) -> Figure:
+    """Each measure of a text: held out, written by the model at each temperature, by n-grams; in this order."""
+    figure, [axes] = grid(1, len(measured), 3, 3)
+    for ax, (name, (held_out, *model, ngrams)) in zip(axes, measured.items(), strict=True):
+        ax.plot(temperatures, model, "o-", label="the model")
+        ax.axhline(held_out, color="black", linestyle="--", label="held-out text")
+        ax.axhline(ngrams, color="grey", linestyle=":", label="n-grams")
+        ax.set(title=name, xlabel="temperature", xticks=temperatures)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -73,7 +73,7 @@ def analyze(config: dict[str, Any]) -> Path:
             "## What it writes\n\nLeft out: with text= and probe_steps=0 no data are read to compare with."
         )
     elif name == "charlm":
-        parts.append(writing(model, held_out, note, training_text(model, given, CORPUS)))
+        parts.append(writing(model, held_out, note, training_text(model, given, CORPUS), folder))
     if name == "seq2seq" and model.config["model"]["attention"] != "none":
         first = rows.lengths[:1]
         model.attention_map(rows.ids[:1, : first[0]], first).savefig(folder / "attention.png")
@@ -203,7 +203,7 @@ def flowing(model: Any, rows: Rows, folder: Path) -> str:
 
 
 @torch.inference_mode()
-def writing(model: Any, held_out: Rows, note: str, corpus: str) -> str:
+def writing(model: Any, held_out: Rows, note: str, corpus: str, folder: Path) -> str:
     """What a language model writes after held-out prompts, beside what stands there and an n-gram model's."""
     vocabulary = np.array(list(model.vocabulary))
     known = {character: i for i, character in enumerate(model.vocabulary)}
@@ -222,26 +222,33 @@ def writing(model: Any, held_out: Rows, note: str, corpus: str) -> str:
 
     texts = {name: ["".join(row) for row in vocabulary[rows]] for name, rows in ids.items()}
     runs = iter(written.copied_runs([text for group in texts.values() for text in group], corpus))
-    lexicon, table = set(written.words(corpus)), []
+    lexicon, table, plotted = set(written.words(corpus)), [], []
     for name, group in texts.items():
         logits, _ = model(torch.cat([prompts, ids[name]], 1)[:, :-1])  # (SAMPLES, length − 1, V)
         loss = F.cross_entropy(logits[:, -T:].flatten(0, 1).float(), ids[name].flatten())
         found = [written.words(text) for text in group]
         new = [word for words in found for word in words if word not in lexicon]
         count = sum(map(len, found))
+        known_words = 1 - len(new) / max(1, count)
         copied = [next(runs) for _ in group]
+        copy = float(np.mean(copied))
+        diverse = [written.distinct(found, n) for n in (1, 2, 3)]
+        plotted.append((float(loss), known_words, copy, diverse[1]))
         table.append(
             [
                 name,
                 f"{loss:.3f}",
-                f"{1 - len(new) / max(1, count):.1%} of {count:,}",
+                f"{known_words:.1%} of {count:,}",
                 f"{max(run.max() for run in copied)}",
-                f"{np.mean(copied):.1f}",
+                f"{copy:.1f}",
                 f"{np.mean([written.covered(run, COPIED) for run in copied]):.1%}",
-                *(f"{written.distinct(found, n):.2f}" for n in (1, 2, 3)),
+                *(f"{share:.2f}" for share in diverse),
                 ", ".join(list(dict.fromkeys(new))[:5]),
             ]
         )
+    names = ("loss, nats a character", "share of words known", "mean copy, characters", "distinct-2")
+    measured = dict(zip(names, zip(*plotted, strict=True), strict=True))
+    plots.writing(TEMPERATURES, measured).savefig(folder / "writing.png")
     columns = ["", "loss", "words known", "longest copy", "mean copy", f"in copies ≥ {COPIED}"]
     columns += ["distinct-1", "distinct-2", "distinct-3", "words not known"]
     shown = texts[f"the model, temperature {SHOWN}"][0].replace("\n", "\n    ")
