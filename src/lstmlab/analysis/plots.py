@@ -121,7 +121,7 @@ def gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
 
 
 def writing(temperatures: Sequence[float], measured: Mapping[str, Sequence[float]]) -> Figure:
-    """Each measure of a text: held out, written by the model at each temperature, by n-grams; in this order."""
+    """Each measure of texts: held out, written by the model at each temperature, by n-grams."""
     figure, [axes] = grid(1, len(measured), 3, 3)
     for ax, (name, (held_out, *model, ngrams)) in zip(axes, measured.items(), strict=True):
         ax.plot(temperatures, model, "o-", label="the model")
