@@ -5,6 +5,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 
+def jobs_of(lines: list[str], typed: list[str], parser: OverridesParser) -> list[list[str]]:
+    """The overrides of each job: every line swept in turn, as if typed after -m; what is typed then wins."""
+    overrides = [parser.parse_overrides([*line.split(), *typed]) for line in lines]
+    return [job for sweep in overrides for job in BasicSweeper.split_arguments(sweep, None)[0]]
+
+
 class StudySweeper(BasicSweeper):
     """Hydra's own sweeper over each line of `jobs` in turn, a line being what one would type after -m.
 
@@ -20,11 +26,4 @@ class StudySweeper(BasicSweeper):
     ) -> list[list[list[str]]]:
         assert self.hydra_context is not None
         parser = OverridesParser.create(self.hydra_context.config_loader)
-        lines = [parser.parse_overrides(line.split()) for line in self.jobs]
-        return [
-            [
-                job
-                for line in lines
-                for job in super(StudySweeper, self).split_arguments(line + overrides, None)[0]
-            ]
-        ]
+        return [jobs_of(self.jobs, [str(each.input_line) for each in overrides], parser)]

@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 
+from hydra_plugins.lstmlab_study import jobs_of
 from lstmlab.tables import markdown
 
 IGNORED = re.compile(r"seed|run_dir|logger\..*")  # of what runs may differ in
@@ -41,9 +42,7 @@ class Found:
     runs: list[Run] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # why, a sentence each
     swept: list[str] = field(default_factory=list)  # keys and groups that a multirun.yaml names
-    typed: dict[Path, list[str]] = field(
-        default_factory=dict
-    )  # what a study's job has of its own, by its folder
+    typed: dict[Path, list[str]] = field(default_factory=dict)  # what jobs of a study have of their own
 
 
 @dataclass
@@ -72,12 +71,11 @@ def compare(config: dict[str, Any]) -> str:
     if not found.runs:
         raise ValueError(f"runs={config['runs']}: none of {len(found.left_out)} runs has finished")
     keys, implied = compared_keys(found)
-    own = [found.typed.get(run.folder) for run in found.runs]
-    if None not in own and len(keys) > 1 + max(
-        len(typed or ()) for typed in own
-    ):  # one thing changed at a time
-        for run, typed in zip(found.runs, own, strict=True):
-            run.settings = {"changed": " ".join(typed or ()) or "nothing", "seed": run.settings["seed"]}
+    typed = found.typed
+    if all(run.folder in typed for run in found.runs) and len(keys) > 1 + max(map(len, typed.values())):
+        for run in found.runs:  # one thing changed at a time
+            changed = " ".join(typed[run.folder]) or "nothing"
+            run.settings = {"changed": changed, "seed": run.settings["seed"]}
         keys, implied = ["changed"], []
     rows = grouped(found.runs, keys)
     names = chosen(found.runs, config["metrics"])
@@ -137,37 +135,25 @@ def add_run(folder: Path, found: Found) -> None:
 
 
 def search_sweep(folder: Path, found: Found) -> None:
-    """What multirun.yaml tells: what was swept, and which jobs there should be."""
+    """What multirun.yaml tells: what was swept, and if known beforehand, which jobs there should be."""
     hydra = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]
-    sweeper, typed = hydra["sweeper"], hydra["overrides"]["task"]
-    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-    lines = [line.split() for line in sweeper.get("jobs", [])] or [params]
+    sweeper, numbered = hydra["sweeper"], hydra["sweep"]["subdir"] == "${hydra:job.num}"
+    typed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    typed += hydra["overrides"]["task"]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # for glob(): it knows the groups
-    jobs: list[tuple[str, ...]] = []
-    for line in lines:
-        overrides = {each.get_key_element(): each for each in parser.parse_overrides(line + typed)}
-        told = {
-            key: each for key, each in overrides.items() if each.is_sweep_override() or line is not params
-        }
-        found.swept += told
-        choices = [
-            [f"{key}={v}" for v in each.sweep_string_iterator()]
-            if each.is_discrete_sweep()
-            else [str(each.input_line)]
-            for key, each in told.items()
-        ]
-        jobs += itertools.product(*choices)
-    if "jobs" in sweeper:
-        for number, job in enumerate(jobs):
-            found.typed[folder / str(number)] = [
-                part
-                for part in job
-                if not part.startswith("seed=") and not all(part in other for other in jobs)
-            ]
-    if not sweeper["_target_"].endswith("OptunaSweeper") and hydra["sweep"]["subdir"] == "${hydra:job.num}":
-        for number, job in enumerate(jobs):
-            if not (folder / str(number) / "config.yaml").exists():
-                found.left_out.append(f"{folder / str(number)}: never began, {' '.join(job)}")
+    found.swept += [
+        each.get_key_element() for each in parser.parse_overrides(typed) if each.is_sweep_override()
+    ]
+    if not numbered or not sweeper["_target_"].endswith((".BasicSweeper", "StudySweeper")):
+        return
+    jobs = jobs_of(sweeper.get("jobs", [""]), typed, parser)
+    for number, job in enumerate(jobs):
+        place, own = folder / str(number), [part for part in job if not all(part in other for other in jobs)]
+        found.swept += [part.partition("=")[0] for part in own]
+        if "jobs" in sweeper:
+            found.typed[place] = [part for part in own if not part.startswith("seed=")]
+        if not (place / "config.yaml").exists():
+            found.left_out.append(f"{place}: never began, {' '.join(own)}")
 
 
 def flat(node: dict[str, Any], run_dir: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
