@@ -12,7 +12,7 @@ import yaml
 from optuna.trial import TrialState
 
 from conftest import SMALL, TINY
-from lstmlab.callbacks.pruning import open_study
+from hydra_plugins.lstmlab_optuna import open_study
 from lstmlab.config import PROJECT
 
 TASK = ["model=copytask", *TINY["copytask"], *SMALL, "data.train_batches=1", "trainer.max_epochs=1"]
@@ -44,26 +44,19 @@ def test_jobs_run_side_by_side(tmp_path, launcher):
 
 def test_a_study_is_several_sweeps(command, tmp_path):
     """Each line a sweep of its own; what is typed goes for all of them, and wins; a lost job is named."""
-    lines = "'cell.kind=rnn,gru seed=0,1','optimizer.lr=0.1 seed=0'"
-    study = [
-        "hydra/sweeper=study",
-        f"hydra.sweeper.jobs=[{lines}]",
-        "hydra.sweep.dir=sweep",
-    ]
-    assert command("train", "-m", *TASK, *study, "data.delay=2,3")[0] == 0
-    configs = [yaml.safe_load((tmp_path / f"sweep/{job}/config.yaml").read_text()) for job in range(10)]
+    lines = "'cell.kind=rnn,gru seed=1,2','optimizer.lr=0.1 seed=1'"
+    study = ["hydra/sweeper=study", f"hydra.sweeper.jobs=[{lines}]", "hydra.sweep.dir=sweep"]
+    assert command("train", "-m", *TASK, *study, "data.delay=2,3", "seed=0")[0] == 0
+    configs = [yaml.safe_load((tmp_path / f"sweep/{job}/config.yaml").read_text()) for job in range(6)]
     ran = [(c["cell"]["kind"], c["optimizer"]["lr"], c["seed"], c["data"]["delay"]) for c in configs]
     default = configs[0]["optimizer"]["lr"]
-    grid = [(kind, default, seed, delay) for kind in ("rnn", "gru") for seed in (0, 1) for delay in (2, 3)]
+    grid = [(kind, default, 0, delay) for kind in ("rnn", "gru") for delay in (2, 3)]
     assert ran == [*grid, ("lstm", 0.1, 0, 2), ("lstm", 0.1, 0, 3)]
-    assert not (tmp_path / "sweep/10").exists()
-    shutil.rmtree(tmp_path / "sweep/9")
+    assert not (tmp_path / "sweep/6").exists()
+    shutil.rmtree(tmp_path / "sweep/5")
     code, printed, _ = command("compare", "runs=sweep")
-    assert code == 0 and "- sweep/9: never began, " in printed
+    assert code == 0 and "- sweep/5: never began, optimizer.lr=0.1 data.delay=3\n" in printed
     assert printed.startswith("| data.delay | cell.kind | optimizer.lr | n |")
-    study[-1] = "hydra.sweep.dir=again"
-    assert command("train", "-m", *TASK, *study, "seed=0", "data.delay=2")[0] == 0
-    assert sorted(path.name for path in (tmp_path / "again").iterdir() if path.is_dir()) == ["0", "1", "2"]
 
 
 def test_the_same_command_goes_on(command, tmp_path):

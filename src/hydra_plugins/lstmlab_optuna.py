@@ -6,7 +6,7 @@ import waits for the sweep.
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -18,8 +18,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.distributions import BaseDistribution
 
+JOURNAL = "optuna.journal"
 DIVERGED = (FloatingPointError, MemoryError)  # what a search may meet in its corners
 log = logging.getLogger(__name__)
 
@@ -59,8 +61,6 @@ class OptunaSweeper(Sweeper):
         try:
             import optuna
             from optuna.trial import TrialState
-
-            from lstmlab.callbacks.pruning import open_study
         except ModuleNotFoundError as error:
             raise ValueError(f"sweep=optuna needs pip install -e '.[sweeps]': {error}") from error
         space = {key: distribution(key, o) for key, o in overrides.items() if o.is_sweep_override()}
@@ -85,7 +85,6 @@ class OptunaSweeper(Sweeper):
         for first in range(ended, self.n_trials, self.n_jobs):
             trials = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - first))]
             jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
-            self.validate_batch_is_legal(jobs)
             results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
             for trial, result in zip(trials, results, strict=True):
                 if result.status == JobStatus.COMPLETED:
@@ -102,6 +101,18 @@ class OptunaSweeper(Sweeper):
         best = study.best_trial
         settings = " ".join(f"{key}={value}" for key, value in best.params.items())
         log.info(f"The best: {folder / str(best.number)}, {best.value:.5g}, {settings}")
+
+
+def open_study(folder: str | Path, **settings: Any) -> "Study":
+    """The study in a sweep's folder, made if there is none.
+
+    A journal, not SQLite: several processes write to it, on a cluster over a network's file system.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    storage = JournalStorage(JournalFileBackend(str(Path(folder) / JOURNAL)))
+    return optuna.create_study(storage=storage, study_name="lstmlab", load_if_exists=True, **settings)
 
 
 def distribution(key: str, override: Override) -> "BaseDistribution":

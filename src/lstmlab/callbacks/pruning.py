@@ -1,23 +1,11 @@
 """End a trial of a search that does worse than the others did (Golovin et al. 2017, median stopping rule)."""
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
-JOURNAL = "optuna.journal"
-
-
-def open_study(folder: str | Path, **settings: Any) -> optuna.Study:
-    """The study in a sweep's folder, made if there is none.
-
-    A journal, not SQLite: several processes write to it, on a cluster over a network's file system.
-    """
-    storage = JournalStorage(JournalFileBackend(str(Path(folder) / JOURNAL)))
-    return optuna.create_study(storage=storage, study_name="lstmlab", load_if_exists=True, **settings)
+from hydra_plugins.lstmlab_optuna import JOURNAL, open_study
 
 
 class Pruning(L.Callback):
