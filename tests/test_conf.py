@@ -43,8 +43,9 @@ def test_trains_a_batch(choice, config, request, text_file, hub_files):
     group, name = choice.parent.name, choice.stem
     overrides = [f"{group}={name}", "debug=one_batch", *SMALL]
     text = (CONF / choice).read_text(encoding="utf-8")
-    for experiment in re.findall(r"/experiment: (\w+)", text):
-        text += (CONF / f"experiment/{experiment}.yaml").read_text(encoding="utf-8")
+    for experiment in re.findall(r"(?:/experiment:|^  -) (\w+)$", text, re.MULTILINE):
+        if (built_on := CONF / f"experiment/{experiment}.yaml").exists():
+            text += built_on.read_text(encoding="utf-8")
     if name == "gpu" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     if name == "fp16":
