@@ -1,5 +1,6 @@
 """The fast cell, by its native kernel and by its plain path, against scratch and against itself."""
 
+import ctypes
 import os
 import shutil
 from typing import Any
@@ -206,6 +207,41 @@ def test_threads_share_the_rows(path, kind):
     assert_close(found[0], found[2])
 
 
+def test_fewer_threads_than_asked_for(path):
+    """As OMP_THREAD_LIMIT, or a parallel region around, would have it."""
+    openmp = ctypes.CDLL(None)  # torch's own
+    x, lengths = torch.randn(7, 9, 3, dtype=F64, requires_grad=True), torch.tensor([9, 1, 4, 4, 2, 8, 9])
+    cell = build("fused", 3, 70).double()
+    expected = results(cell, x, None, lengths)
+    levels = openmp.omp_get_max_active_levels()
+    torch.set_num_threads(3)
+    openmp.omp_set_max_active_levels(0)
+    found = results(cell, x, None, lengths)
+    openmp.omp_set_max_active_levels(levels)
+    torch.set_num_threads(1)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("elsewhere", ["weights", "state"])
+def test_tensors_on_two_devices_are_refused(path, elsewhere):
+    cell = build("fused", 3, 5).to("meta" if elsewhere == "weights" else "cpu")
+    state = torch.zeros(2, 1, 4, 5, device="meta" if elsewhere == "state" else "cpu")
+    with pytest.raises(RuntimeError, match="meta"):
+        cell(torch.randn(4, 6, 3), tuple(state))
+
+
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("dtype", [None, F64, torch.bfloat16])
+def test_the_state_returns_as_it_came(path, T, dtype):
+    """And as x came, if there was none."""
+    cell, state = build("fused", 3, 5), None
+    if dtype is not None:
+        state = (torch.zeros(1, 4, 5, dtype=dtype), torch.zeros(1, 4, 5, dtype=dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, found = cell(torch.randn(4, T, 3).bfloat16(), state)
+    assert {s.dtype for s in found} == {dtype or torch.bfloat16}
+
+
 @pytest.mark.parametrize("layout", ["time first", "every other step", "last axis strided", "one row for all"])
 def test_any_layout_of_x(path, layout):
     x = torch.randn(4, 6, 3, dtype=F64)
@@ -265,6 +301,18 @@ def test_bf16_autocast(path, kind):
         products_alone = native.precision(torch.float32) == "bf16"  # all else in float32
     for found, expected in zip(*gradients, strict=True):
         assert (found - expected).norm() < (0.02 if products_alone else 0.05) * expected.norm()
+
+
+def test_backward_multiplies_what_forward_did(path):
+    """Stored or computed again, once or twice, outside of autocast."""
+    cell, x, found = build("fused", 7, 33), torch.randn(3, 6, 7), []
+    for cell.recompute in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            output, _ = cell(x)
+        loss = output.float().square().sum()
+        found += [torch.autograd.grad(loss, list(cell.parameters()), retain_graph=True) for _ in range(2)]
+    for other in found[1:]:
+        assert_close(other, found[0], rtol=0, atol=0)
 
 
 @every_kind

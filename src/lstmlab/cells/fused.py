@@ -188,20 +188,20 @@ class FusedCell(Stack):
     def forward(
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        weights = self._weights()
-        dtype = weights[0][0].dtype
+        parameter: Any = next(iter(self._parameters.values()))
+        dtype = parameter.dtype
+        on_cpu = all(t.is_cpu for t in (x, parameter, *(state if isinstance(state, tuple) else ())))
         special = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        precision = None if special or not x.is_cpu else native.precision(dtype)
+        precision = native.precision(dtype) if on_cpu and not special else None
         if precision is None or (x.dtype != dtype and precision != "bf16"):
             return super().forward(x, state, lengths)
 
-        x = x.to(dtype)
         if lengths is not None:
             lengths = lengths.cpu()
         given = self._check(x, state, lengths)
-        initial = [
-            s if s.dtype == x.dtype and s.is_contiguous() else s.to(x.dtype).contiguous() for s in given
-        ]
+        initial = [s if s.dtype == dtype and s.is_contiguous() else s.to(dtype).contiguous() for s in given]
+        weights = self._weights()
+        x = x.to(dtype)
         if lengths is not None:
             lengths = lengths.long().contiguous()
         if not self.batch_first:
@@ -214,7 +214,7 @@ class FusedCell(Stack):
             final = [torch.empty_like(s) for s in initial]
             x = x if x.stride(-1) == 1 else x.contiguous()
             x = native.step(self.kind, x, initial, weights, final)
-            return (x if self.batch_first else x.transpose(0, 1)), self._state_type(*final)
+            return self._result(x, final, given)
         finals: list[Sequence[Tensor]] = []  # of each layer and direction
         final = [torch.empty_like(s) for s in initial]
         for layer in range(self.num_layers):
@@ -234,8 +234,11 @@ class FusedCell(Stack):
             x = torch.cat(outputs, -1) if D == 2 else outputs[0]  # (B, T, D·H)
         if differentiable:
             final = [torch.stack(members) for members in zip(*finals, strict=True)]
-        output = x if self.batch_first else x.transpose(0, 1)
-        return output, self._state_type(*(s.to(g.dtype) for s, g in zip(final, given, strict=True)))
+        return self._result(x, final, given)
+
+    def _result(self, output: Tensor, final: Sequence[Tensor], given: State) -> tuple[Tensor, State]:
+        state = self._state_type(*(s.to(g.dtype) for s, g in zip(final, given, strict=True)))
+        return (output if self.batch_first else output.transpose(0, 1)), state
 
     def _scan(
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: list[Tensor]

@@ -20,7 +20,7 @@ struct Part {
   int64_t row, column, n;
 };
 
-// Mirrored by native.FIELDS. A row of gates has G columns: i, f, g, o; in the GRU r, z, n_x, n_h, since the reset gate
+// Filled by native._fields. A row of gates has G columns: i, f, g, o; in the GRU r, z, n_x, n_h, since the reset gate
 // comes between the input's and the hidden part of n.
 template <class R> struct Scan {
   Kind kind;
@@ -228,7 +228,7 @@ static int64_t steps_at_once(size_t rows) { return std::max<int64_t>(1, 96 / int
 
 template <class E, class R> static void forward(const Scan<R> &g) {
   const int64_t H = g.H, G = g.G(), N = g.N();
-  const int threads = int(std::min(g.threads, g.B));
+  const int most = int(std::min(g.threads, g.B));
   const Rows rows(g);
   const auto parts = g.parts();
   const Packed<E> W_ih(g.I, N);
@@ -236,8 +236,9 @@ template <class E, class R> static void forward(const Scan<R> &g) {
   for (const Part &p : parts) W_hh.emplace_back(H, p.n);
   const Buffer<R> bias(G);
   g.bias(bias.p);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(most)
   {
+    const int threads = omp_get_num_threads();  // OMP_THREAD_LIMIT, say, may have left fewer
     pack(W_ih, g.w_ih, true);
     for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], g.w_hh + parts[q].row * H, true);
     const std::vector<int64_t> mine = rows.of(omp_get_thread_num(), threads);
@@ -310,23 +311,23 @@ template <class R> static void step(const Scan<R> &g) {
 
 template <class E, class R> static void backward(const Scan<R> &g) {
   const int64_t H = g.H, G = g.G(), N = g.N(), X = g.kind == PEEPHOLE ? 3 * H : g.kind == LAYERNORM ? 4 * H : 0;
-  const int threads = int(std::min(g.threads, g.B));
+  const int most = int(std::min(g.threads, g.B));
   const Rows rows(g);
   const int64_t cells = rows.start[g.B];
   const auto parts = g.parts();
   const Packed<E> W_ih(N, g.I);
   std::vector<Packed<E>> W_hh;
   for (const Part &p : parts) W_hh.emplace_back(p.n, H);
-  const Buffer<R> bias(G), zeros(H), sums(threads * (G + X));  // sums: dbias and dextra of each thread
+  const Buffer<R> bias(G), zeros(H), sums(most * (G + X));  // sums: dbias and dextra of each thread
   g.bias(bias.p);
   std::fill_n(zeros.p, H, R(0));
-  std::fill_n(sums.p, threads * (G + X), R(0));
+  std::fill_n(sums.p, most * (G + X), R(0));
   std::vector<const R *> xs(cells), hs(cells);  // of each cell: x, and h before it
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(most)
   {
     if (g.dx) pack(W_ih, g.w_ih, false);
     for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], g.w_hh + parts[q].row * H, false);
-    const int thread = omp_get_thread_num();
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     const std::vector<int64_t> mine = rows.of(thread, threads);
     const int64_t chunk = steps_at_once(mine.size());
     R *dbias = sums.p + thread * (G + X), *dextra = dbias + G;
@@ -377,7 +378,7 @@ template <class E, class R> static void backward(const Scan<R> &g) {
   }
   std::fill_n(g.dbias, G, R(0));
   std::fill_n(g.dextra, X, R(0));
-  for (R *sum = sums.p; sum < sums.p + threads * (G + X); sum += G + X) {
+  for (R *sum = sums.p; sum < sums.p + most * (G + X); sum += G + X) {
     for (int64_t j = 0; j < G; j++) g.dbias[j] += sum[j];
     for (int64_t j = 0; j < X; j++) g.dextra[j] += sum[G + j];
   }
