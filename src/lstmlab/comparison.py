@@ -153,7 +153,7 @@ def search_sweep(folder: Path, found: Found) -> None:
         if "jobs" in sweeper:
             found.typed[place] = [part for part in own if not part.startswith("seed=")]
         if not (place / "config.yaml").exists():
-            found.left_out.append(f"{place}: never began, {' '.join(own)}")
+            found.left_out.append(f"{place}: never began, {' '.join(own or job)}")
 
 
 def flat(node: dict[str, Any], run_dir: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
