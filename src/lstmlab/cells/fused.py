@@ -190,18 +190,20 @@ class FusedCell(Stack):
     ) -> tuple[Tensor, State]:
         parameter: Any = next(iter(self._parameters.values()))
         dtype = parameter.dtype
-        on_cpu = all(t.is_cpu for t in (x, parameter, *(state if isinstance(state, tuple) else ())))
         special = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        precision = native.precision(dtype) if on_cpu and not special else None
+        precision = native.precision(dtype) if x.is_cpu and parameter.is_cpu and not special else None
         if precision is None or (x.dtype != dtype and precision != "bf16"):
             return super().forward(x, state, lengths)
 
         if lengths is not None:
             lengths = lengths.cpu()
         given = self._check(x, state, lengths)
+        if not (given[0].is_cpu and given[-1].is_cpu):
+            return super().forward(x, state, lengths)
         initial = [s if s.dtype == dtype and s.is_contiguous() else s.to(dtype).contiguous() for s in given]
         weights = self._weights()
-        x = x.to(dtype)
+        if x.dtype != dtype:
+            x = x.to(dtype)
         if lengths is not None:
             lengths = lengths.long().contiguous()
         if not self.batch_first:
@@ -237,7 +239,9 @@ class FusedCell(Stack):
         return self._result(x, final, given)
 
     def _result(self, output: Tensor, final: Sequence[Tensor], given: State) -> tuple[Tensor, State]:
-        state = self._state_type(*(s.to(g.dtype) for s, g in zip(final, given, strict=True)))
+        if not given[0].dtype == given[-1].dtype == final[0].dtype:
+            final = [s.to(g.dtype) for s, g in zip(final, given, strict=True)]
+        state = self._state_type(*final)
         return (output if self.batch_first else output.transpose(0, 1)), state
 
     def _scan(
