@@ -337,25 +337,32 @@ def test_bad_input_is_refused(backend, kind):
     cell = build(backend, kind, num_layers=2)
     x = torch.randn(2, 4, IN)
     good = random_state(cell, 2)
-    with pytest.raises(ValueError, match=r"x must be \(B, T, I\).* I=3, not \(2, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"input must be \(B, T, I\).* I=3, not \(2, 4, 4\)"):
         cell(torch.randn(2, 4, IN + 1))
-    with pytest.raises(ValueError, match=r"x must be .* not \(4, 3\)"):
-        cell(x[0])
-    with pytest.raises(ValueError, match=r"x must be .* none of them 0"):
+    with pytest.raises(ValueError, match=r"input must be .* not \(2, 2, 4, 3\)"):
+        cell(x[None].expand(2, -1, -1, -1))
+    with pytest.raises(ValueError, match=r"input must be .* T at least 1"):
         cell(x[:, :0])
-    with pytest.raises(ValueError, match=r"state must be \(h.*each \(2, 2, 5\), not"):
+    with pytest.raises(ValueError, match=r"hx must be \(h \(2, 2, 5\).*, not \[\(1, 2, 5\)"):
         cell(x, tuple(s[:1] for s in good))
-    with pytest.raises(ValueError, match="state must be"):
+    with pytest.raises(ValueError, match="hx must be"):
         cell(x, (*good, good[0]))
-    with pytest.raises(ValueError, match="state must be"):
-        cell(x, good[0])
+    with pytest.raises(ValueError, match="hx must be"):
+        cell(x, good[0][:1])
+    with pytest.raises(ValueError, match=r"hx of one sequence .* has members \(L·D, H\), not \(2, 2, 5\)"):
+        cell(x[0], good)
+    with pytest.raises(
+        ValueError, match=r"hx must have the dtype of input, torch\.float64, not torch\.float32"
+    ):
+        cell(x, tuple(s.float() for s in good))
     for bad in ([0, 4], [4, 5]):
         with pytest.raises(ValueError, match=rf"lengths must be 1 to T=4, not \[{bad[0]}, {bad[1]}"):
             cell(x, None, torch.tensor(bad))
     with pytest.raises(ValueError, match=r"lengths must be \(2,\) integers"):
         cell(x, None, torch.tensor([1, 2, 3]))
-    with pytest.raises(ValueError, match="integers"):
-        cell(x, None, torch.tensor([1.0, 2.0]))
+    for wrong in ([1.0, 2.0], [True, True]):
+        with pytest.raises(ValueError, match="integers"):
+            cell(x, None, wrong)
 
 
 def test_time_first_is_named_in_the_refusal():

@@ -233,13 +233,13 @@ def test_tensors_on_two_devices_are_refused(path, elsewhere):
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize("dtype", [None, F64, torch.bfloat16])
 def test_the_state_returns_as_it_came(path, T, dtype):
-    """And as x came, if there was none."""
+    """And in the dtype of the weights, if there was none: a carried c is not rounded at each window."""
     cell, state = build("fused", 3, 5), None
     if dtype is not None:
         state = (torch.zeros(1, 4, 5, dtype=dtype), torch.zeros(1, 4, 5, dtype=dtype))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         _, found = cell(torch.randn(4, T, 3).bfloat16(), state)
-    assert {s.dtype for s in found} == {dtype or torch.bfloat16}
+    assert {s.dtype for s in found} == {dtype or torch.float32}
 
 
 @pytest.mark.parametrize("layout", ["time first", "every other step", "last axis strided", "one row for all"])

@@ -1,4 +1,4 @@
-"""The contract of every cell, and layers × directions × dropout × lengths, written once."""
+"""The contract of every cell: the call of nn.LSTM, in all its forms."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -7,30 +7,89 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import GATES, HiddenState, LSTMState
 from .init import initialise
 
 State = LSTMState | HiddenState
+Weights = Sequence[Tensor]  # of one layer and direction: weight_ih, weight_hh, bias_ih, bias_hh, a kind's own
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def is_traced() -> bool:
+    """Whether PyTorch must see operators: a compiler, a tracer, a dispatch mode (fake tensors, FLOPs), a
+    function transform (torch.func) or forward-mode differentiation is at work."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def parameter_shapes(
+    kind: str,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    num_directions: int,
+    bias: bool,
+    proj_size: int,
+) -> list[dict[str, tuple[int, ...]]]:
+    """Names and shapes of the parameters of each layer and direction, in the order of nn.LSTM."""
+    H, output_size = hidden_size, proj_size or hidden_size
+    rows = len(GATES[kind]) * H
+    layers = []
+    for layer, direction in product(range(num_layers), range(num_directions)):
+        columns = input_size if layer == 0 else num_directions * output_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, columns),
+            "weight_hh": (rows, output_size),
+        }
+        if bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if proj_size:
+            shapes |= {"weight_hr": (proj_size, H)}
+        if kind == "peephole":
+            shapes |= {"weight_ci": (H,), "weight_cf": (H,), "weight_co": (H,)}
+        if kind == "layernorm":
+            shapes |= {"gain": (rows,)}
+        suffix = f"_l{layer}" + ("_reverse" if direction == 1 else "")
+        layers.append({name + suffix: shape for name, shape in shapes.items()})
+    return layers
 
 
 class Recurrent(nn.Module):
-    """`output, state = cell(x, state=None, lengths=None)`, the call of nn.LSTM.
+    """`output, state = cell(input, hx=None, lengths=None)`, the call of nn.LSTM.
 
-    x: (B, T, I), or (T, B, I) with batch_first=False.
-    state: named tuple, each member (L·D, B, H): (h, c) for the LSTM kinds, (h,) for RNN and GRU.
-        None: zeros of the dtype and device of x. It returns in the dtype in which it came.
-    lengths: (B,) integers on any device, in any order, 1 ≤ length ≤ T; None: all T. Steps past a
-        row's length leave its state untouched, give zeros in output, and nothing there matters.
-    output: (B, T, D·H), or (T, B, D·H) with batch_first=False.
+    input: (B, T, I), or (T, B, I) with batch_first=False; (T, I) is one sequence without a batch
+        axis; or a PackedSequence. B may be 0, T may not.
+    hx: the state before the first step: a tuple or list, each member (L·D, B, H), of one sequence
+        (L·D, H): (h, c) for the LSTM kinds, (h,) or the tensor h alone for RNN and GRU. With
+        proj_size=P, h has P units in place of H. None: zeros of the weights' dtype.
+    lengths: (B,) integers, a tensor on any device, a list or a tuple, in any order,
+        1 ≤ length ≤ T; None: all T. Steps past a row's length leave its state untouched and give
+        zeros in output, and the values there are ignored.
 
-    Raises ValueError for a wrong shape, and for lengths out of range where they are on the CPU: on
-    a GPU the check would halt it, so there a longer one counts as T and a shorter one as 0.
+    output: (B, T, D·H), (T, B, D·H) with batch_first=False, (T, D·H) of one sequence, packed if the
+        input was.
+    state: after the last step, a named tuple `LSTMState` or `HiddenState`; a bare tensor, without a
+        batch axis, and in the dtype of hx, if hx was so.
+
+    Raises ValueError for a wrong shape of input, hx or a weight, for an hx of another dtype than
+    the input outside of autocast, and for lengths out of range where they are on the CPU and
+    nothing traces the call: on a GPU the check would halt it, so there a longer one counts as T
+    and a shorter one as 0.
     """
 
     input_size: int
     hidden_size: int
     num_layers: int
+    bias: bool
+    proj_size: int
     bidirectional: bool
     dropout: float
     batch_first: bool
@@ -40,6 +99,7 @@ class Recurrent(nn.Module):
     init: str
     forget_bias: float
     chrono_steps: int | None
+    _shapes: list[dict[str, tuple[int, ...]]]
 
     def reset_parameters(self) -> None:
         initialise(
@@ -59,168 +119,137 @@ class Recurrent(nn.Module):
     def _state_type(self) -> type[State]:
         return HiddenState if self.kind in ("rnn", "gru") else LSTMState
 
-    def _check(self, x: Tensor, state: State | None, lengths: Tensor | None) -> State:
-        """The given state, or zeros."""
-        dims = "(B, T, I)" if self.batch_first else "(T, B, I)"
-        sizes = x.shape
-        if len(sizes) != 3 or sizes[2] != self.input_size or 0 in sizes:
-            raise ValueError(
-                f"x must be {dims}, none of them 0, with I={self.input_size}, not {tuple(sizes)}."
-            )
-        T, B, _ = sizes
-        if self.batch_first:
-            B, T = T, B
-        if lengths is not None:
-            if lengths.shape != (B,) or lengths.is_floating_point():
-                raise ValueError(
-                    f"lengths must be ({B},) integers, one for each row of x, "
-                    f"not {tuple(lengths.shape)} {lengths.dtype}."
-                )
-            if lengths.device.type == "cpu" and not 1 <= lengths.min() <= lengths.max() <= T:
-                raise ValueError(f"lengths must be 1 to T={T}, not {lengths.tolist()}.")
-
-        shape = (self.num_layers * self._num_directions, B, self.hidden_size)
-        fields = self._state_type._fields
-        if state is None:
-            return self._state_type(*(x.new_zeros(shape) for _ in fields))
-        if not isinstance(state, tuple) or [s.shape for s in state] != [shape] * len(fields):
-            got = [tuple(s.shape) for s in state]
-            raise ValueError(f"state must be ({', '.join(fields)}), each {shape}, not {got}.")
-        return self._state_type(*state)
-
-    def _weights(self) -> list[list[Tensor]]:
-        """The parameters of each layer and direction; weight drop is done here."""
-        parameters: dict[str, Any] = self._parameters  # all there are, in order
-        weights = list(parameters.values())
-        if self.training and self.weight_drop:
-            weights = [
-                F.dropout(weight, self.weight_drop) if name.startswith("weight_hh") else weight
-                for name, weight in parameters.items()
-            ]
-        each = len(weights) // (self.num_layers * self._num_directions)
-        return [weights[k : k + each] for k in range(0, len(weights), each)]
-
-    def _dropout(self, x: Tensor, time: int) -> Tensor:
-        """Dropout between layers; variational: one mask (B, D·H) for all steps."""
-        if not self.variational:
-            return F.dropout(x, self.dropout, self.training)
-        mask = F.dropout(torch.ones_like(x.select(time, 0)), self.dropout, self.training)
-        return x * mask.unsqueeze(time)
-
-
-Scan = Callable[[Tensor, Sequence[Tensor], Tensor | None, list[Tensor]], tuple[Tensor, Sequence[Tensor]]]
-
-
-class Stack(Recurrent):
-    """Layers × directions around `_scan`, which runs one of them over all steps."""
-
-    def __init__(
+    def forward(
         self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        kind: str,
-        num_layers: int,
-        bidirectional: bool,
-        dropout: float,
-        variational: bool,
-        weight_drop: float,
-        init: str,
-        forget_bias: float,
-        chrono_steps: int | None,
-        batch_first: bool,
-    ) -> None:
-        super().__init__()
-        self.input_size = input_size
-        self.hidden_size = H = hidden_size
-        self.kind = kind
-        self.num_layers = num_layers
-        self.bidirectional = bidirectional
-        self.dropout = dropout
-        self.variational = variational
-        self.weight_drop = weight_drop
-        self.init = init
-        self.forget_bias = forget_bias
-        self.chrono_steps = chrono_steps
-        self.batch_first = batch_first
+        input: Tensor | PackedSequence,
+        hx: Sequence[Tensor] | Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Any, Any]:
+        return self._call(self._layers, input, hx, lengths)
 
-        rows = len(GATES[kind]) * H
-        for layer, direction in product(range(num_layers), range(self._num_directions)):
-            columns = input_size if layer == 0 else self._num_directions * H
-            shapes: dict[str, tuple[int, ...]] = {
-                "weight_ih": (rows, columns),
-                "weight_hh": (rows, H),
-                "bias_ih": (rows,),
-                "bias_hh": (rows,),
-            }
-            if kind == "peephole":
-                shapes |= {"weight_ci": (H,), "weight_cf": (H,), "weight_co": (H,)}
-            if kind == "layernorm":
-                shapes |= {"gain": (rows,)}
-            suffix = f"_l{layer}" + ("_reverse" if direction == 1 else "")
-            for name, shape in shapes.items():
-                self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape)))
-        self.reset_parameters()
+    def _call(self, layers: Callable, input: Any, hx: Any, lengths: Any) -> tuple[Any, Any]:
+        """`layers` on (B, T, I), whatever form input, state and lengths have."""
+        if isinstance(input, PackedSequence):
+            return self._call_packed(layers, input, hx, lengths)
+        if input.dim() == 2:
+            return self._call_unbatched(layers, input, hx, lengths)
+        bare = isinstance(hx, Tensor) and self._state_type is HiddenState
+        weights = self._weights()
+        x, state, lengths = self._checked(input, (hx,) if bare else hx, lengths, weights[0][0].dtype)
+        output, final = layers(x, state, lengths, weights)
+        if final[0].dtype is not state[0].dtype or final[-1].dtype is not state[-1].dtype:  # by autocast
+            final = [s.to(given.dtype) for s, given in zip(final, state, strict=True)]
+        if not self.batch_first:
+            output = output.transpose(0, 1)  # (T, B, D·H)
+        return output, final[0] if bare else self._state_type(*final)
 
-    def _scan(
-        self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: list[Tensor]
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """One layer in one direction, forward in time.
+    def _call_packed(
+        self, layers: Callable, packed: PackedSequence, hx: Any, lengths: Any
+    ) -> tuple[PackedSequence, Any]:
+        if lengths is not None:
+            raise ValueError("lengths are for a padded input: a PackedSequence holds its own.")
+        x, lengths = pad_packed_sequence(packed, self.batch_first)
+        output, state = self._call(layers, x, hx, lengths)
+        batch_axis = 0 if self.batch_first else 1
+        if packed.sorted_indices is not None:
+            output = output.index_select(batch_axis, packed.sorted_indices)
+            lengths = lengths[packed.sorted_indices.cpu()]
+        data, batch_sizes, _, _ = pack_padded_sequence(output, lengths, self.batch_first)
+        return PackedSequence(data, batch_sizes, packed.sorted_indices, packed.unsorted_indices), state
 
-        x (T, B, I) · state: each (B, H) · mask (T, B, 1): True within a row's length, or None ·
-        weights: the parameters as stored → h after each step (T, B, H), final state. Where the
-        mask is False, the state stays as it was.
+    def _call_unbatched(self, layers: Callable, x: Tensor, hx: Any, lengths: Any) -> tuple[Tensor, Any]:
+        batch_axis = 0 if self.batch_first else 1
+        for s in () if hx is None else (hx,) if isinstance(hx, Tensor) else hx:
+            if s.dim() != 2:
+                raise ValueError(f"hx of one sequence (T, I) has members (L·D, H), not {tuple(s.shape)}.")
+        if isinstance(hx, Tensor):
+            hx = hx.unsqueeze(1)  # (L·D, 1, H)
+        elif hx is not None:
+            hx = [s.unsqueeze(1) for s in hx]
+        output, state = self._call(layers, x.unsqueeze(batch_axis), hx, lengths)
+        if isinstance(state, Tensor):
+            return output.squeeze(batch_axis), state.squeeze(1)
+        return output.squeeze(batch_axis), self._state_type(*(s.squeeze(1) for s in state))
+
+    def _checked(
+        self, x: Tensor, state: Any, lengths: Any, dtype: torch.dtype
+    ) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
+        """x as (B, T, I), the state or zeros of `dtype`, the lengths as a tensor or None."""
+        sizes = x.shape
+        if len(sizes) != 3 or sizes[2] != self.input_size or sizes[1 if self.batch_first else 0] == 0:
+            dims = "(B, T, I)" if self.batch_first else "(T, B, I)"
+            raise ValueError(
+                f"input must be {dims} or (T, I), T at least 1 and I={self.input_size}, not {tuple(sizes)}."
+            )
+        if not self.batch_first:
+            x = x.transpose(0, 1)
+        B, T, _ = x.shape
+        if lengths is not None:
+            lengths = self._checked_lengths(lengths, B, T)
+
+        names = self._state_type._fields
+        batch = (self.num_layers * self._num_directions, B)
+        shapes = [(*batch, self.proj_size or self.hidden_size), (*batch, self.hidden_size)][: len(names)]
+        if state is None:
+            return x, [x.new_zeros(shape, dtype=dtype) for shape in shapes], lengths
+        if not isinstance(state, tuple | list) or [s.shape for s in state] != shapes:
+            got = [tuple(s.shape) for s in state]
+            expected = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes, strict=True))
+            raise ValueError(f"hx must be ({expected}), not {got}.")
+        for s in state:
+            if s.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise ValueError(f"hx must have the dtype of input, {x.dtype}, not {s.dtype}.")
+        return x, state, lengths
+
+    def _checked_lengths(self, lengths: Any, B: int, T: int) -> Tensor:
+        if not isinstance(lengths, Tensor):
+            lengths = torch.as_tensor(lengths, device="cpu")
+        if lengths.shape != (B,) or lengths.dtype not in INTEGERS:
+            raise ValueError(
+                f"lengths must be ({B},) integers, one for each row of input, "
+                f"not {tuple(lengths.shape)} {lengths.dtype}."
+            )
+        if lengths.is_cpu and B > 0 and not is_traced() and not 1 <= lengths.min() <= lengths.max() <= T:
+            raise ValueError(f"lengths must be 1 to T={T}, not {lengths.tolist()}.")
+        return lengths
+
+    def _weights(self) -> list[Weights]:
+        """The weights of each layer and direction; weight drop is done here, and bias=False is zeros.
+
+        Each is fetched by its name, as an attribute: it may be a parameter, parametrised, pruned or
+        a buffer, and `_parameters` holds only some of these, in any order.
         """
+        parameters, dtype = self._parameters, None
+        layers: list[Weights] = []
+        for shapes in self._shapes:
+            weights = []
+            for name, shape in shapes.items():
+                weight: Any = parameters.get(name)
+                if weight is None:
+                    weight = getattr(self, name)
+                if weight.shape != shape:
+                    raise ValueError(f"{name} must be {shape}, not {tuple(weight.shape)}.")
+                dtype = dtype or weight.dtype
+                if weight.dtype is not dtype and not torch.is_autocast_enabled(weight.device.type):
+                    raise ValueError(f"{name} must be {dtype} as the other weights, not {weight.dtype}.")
+                if self.training and self.weight_drop and name.startswith("weight_hh"):
+                    weight = F.dropout(weight, self.weight_drop)
+                weights.append(weight)
+            if not self.bias:
+                zeros = weights[0].new_zeros(len(weights[0]))
+                weights[2:2] = [zeros, zeros]
+            layers.append(weights)
+        return layers
+
+    def _layers(
+        self, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """x (B, T, I) through all layers → output (B, T, D·H), the final state's members."""
         raise NotImplementedError
 
-    def forward(
-        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        return self._run(self._scan, x, state, lengths)
-
-    def _run(
-        self, scan: Scan, x: Tensor, state: State | None, lengths: Tensor | None
-    ) -> tuple[Tensor, State]:
-        initial = self._check(x, state, lengths)
-        if self.batch_first:
-            x = x.transpose(0, 1)  # (T, B, I)
-        mask = None
-        if lengths is not None:
-            steps = torch.arange(x.size(0), device=x.device)
-            mask = (steps[:, None] < lengths.to(x.device, non_blocking=True)).unsqueeze(-1)
-            x = x.masked_fill(~mask, 0)  # even NaN must not reach a gradient
-
-        weights = self._weights()
-        finals: list[Sequence[Tensor]] = []
-        for layer in range(self.num_layers):
-            if layer > 0:
-                x = self._dropout(x, time=0)
-            outputs = []
-            for direction in range(self._num_directions):
-                k = layer * self._num_directions + direction
-                start = [s[k] for s in initial]
-                if direction == 0:
-                    h, final = scan(x, start, mask, weights[k])
-                else:  # a row's padding now comes first, and leaves its state untouched
-                    backwards = None if mask is None else mask.flip(0)
-                    h, final = scan(x.flip(0), start, backwards, weights[k])
-                    h = h.flip(0)
-                outputs.append(h)
-                finals.append(final)
-            x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]  # (T, B, D·H)
-            if mask is not None:
-                x = x.masked_fill(~mask, 0)
-
-        output = x.transpose(0, 1) if self.batch_first else x
-        return output, self._state_type(
-            *(
-                torch.stack(list(last)).to(first.dtype)
-                for last, first in zip(zip(*finals, strict=True), initial, strict=True)
-            )
-        )
-
-    def extra_repr(self) -> str:
-        return (
-            f"{self.kind}, {self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
-            f"bidirectional={self.bidirectional}, batch_first={self.batch_first}"
-        )
+    def _dropout(self, x: Tensor) -> Tensor:
+        """Dropout between layers, of x (B, T, D·H); variational: one mask for all steps."""
+        if not self.variational:
+            return F.dropout(x, self.dropout, self.training)
+        mask = F.dropout(torch.ones_like(x[:, 0]), self.dropout, self.training)  # (B, D·H)
+        return x * mask.unsqueeze(1)

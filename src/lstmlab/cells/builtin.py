@@ -1,19 +1,64 @@
 """nn.LSTM, nn.GRU and nn.RNN under the contract of the other cells."""
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .base import Recurrent, State
+from .base import Recurrent, Weights, parameter_shapes
+
+OPERATORS: dict[str, Any] = {"lstm": torch.lstm, "gru": torch.gru, "rnn": torch.rnn_tanh}
+
+
+def run_operator(
+    cell: Recurrent, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """`Recurrent._layers` of `cell` by PyTorch's operator, which has no variational dropout: where the cell
+    has, each layer is a call."""
+    if lengths is not None:
+        lengths = lengths.cpu()  # as pack_padded_sequence needs them
+    if not (cell.training and cell.variational and cell.dropout > 0):
+        return _run_layers(cell, x, state, lengths, weights, cell.dropout)
+    D = cell._num_directions
+    finals = []
+    for k in range(0, len(weights), D):
+        if k > 0:
+            x = cell._dropout(x)
+        start = [s[k : k + D] for s in state]
+        x, final = _run_layers(cell, x, start, lengths, weights[k : k + D], 0.0)
+        finals.append(final)
+    return x, [torch.cat(members) for members in zip(*finals, strict=True)]
+
+
+def _run_layers(
+    cell: Recurrent,
+    x: Tensor,
+    state: Sequence[Tensor],
+    lengths: Tensor | None,
+    weights: list[Weights],
+    dropout: float,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """One call of the operator, for as many layers as there are weights."""
+    operator, D = OPERATORS[cell.kind], cell._num_directions
+    flat = [weight for layer in weights for weight in layer]
+    options = (flat, True, len(weights) // D, dropout, cell.training, cell.bidirectional)
+    if lengths is None or x.size(0) == 0:
+        output, *final = operator(x, tuple(state) if len(state) == 2 else state[0], *options, True)
+        return output, final
+    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    data, batch_sizes, sorted_rows, unsorted_rows = packed
+    assert sorted_rows is not None and unsorted_rows is not None
+    state = [s.index_select(1, sorted_rows) for s in state]
+    data, *final = operator(data, batch_sizes, tuple(state) if len(state) == 2 else state[0], *options)
+    packed = PackedSequence(data, batch_sizes, sorted_rows, unsorted_rows)
+    output, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.size(1))
+    return output, [s.index_select(1, unsorted_rows) for s in final]
 
 
 class _Builtin(Recurrent):
     """What nn.LSTM, nn.GRU and nn.RNN need alike; it precedes them among the bases."""
-
-    function: ClassVar[Callable]  # the operator behind the module
 
     def __init__(
         self,
@@ -22,6 +67,8 @@ class _Builtin(Recurrent):
         *,
         kind: str,
         num_layers: int,
+        bias: bool,
+        proj_size: int,
         bidirectional: bool,
         dropout: float,
         variational: bool,
@@ -42,77 +89,32 @@ class _Builtin(Recurrent):
             input_size,
             hidden_size,
             num_layers,
+            bias=bias,
             batch_first=batch_first,
             bidirectional=bidirectional,
+            **({"proj_size": proj_size} if kind == "lstm" else {}),
         )
         self.dropout = dropout  # not above: nn.LSTM warns of dropout with one layer
-
-    def forward(
-        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        if lengths is not None:
-            lengths = lengths.cpu()  # as pack_padded_sequence needs them
-        initial = self._check(x, state, lengths)
-        weights = self._weights()
-        locked = self.training and self.variational and self.dropout > 0
-        if not locked:
-            x, final = self._call(x, initial, lengths, weights, self.dropout)
-        else:  # nn.LSTM knows no such dropout: one layer at a time
-            D = self._num_directions
-            finals = []
-            for k in range(0, len(weights), D):
-                if k > 0:
-                    x = self._dropout(x, time=1 if self.batch_first else 0)
-                start = [s[k : k + D] for s in initial]
-                x, last = self._call(x, start, lengths, weights[k : k + D], 0.0)
-                finals.append(last)
-            final = [torch.cat(layers) for layers in zip(*finals, strict=True)]
-        dtype = initial[0].dtype
-        return x, self._state_type(*(s.to(dtype) for s in final))
-
-    def _call(
-        self,
-        x: Tensor,
-        state: Sequence[Tensor],
-        lengths: Tensor | None,
-        weights: list[list[Tensor]],
-        dropout: float,
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """The operator with these weights: those of some layers, maybe with entries dropped."""
-        flat = [weight for each in weights for weight in each]
-        num_layers = len(weights) // self._num_directions
-        options = (flat, True, num_layers, dropout, self.training, self.bidirectional)
-        if lengths is None:
-            hidden = tuple(state) if len(state) == 2 else state[0]
-            output, *final = self.function(x, hidden, *options, self.batch_first)
-            return output, final
-        packed = pack_padded_sequence(x, lengths, self.batch_first, enforce_sorted=False)
-        data, batch_sizes, sorted_rows, unsorted_rows = packed
-        assert sorted_rows is not None and unsorted_rows is not None
-        state = [s.index_select(1, sorted_rows) for s in state]
-        hidden = tuple(state) if len(state) == 2 else state[0]
-        data, *final = self.function(data, batch_sizes, hidden, *options)
-        output, _ = pad_packed_sequence(
-            PackedSequence(data, batch_sizes, sorted_rows, unsorted_rows),
-            self.batch_first,
-            total_length=x.size(1 if self.batch_first else 0),
+        self._shapes = parameter_shapes(
+            kind, input_size, hidden_size, num_layers, self._num_directions, bias, proj_size
         )
-        return output, [s.index_select(1, unsorted_rows) for s in final]
+
+    def _layers(
+        self, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        return run_operator(self, x, state, lengths, weights)
 
 
-# The ignores below: the calls of nn.LSTM, nn.GRU and nn.RNN have no lengths.
-class BuiltinLSTM(_Builtin, nn.LSTM):  # type: ignore[misc]
-    function = staticmethod(torch.lstm)
+class BuiltinLSTM(_Builtin, nn.LSTM):
+    pass
 
 
-class BuiltinGRU(_Builtin, nn.GRU):  # type: ignore[misc]
-    function = staticmethod(torch.gru)
+class BuiltinGRU(_Builtin, nn.GRU):
+    pass
 
 
-class BuiltinRNN(_Builtin, nn.RNN):  # type: ignore[misc]
+class BuiltinRNN(_Builtin, nn.RNN):
     """tanh, as nn.RNN's default."""
-
-    function = staticmethod(torch.rnn_tanh)
 
 
 CELLS = {"lstm": BuiltinLSTM, "gru": BuiltinGRU, "rnn": BuiltinRNN}

@@ -5,6 +5,7 @@ CPU that does not multiply it (AVX512-BF16), `Recurrence` does, in plain PyTorch
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import native
-from .base import Stack, State
+from . import native, operators
+from .base import Weights, is_traced
+from .builtin import run_operator
+from .scratch import run_steps
+from .stack import Scan, Stack
 
 
 class Recurrence(torch.autograd.Function):
@@ -95,7 +99,8 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_hs, d_c):
-        native.refuse_second_derivative()
+        if torch.is_grad_enabled():
+            raise RuntimeError(native.NO_SECOND_DERIVATIVE)
         gates, hs, cs, normalised, norms, mask, weight_hh, own = ctx.saved_tensors
         kind = ctx.kind
         H = d_hs.size(-1)
@@ -176,78 +181,58 @@ class Recurrence(torch.autograd.Function):
 
 
 class FusedCell(Stack):
-    """Any kind of cell, fast. Differentiating it twice is refused.
+    """Any kind of cell, fast. Differentiating it twice, or in forward mode, is refused.
 
     recompute: run each layer again in the backward pass instead of storing its gates.
+    engine: auto, or plain to do without the native kernel.
     """
+
+    engine = "auto"
 
     def __init__(self, input_size: int, hidden_size: int, *, recompute: bool, **options: Any) -> None:
         super().__init__(input_size, hidden_size, **options)
         self.recompute = recompute
 
-    def forward(
-        self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, State]:
-        parameter: Any = next(iter(self._parameters.values()))
-        dtype = parameter.dtype
-        special = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        precision = native.precision(dtype) if x.is_cpu and parameter.is_cpu and not special else None
-        if precision is None or (x.dtype != dtype and precision != "bf16"):
-            return super().forward(x, state, lengths)
-
-        if lengths is not None:
-            lengths = lengths.cpu()
-        given = self._check(x, state, lengths)
-        if not (given[0].is_cpu and given[-1].is_cpu):
-            return super().forward(x, state, lengths)
-        initial = [s if s.dtype == dtype and s.is_contiguous() else s.to(dtype).contiguous() for s in given]
-        weights = self._weights()
-        if x.dtype != dtype:
-            x = x.to(dtype)
-        if lengths is not None:
-            lengths = lengths.long().contiguous()
-        if not self.batch_first:
-            x = x.transpose(0, 1)  # (B, T, I)
-        differentiable = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (x, *initial, *(w for each in weights for w in each))
-        )
-        D = self._num_directions
-        if x.size(1) == 1 and D == 1 and lengths is None and not differentiable:  # as in decoding
-            final = [torch.empty_like(s) for s in initial]
-            x = x if x.stride(-1) == 1 else x.contiguous()
-            x = native.step(self.kind, x, initial, weights, final)
-            return self._result(x, final, given)
-        finals: list[Sequence[Tensor]] = []  # of each layer and direction
-        final = [torch.empty_like(s) for s in initial]
-        for layer in range(self.num_layers):
-            if layer > 0:
-                x = self._dropout(x, time=1)
-            if x.stride(-1) != 1:
-                x = x.contiguous()
-            outputs = []
-            for k in range(layer * D, layer * D + D):
-                scan = (precision, self.kind, k % D == 1, lengths, x)
-                if differentiable:
-                    y, *last = self._stored(native.Scan.apply, *scan, *(s[k] for s in initial), *weights[k])
-                    finals.append(last)
-                else:
-                    y = native.scan(*scan, initial, weights[k], final, k)
-                outputs.append(y)
-            x = torch.cat(outputs, -1) if D == 2 else outputs[0]  # (B, T, D·H)
-        if differentiable:
-            final = [torch.stack(members) for members in zip(*finals, strict=True)]
-        return self._result(x, final, given)
-
-    def _result(self, output: Tensor, final: Sequence[Tensor], given: State) -> tuple[Tensor, State]:
-        if not given[0].dtype == given[-1].dtype == final[0].dtype:
-            final = [s.to(g.dtype) for s, g in zip(final, given, strict=True)]
-        state = self._state_type(*final)
-        return (output if self.batch_first else output.transpose(0, 1)), state
-
-    def _scan(
-        self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: list[Tensor]
+    def _layers(
+        self,
+        x: Tensor,
+        state: Sequence[Tensor],
+        lengths: Tensor | None,
+        weights: list[Weights],
+        scan: Scan | None = None,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        hs, *c = self._stored(self._recurrence, x, mask, *state, *weights)
+        if self.proj_size:
+            return run_operator(self, x, state, lengths, weights)
+        if self.engine == "plain" or not x.is_cpu:
+            return super()._layers(x, state, lengths, weights)
+        if lengths is not None:
+            lengths = lengths.cpu().long().contiguous()
+        flat = [weight for layer in weights for weight in layer]
+        precision, plain = native.admit(x, state, lengths, flat)
+        if precision is None:
+            return super()._layers(x, state, lengths, weights)
+
+        dtype = flat[0].dtype
+        x = x if x.dtype is dtype else x.to(dtype)
+        state = [s if s.dtype is dtype and s.is_contiguous() else s.to(dtype).contiguous() for s in state]
+        if self.kind == "peephole":
+            weights = [[*layer[:4], torch.cat(list(layer[4:]))] for layer in weights]
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *flat))
+        drops = self.training and self.dropout > 0 and self.num_layers > 1
+        one_step = x.size(1) == 1 and lengths is None and not self.bidirectional and not drops
+        if plain and one_step and not differentiable:  # as in decoding
+            return native.step(self.kind, x, state, weights)
+        run = native.scan if not differentiable else native.differentiable_scan
+        scan = partial(run if plain else operators.traced_scan, self.kind, precision)
+        return super()._layers(x, state, lengths, weights, self._stored(scan) if differentiable else scan)
+
+    def _steps(
+        self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        if is_traced():
+            states = [state for state, _ in run_steps(self.kind, x, state, mask, weights)]
+            return torch.stack([h for h, *_ in states]), states[-1]
+        hs, *c = self._stored(self._recurrence)(x, mask, *state, *weights)
         return hs, (hs[-1], *c)
 
     def _recurrence(self, x: Tensor, mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -265,8 +250,8 @@ class FusedCell(Stack):
         hs, last = Recurrence.apply(*args)
         return (hs,) if last is None else (hs, last)
 
-    def _stored(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The call, and what its backward pass needs: stored, or computed again there."""
+    def _stored(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, what its backward pass needs being stored, or computed again there."""
         if not self.recompute:
-            return function(*args)
-        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+            return function
+        return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)

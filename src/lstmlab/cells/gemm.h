@@ -49,7 +49,7 @@ template <class E, class R> inline E element(R first, R second) {
     auto rounded = [](R number) {
       Pair bits;
       std::memcpy(&bits, &number, sizeof bits);
-      return bits + 0x7fff + (bits >> 16 & 1);
+      return number != number ? bits | 0x400000 : bits + 0x7fff + (bits >> 16 & 1);  // NaN must not overflow
     };
     return rounded(first) >> 16 | (rounded(second) & 0xffff0000);
   }

@@ -22,8 +22,9 @@ def initialise(
     """Set a cell's parameters in place.
 
     xavier: uniform Xavier input weights (Glorot & Bengio 2010), orthogonal recurrent weights
-        (Saxe et al. 2014), both per gate; zero biases, but b_f = forget_bias in the LSTM kinds
-        (Jozefowicz et al. 2015), held by bias_ih alone: bias_hh is zero.
+        (Saxe et al. 2014), both per gate, and an orthogonal projection; zero biases, but
+        b_f = forget_bias in the LSTM kinds (Jozefowicz et al. 2015), held by bias_ih alone:
+        bias_hh is zero.
     chrono: the same weights; b_f = log(u), u ~ U(1, chrono_steps − 1), b_i = −b_f
         (Tallec & Ollivier 2018, equation 16).
     torch: U(−1/√H, 1/√H) for all, nn.LSTM's default.
@@ -52,6 +53,8 @@ def initialise(
         elif name.startswith("weight_hh"):
             for weight in per_gate.values():
                 nn.init.orthogonal_(weight, generator=generator)
+        elif name.startswith("weight_hr"):
+            nn.init.orthogonal_(value, generator=generator)
         elif name.startswith("bias_ih") and init == "chrono":
             assert chrono_steps is not None
             per_gate["f"].uniform_(1, chrono_steps - 1, generator=generator).log_()

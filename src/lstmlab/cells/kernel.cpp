@@ -20,7 +20,7 @@ struct Part {
   int64_t row, column, n;
 };
 
-// Filled by native._fields. A row of gates has G columns: i, f, g, o; in the GRU r, z, n_x, n_h, since the reset gate
+// Filled by native.py, where it is called Arguments. A row of gates has G columns: i, f, g, o; in the GRU r, z, n_x, n_h, since the reset gate
 // comes between the input's and the hidden part of n.
 template <class R> struct Scan {
   Kind kind;
@@ -34,8 +34,7 @@ template <class R> struct Scan {
   R *y;
   int64_t y_b, y_t;
   R *h, *c;      // final state (B, H)
-  R *gates;      // (cells, G): activated, layer norm: normalised; null: not wanted. backward replaces
-                 // them by the gradients of the pre-activations
+  R *gates;      // (cells, G): activated, layer norm: normalised; null: not wanted
   R *cs;         // (cells, H)
   R *norms;      // (cells, 4): layer norm's 1/σ of each gate
   const R *dy;   // null: zeros
@@ -44,7 +43,9 @@ template <class R> struct Scan {
   int64_t dx_b, dx_t;
   R *dh, *dc;    // (B, H): of the final state on entry, of the first one on return
   R *dw_ih, *dw_hh, *dbias, *dextra;
+  R *dgates;     // (cells, G): of the pre-activations; may be gates, which are then overwritten
 
+  bool has_addresses() const { return x && h0 && (c0 || !has_c()) && w_ih && w_hh && b_ih && b_hh && y; }
   bool has_c() const { return kind <= LAYERNORM; }
   int64_t G() const { return kind == RNN ? H : 4 * H; }
   int64_t N() const { return kind == GRU ? 3 * H : G(); }  // rows of W_ih and of W_hh
@@ -123,11 +124,11 @@ static void lstm_forward(R *a, const R *c_before, R *c, R *h, const R *bias, con
   }
 }
 
-// a: in what forward left, out the pre-activations' gradient. dh: in of h', dc: in of c', out of c.
+// a: what forward left, d: the pre-activations' gradient, may be a. dh: in of h', dc: in of c', out of c.
 template <Kind KIND, class R>
-static void lstm_backward(R *a, const R *norms, const R *c_before, const R *c, const R *dh, const R *dy, R *dc, const R *bias,
+static void lstm_backward(const R *a, R *d, const R *norms, const R *c_before, const R *c, const R *dh, const R *dy, R *dc, const R *bias,
                           const R *extra, R *dbias, R *dextra, R *da, int64_t H) {
-  R *to = KIND == LAYERNORM ? da : a;
+  R *to = KIND == LAYERNORM ? da : d;
 #pragma omp simd
   for (int64_t j = 0; j < H; j++) {
     R i = a[j], f = a[H + j], g = a[2 * H + j], o = a[3 * H + j];
@@ -156,13 +157,13 @@ static void lstm_backward(R *a, const R *norms, const R *c_before, const R *c, c
     to[j] = d_i, to[H + j] = d_f, to[2 * H + j] = d_g, to[3 * H + j] = d_o;
   }
   if (KIND == LAYERNORM)  // d a = (d â − mean(d â) − â mean(d â ⊙ â)) / σ
-    for (int64_t gate = 0; gate < 4; gate++, a += H, da += H) {
+    for (int64_t gate = 0; gate < 4; gate++, a += H, d += H, da += H) {
       R sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
       for (int64_t j = 0; j < H; j++) sum += da[j], dot += da[j] * a[j];
       const R mean = sum / H, slope = dot / H, norm = norms[gate];
 #pragma omp simd
-      for (int64_t j = 0; j < H; j++) a[j] = (da[j] - mean - a[j] * slope) * norm;
+      for (int64_t j = 0; j < H; j++) d[j] = (da[j] - mean - a[j] * slope) * norm;
     }
 }
 
@@ -170,9 +171,9 @@ template <class R> static void rnn_forward(const R *a, R *h, int64_t H) {
 #pragma omp simd
   for (int64_t j = 0; j < H; j++) h[j] = tanh(a[j]);
 }
-template <class R> static void rnn_backward(R *a, const R *h, const R *dh, const R *dy, R *dbias, int64_t H) {
+template <class R> static void rnn_backward(R *d, const R *h, const R *dh, const R *dy, R *dbias, int64_t H) {
 #pragma omp simd
-  for (int64_t j = 0; j < H; j++) dbias[j] += a[j] = (dh[j] + dy[j]) * (1 - h[j] * h[j]);
+  for (int64_t j = 0; j < H; j++) dbias[j] += d[j] = (dh[j] + dy[j]) * (1 - h[j] * h[j]);
 }
 
 template <class R> static void gru_forward(R *a, const R *h_before, R *h, int64_t H) {
@@ -184,13 +185,13 @@ template <class R> static void gru_forward(R *a, const R *h_before, R *h, int64_
   }
 }
 // dh: in of h', out of h as far as it is reached without the gates.
-template <class R> static void gru_backward(R *a, const R *h_before, R *dh, const R *dy, R *dbias, int64_t H) {
+template <class R> static void gru_backward(const R *a, R *d, const R *h_before, R *dh, const R *dy, R *dbias, int64_t H) {
 #pragma omp simd
   for (int64_t j = 0; j < H; j++) {
     const R r = a[j], z = a[H + j], n = a[2 * H + j], dh_j = dh[j] + dy[j];
     const R d_n = dh_j * (1 - z) * (1 - n * n), d_z = dh_j * (h_before[j] - n) * z * (1 - z);
     const R d_r = d_n * a[3 * H + j] * r * (1 - r), d_nh = d_n * r;
-    a[j] = d_r, a[H + j] = d_z, a[2 * H + j] = d_n, a[3 * H + j] = d_nh;
+    d[j] = d_r, d[H + j] = d_z, d[2 * H + j] = d_n, d[3 * H + j] = d_nh;
     dbias[j] += d_r, dbias[H + j] += d_z, dbias[2 * H + j] += d_n, dbias[3 * H + j] += d_nh;
     dh[j] = dh_j * z;
   }
@@ -340,30 +341,31 @@ template <class E, class R> static void backward(const Scan<R> &g) {
       for (size_t i = 0; i < active; i++) {
         const int64_t b = mine[i], cell = rows.start[b] + s;
         xs[cell] = g.x_at(b, s), hs[cell] = g.h_before(b, s);
-        R *a = g.gates + cell * G, *dh = g.dh + b * H, *dc = g.dc + b * H;
+        R *d = g.dgates + cell * G, *dh = g.dh + b * H, *dc = g.dc + b * H;
+        const R *a = g.gates + cell * G;
         const R *c = g.cs + cell * H, *c_before = s ? c - H : g.c0 + b * H, *norms = g.norms + 4 * cell;
         const R *dy = g.dy ? g.dy + b * g.dy_b + g.time(b, s) * g.dy_t : zeros.p;
         auto lstm = [&](auto backward) {
-          backward(a, norms, c_before, c, dh, dy, dc, bias.p, g.extra, dbias, dextra, da.p, H);
+          backward(a, d, norms, c_before, c, dh, dy, dc, bias.p, g.extra, dbias, dextra, da.p, H);
         };
         switch (g.kind) {
           case LSTM: lstm(lstm_backward<LSTM, R>); break;
           case PEEPHOLE: lstm(lstm_backward<PEEPHOLE, R>); break;
           case LAYERNORM: lstm(lstm_backward<LAYERNORM, R>); break;
-          case RNN: rnn_backward(a, g.y_at(b, s), dh, dy, dbias, H); break;
-          case GRU: gru_backward(a, hs[cell], dh, dy, dbias, H); break;
+          case RNN: rnn_backward(d, g.y_at(b, s), dh, dy, dbias, H); break;
+          case GRU: gru_backward(a, d, hs[cell], dh, dy, dbias, H); break;
         }
       }
       for (size_t q = 0; q < parts.size(); q++) {
         for (size_t i = 0; i < active; i++)
-          from[i] = g.gates + (rows.start[mine[i]] + s) * G + parts[q].column, to[i] = g.dh + mine[i] * H;
+          from[i] = g.dgates + (rows.start[mine[i]] + s) * G + parts[q].column, to[i] = g.dh + mine[i] * H;
         multiply<R>(from.data(), W_hh[q], to.data(), active, nullptr, g.kind == GRU);
       }
       if (g.dx && s % chunk == 0) {
         int64_t n = 0;
         for (size_t i = 0; i < active; i++)
           for (int64_t u = s; u < std::min(s + chunk, g.length(mine[i])); u++, n++) {
-            from[n] = g.gates + (rows.start[mine[i]] + u) * G;
+            from[n] = g.dgates + (rows.start[mine[i]] + u) * G;
             to[n] = g.dx + mine[i] * g.dx_b + g.time(mine[i], u) * g.dx_t;
           }
         multiply<R>(from.data(), W_ih, to.data(), n, nullptr, false);
@@ -372,9 +374,9 @@ template <class E, class R> static void backward(const Scan<R> &g) {
     for (int64_t b : mine)
       for (int64_t t = g.length(b); g.dx && t < g.T; t++) std::fill_n(g.dx + b * g.dx_b + t * g.dx_t, g.I, R(0));
 #pragma omp barrier
-    if (g.dw_ih) outer<E>(g.gates, G, N, xs.data(), g.I, cells, g.dw_ih, thread, threads);
+    if (g.dw_ih) outer<E>(g.dgates, G, N, xs.data(), g.I, cells, g.dw_ih, thread, threads);
     for (const Part &p : parts)
-      if (g.dw_hh) outer<E>(g.gates + p.column, G, p.n, hs.data(), H, cells, g.dw_hh + p.row * H, thread, threads);
+      if (g.dw_hh) outer<E>(g.dgates + p.column, G, p.n, hs.data(), H, cells, g.dw_hh + p.row * H, thread, threads);
   }
   std::fill_n(g.dbias, G, R(0));
   std::fill_n(g.dextra, X, R(0));
@@ -384,17 +386,27 @@ template <class E, class R> static void backward(const Scan<R> &g) {
   }
 }
 
-template <class E, class R> static void forward_each(const Scan<R> *g, int n) {
-  for (const Scan<R> *end = g + n; g < end; g++) g->T == 1 && !g->gates ? step(*g) : forward<E>(*g);
+// 0, or 1 if a tensor has no address.
+template <class E, class R> static int forward_each(const Scan<R> *g, int n) {
+  for (const Scan<R> *end = g + n; g < end; g++) {
+    if (!g->has_addresses()) return 1;
+    g->T == 1 && !g->gates ? step(*g) : forward<E>(*g);
+  }
+  return 0;
+}
+template <class E, class R> static int backward_one(const Scan<R> *g) {
+  if (!g->has_addresses() || !g->gates || !g->dgates || !g->dh) return 1;
+  backward<E>(*g);
+  return 0;
 }
 
 extern "C" {  // n scans, one after the other
-void forward_f32(const Scan<float> *g, int n) { forward_each<float>(g, n); }
-void forward_f64(const Scan<double> *g, int n) { forward_each<double>(g, n); }
-void backward_f32(const Scan<float> *g, int) { backward<float>(*g); }
-void backward_f64(const Scan<double> *g, int) { backward<double>(*g); }
+int forward_f32(const Scan<float> *g, int n) { return forward_each<float>(g, n); }
+int forward_f64(const Scan<double> *g, int n) { return forward_each<double>(g, n); }
+int backward_f32(const Scan<float> *g, int) { return backward_one<float>(g); }
+int backward_f64(const Scan<double> *g, int) { return backward_one<double>(g); }
 #ifdef __AVX512BF16__
-void forward_bf16(const Scan<float> *g, int n) { forward_each<Pair>(g, n); }
-void backward_bf16(const Scan<float> *g, int) { backward<Pair>(*g); }
+int forward_bf16(const Scan<float> *g, int n) { return forward_each<Pair>(g, n); }
+int backward_bf16(const Scan<float> *g, int) { return backward_one<Pair>(g); }
 #endif
 }

@@ -1,195 +1,149 @@
 """The recurrence in native code, on the CPU: float32, float64 and, where the CPU has them, bf16 products.
 
-`kernel.cpp` is compiled on first use, in some seconds, into the user's cache folder ($XDG_CACHE_HOME or
-~/.cache).
+The kernel gets addresses and trusts them: `admit` says which tensors it may have.
 """
 
 import ctypes
-import functools
-import hashlib
-import os
-import struct
-import subprocess
-import tempfile
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .base import is_traced
+from .library import library
 
 T = TypeVar("T")
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "gemm.h")]
-# Not -march=native: what lies in a cache folder must run on each machine that shares it.
-CPU_FLAGS = {"AVX512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
-FLAGS = [
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-fopenmp",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fno-signed-zeros",
-]
-
-if torch.cpu._is_avx512_bf16_supported():
-    CPU_FLAGS["AVX512"].append("-mavx512bf16")
-
-KINDS = ("lstm", "peephole", "layernorm", "rnn", "gru")  # as numbered in kernel.cpp
+KINDS = {"lstm": 0, "peephole": 1, "layernorm": 2, "rnn": 3, "gru": 4}  # as numbered in kernel.cpp
 PRECISIONS = {torch.float32: "f32", torch.float64: "f64"}  # of a tensor's products; under autocast "bf16"
+CAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast converts
+NO_SECOND_DERIVATIVE = "cell=fused has no second derivative (create_graph, hessian): use cell=scratch."
 
 
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernel; None, said once, where there is no compiler that can build it."""
-    compiler = os.environ.get("CXX") or "c++"
-    flags = FLAGS + CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
-    key = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES) + repr(flags).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lstmlab"
-    target = cache / f"kernel-{key.hexdigest()[:16]}.so"
-    try:
-        if not target.exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                compiled, linked = Path(folder, "kernel.o"), Path(folder, "kernel.so")
-                # Linked without OpenMP: torch has loaded its own, whose threads are those to use.
-                for command in (
-                    [compiler, *flags, "-c", str(SOURCES[0]), "-o", str(compiled)],
-                    [compiler, "-shared", str(compiled), "-o", str(linked)],
-                ):
-                    subprocess.run(command, check=True, capture_output=True, text=True)
-                os.replace(linked, target)  # at once, whoever else may be compiling
-        return ctypes.CDLL(str(target))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        # Not logging: Hydra's settings may have switched that off
-        warnings.warn(
-            f"cell=fused runs its plain path: {compiler} cannot build the native kernel ({reason})",
-            stacklevel=2,
-        )
-        return None
+class Arguments(ctypes.Structure):
+    """`Scan` in kernel.cpp, which says what each field is; fields that are not given are 0, or null."""
+
+    # fmt: off
+    _fields_ = [(name, ctypes.c_int64) for name in (
+        "kind", "B", "T", "I", "H", "reverse", "threads", "lengths", "x", "x_b", "x_t", "h0", "c0",
+        "w_ih", "w_hh", "b_ih", "b_hh", "extra", "y", "y_b", "y_t", "h", "c", "gates", "cs", "norms",
+        "dy", "dy_b", "dy_t", "dx", "dx_b", "dx_t", "dh", "dc",
+        "dw_ih", "dw_hh", "dbias", "dextra", "dgates",
+    )]
+    # fmt: on
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether the numbers of each tensor are those that stand at its address, which is one of the CPU."""
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_cpu or tensor.is_neg():
+            return False
+    return True
+
+
+def admit(
+    x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[str | None, bool]:
+    """The precision in which the kernel takes these tensors, None if it does not; and whether it may have
+    them as they are, or only through an operator, for which PyTorch makes them plain (`operators`).
+
+    weights: of all layers. Shapes have been checked: `Recurrent._checked`, `Recurrent._weights`.
+    """
+    tensors = [x, *state, *weights] if lengths is None else [x, *state, *weights, lengths]
+    plain = not is_traced() and are_plain(tensors)
+    if x.numel() == 0 or not (plain or all(tensor.is_cpu for tensor in tensors)):
+        return None, False
+    dtype = weights[0].dtype
+    how = precision(dtype)
+    if how == "bf16":  # x and state are cast
+        fits = x.dtype in CAST and all(weight.dtype is dtype for weight in weights)
+    else:  # the weights are of one dtype, or `Recurrent._weights` had refused them
+        fits = x.dtype is state[0].dtype is state[-1].dtype is dtype
+    return (how, plain) if fits else (None, False)
 
 
 def precision(dtype: torch.dtype) -> str | None:
-    """What the kernel computes the products of tensors of this type in; None: it has none for them.
+    """What the kernel computes the products of weights of this type in; None: it has none for them.
 
     In bf16 autocast float32's products are of bf16, summed in float32; all else stays float32.
     """
-    if library() is None:
-        return None
     if not torch.is_autocast_enabled("cpu"):
-        return PRECISIONS.get(dtype)
-    cast = (dtype, torch.get_autocast_dtype("cpu")) == (torch.float32, torch.bfloat16)
-    return "bf16" if cast and hasattr(library(), "forward_bf16") else None
+        name = PRECISIONS.get(dtype)
+    else:
+        cast = (dtype, torch.get_autocast_dtype("cpu")) == (torch.float32, torch.bfloat16)
+        name = "bf16" if cast else None
+    return name if name and is_compiled(name) else None
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _strided(tensor: Tensor | None) -> tuple[int, ...]:
-    """Of (B, T, ·): the address, and the strides of B and T."""
-    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride()[:2])
-
-
-def _operands(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """W_ih, W_hh, b_ih, b_hh, a kind's own ones in one: to be held while the kernel runs; their addresses."""
-    held = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
-    if len(held) > 4:
-        held[4:] = [torch.cat(held[4:])]
-    addresses = [weight.data_ptr() for weight in held]
-    return held, addresses if len(held) > 4 else [*addresses, 0]
-
-
-def _fields(
-    kind: str,
-    shape: Sequence[int],
-    reverse: bool,
-    lengths: Tensor | None,
-    x: Sequence[int],
-    initial: Sequence[int],
-    operands: Sequence[int],
-    y: Sequence[int],
-    *rest: int,
-) -> bytes:
-    """Scan in kernel.cpp. shape: B, T, I, H · x, y: see `_strided` · initial: the addresses of h and c ·
-    operands: those of W_ih … · rest: what follows y."""
-    fields = (
-        *(KINDS.index(kind), *shape, reverse, torch.get_num_threads(), _address(lengths)),
-        *(*x, *initial, *(0,) * (2 - len(initial))),
-        *(*operands, *y, *rest),
-    )
-    return struct.pack("38q", *fields, *(0,) * (38 - len(fields)))
-
-
-def _call(function: str, precision: str, *scans: bytes) -> None:
-    getattr(library(), f"{function}_{precision}")(b"".join(scans), len(scans))
+@torch.compiler.assume_constant_result
+def is_compiled(precision: str) -> bool:
+    return hasattr(library(), f"forward_{precision}")
 
 
 def scan(
-    precision: str,
     kind: str,
-    reverse: bool,
-    lengths: Tensor | None,
+    precision: str,
     x: Tensor,
-    initial: Sequence[Tensor],
+    state: Sequence[Tensor],
+    lengths: Tensor | None,
     weights: Sequence[Tensor],
-    final: Sequence[Tensor],
-    k: int = 0,
-    kept: Sequence[Tensor | None] = (),
-) -> Tensor:
-    """One layer in one direction → h after each step (B, T, H), zeros past a row's length.
+    reverse: bool,
+    buffers: Sequence[Tensor | None] = (None, None, None),
+) -> tuple[Tensor, list[Tensor]]:
+    """One layer in one direction → h after each step (B, T, H), zeros past a row's length; the final state.
 
-    precision: see `precision` · lengths: (B,) int64, or None · x: (B, T, I), contiguous in I · weights:
-    the parameters as stored · initial, final: the k-th (B, H) of each of these tensors is read, and
-    written · kept: for `Scan`.
+    precision: see `precision` · x: (B, T, I) · state: each (B, H), contiguous · lengths: (B,) int64,
+    contiguous, or None · weights: W_ih, W_hh, b_ih, b_hh and a kind's own, those of peephole as one (3H,) ·
+    buffers: see `empty_buffers`; they are filled.
     """
-    y = x.new_empty(x.size(0), x.size(1), initial[0].size(-1))
-    skip = k * initial[0].stride(0) * x.element_size()
-    start = [state.data_ptr() + skip for state in initial]
-    end = [state.data_ptr() + skip for state in final]
-    end += [0] * (2 - len(end))
-    _held, operands = _operands(weights)
-    shape = (*x.shape, y.size(-1))
-    fields = (kind, shape, reverse, lengths, _strided(x), start, operands, _strided(y))
-    _call("forward", precision, _fields(*fields, *end, *map(_address, kept)))
-    return y
+    x = _contiguous_rows(x)
+    (B, T, I), H = x.shape, state[0].size(-1)
+    y, final = x.new_empty(B, T, H), [torch.empty_like(s) for s in state]
+    (x_b, x_t, _), (h0, c0), (h, c) = x.stride(), _addresses(state), _addresses(final)
+    _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
+    gates, cs, norms = map(_address, buffers)
+    arguments = Arguments(
+        kind=KINDS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
+        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
+        w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
+        y=y.data_ptr(), y_b=T * H, y_t=H, h=h, c=c, gates=gates, cs=cs, norms=norms,
+    )  # fmt: skip
+    _call("forward", precision, arguments)
+    return y, final
 
 
 def step(
-    kind: str,
-    x: Tensor,
-    initial: Sequence[Tensor],
-    weights: Sequence[Sequence[Tensor]],
-    final: Sequence[Tensor],
-) -> Tensor:
-    """One step of a stack of layers in one call → h of the last one (B, 1, H).
+    kind: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Sequence[Tensor]]
+) -> tuple[Tensor, list[Tensor]]:
+    """One step of a stack of layers in one call → h of the last one (B, 1, H); the state after it.
 
-    x: (B, 1, I), contiguous in I · initial, final: (L, B, H) each; the latter is written · weights: of
-    each layer, as stored.
+    x: (B, 1, I) · state: (L, B, H) each, contiguous · weights: of each layer, see `scan`.
     """
-    B, _, I = x.shape
-    H = initial[0].size(-1)
-    y = torch.empty(B, 1, H, dtype=x.dtype)
-    start, end = [s.data_ptr() for s in initial], [s.data_ptr() for s in final]
-    source, top, held, scans = _strided(x), len(weights) - 1, [], []
+    x = _contiguous_rows(x)
+    (B, _, I), H = x.shape, state[0].size(-1)
+    y, final = x.new_empty(B, 1, H), [torch.empty_like(s) for s in state]
+    (h0, c0), (h, c) = _addresses(state), _addresses(final)
+    source, x_b, size = x.data_ptr(), x.stride(0), B * H * x.element_size()
+    number, threads, held, calls = KINDS[kind], torch.get_num_threads(), [], []
     for k, layer in enumerate(weights):
-        tensors, operands = _operands(layer)
+        tensors, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(layer)
         held.append(tensors)
-        to = _strided(y) if k == top else (end[0], H, H)
-        scans.append(_fields(kind, (B, 1, I, H), False, None, source, start, operands, to, *end))
-        source, I = to, H
-        size = B * H * x.element_size()
-        start, end = [address + size for address in start], [address + size for address in end]
-    _call("forward", PRECISIONS[x.dtype], *scans)
-    return y
+        target = y.data_ptr() if k == len(weights) - 1 else h
+        calls.append(
+            Arguments(
+                kind=number, B=B, T=1, I=I, H=H, threads=threads, x=source, x_b=x_b, h0=h0, c0=c0,
+                w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra, y=target, y_b=H, h=h, c=c,
+            )
+        )  # fmt: skip
+        source, x_b, I = target, H, H
+        h0, c0, h, c = h0 + size, c0 + size, h + size, c + size
+    _call("forward", PRECISIONS[x.dtype], *calls)
+    return y, final
 
 
-def _buffers(kind: str, lengths: Tensor | None, x: Tensor, H: int) -> list[Tensor | None]:
-    """What backward needs: gates, c, and layer norm's 1/σ, of each cell of the unpadded batch."""
-    cells = x.size(0) * x.size(1) if lengths is None else int(lengths.sum())
+def empty_buffers(kind: str, cells: int, x: Tensor, H: int) -> list[Tensor | None]:
+    """For what forward keeps for backward of each cell of the unpadded batch: gates, c, layer norm's 1/σ."""
     return [
         x.new_empty(cells, H if kind == "rnn" else 4 * H),
         None if kind in ("rnn", "gru") else x.new_empty(cells, H),
@@ -197,80 +151,160 @@ def _buffers(kind: str, lengths: Tensor | None, x: Tensor, H: int) -> list[Tenso
     ]
 
 
-def refuse_second_derivative() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError("The fused cell has no second derivative (create_graph=True): use cell=scratch.")
+def scan_backward(
+    kind: str,
+    precision: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    lengths: Tensor | None,
+    weights: Sequence[Tensor],
+    reverse: bool,
+    needs: Sequence[bool],
+    y: Tensor,
+    buffers: Sequence[Tensor | None],
+    dgates: Tensor,
+    dy: Tensor | None,
+    d_final: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of x, of each member of the state and of each weight, given those of y and of the final
+    state (None: zeros).
+
+    needs: of x, W_ih and W_hh; the others come at no cost · buffers: what `scan` filled · dgates: memory like
+    that of the gates; if it is theirs, they are overwritten.
+    """
+    x = _contiguous_rows(x)
+    (B, T, I), (rows, H) = x.shape, weights[1].shape
+    # Not empty_like: x or a weight may have other strides than those in which the kernel writes
+    dx = x.new_empty(B, T, I) if needs[0] else None
+    dw_ih = x.new_empty(rows, I) if needs[1] else None
+    dw_hh = x.new_empty(rows, H) if needs[2] else None
+    d_state = [
+        torch.zeros_like(s) if d is None else d.clone(memory_format=torch.contiguous_format)
+        for d, s in zip(d_final, state, strict=True)
+    ]
+    d_bias = x.new_empty(dgates.size(1))
+    d_extra: list[Tensor | None] = [x.new_empty(weight.numel()) for weight in weights[4:]]
+    (x_b, x_t, _), (y_b, y_t, _) = x.stride(), y.stride()
+    (h0, c0), (dh, dc), (gates, cs, norms) = _addresses(state), _addresses(d_state), map(_address, buffers)
+    _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
+    arguments = Arguments(
+        kind=KINDS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
+        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
+        w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
+        y=y.data_ptr(), y_b=y_b, y_t=y_t, gates=gates, cs=cs, norms=norms, dh=dh, dc=dc,
+        dx=_address(dx), dx_b=T * I, dx_t=I, dw_ih=_address(dw_ih), dw_hh=_address(dw_hh),
+        dbias=d_bias.data_ptr(), dextra=_address(d_extra[0] if d_extra else None), dgates=dgates.data_ptr(),
+    )  # fmt: skip
+    if dy is not None:
+        dy = _contiguous_rows(dy)
+        arguments.dy, (arguments.dy_b, arguments.dy_t, _) = dy.data_ptr(), dy.stride()
+    _call("backward", precision, arguments)
+    db_ih, db_hh = d_bias, d_bias.clone()
+    if kind == "gru":  # r, z and the two halves of n
+        db_ih, db_hh = d_bias[: 3 * H], torch.cat([d_bias[: 2 * H], d_bias[3 * H :]])
+    return [dx, *d_state, dw_ih, dw_hh, db_ih, db_hh, *d_extra]
+
+
+def _call(function: str, precision: str, *calls: Arguments) -> None:
+    if getattr(library(), f"{function}_{precision}")((Arguments * len(calls))(*calls), len(calls)):
+        raise RuntimeError("cell=fused was given a tensor that has no memory of its own.")
+
+
+def _contiguous_rows(x: Tensor) -> Tensor:
+    """x (B, T, ·) as the kernel takes it: contiguous in the last axis, the strides of B and T being free."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _operands(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """The weights as the kernel reads them, to be held while it runs, and their addresses, five in all."""
+    held = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
+    addresses = [weight.data_ptr() for weight in held]
+    return held, addresses if len(held) == 5 else [*addresses, 0]
+
+
+def _addresses(state: Sequence[Tensor]) -> tuple[int, int]:
+    """Of h and c."""
+    return state[0].data_ptr(), state[1].data_ptr() if len(state) == 2 else 0
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def differentiable_scan(
+    kind: str,
+    precision: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    lengths: Tensor | None,
+    weights: Sequence[Tensor],
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    y, *final = Scan.apply(kind, precision, _contiguous_rows(x), lengths, reverse, *state, *weights)
+    return y, final
 
 
 class Scan(torch.autograd.Function):
-    """`scan` with its own backward pass: (y, *final state) of tensors = (*initial state, *weights).
+    """`scan` with its own backward pass: (y, *final state) of tensors = (*state, *weights).
 
     Backward writes the gates' gradients over the gates; asked again, it runs forward again.
     """
 
     @staticmethod
-    def forward(ctx, precision, kind, reverse, lengths, x, *tensors):
+    def forward(ctx, kind, precision, x, lengths, reverse, *tensors):
         state, weights = split(kind, tensors)
-        kept = _buffers(kind, lengths, x, state[0].size(-1))
-        final = [torch.empty_like(s) for s in state]
-        y = scan(precision, kind, reverse, lengths, x, state, weights, final, kept=kept)
-        ctx.how, ctx.gates_overwritten = (precision, kind, reverse), False
-        ctx.save_for_backward(lengths, x, y, *kept, *tensors)
+        cells = x.size(0) * x.size(1) if lengths is None else int(lengths.sum())
+        buffers = empty_buffers(kind, cells, x, state[0].size(-1))
+        y, final = scan(kind, precision, x, state, lengths, weights, reverse, buffers)
+        saved = (x, lengths, y, *buffers, *tensors)
+        hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        ctx.described = [_description(tensor) for tensor in saved] if hooked else None
+        ctx.how, ctx.gates_overwritten = (kind, precision, reverse), False
+        ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         return y, *final
 
     @staticmethod
     def backward(ctx, dy, *d_final):
-        refuse_second_derivative()
-        lengths, x, y, gates, cs, norms, *tensors = ctx.saved_tensors
-        (precision, kind, reverse), kept = ctx.how, [gates, cs, norms]
-        state, weights = split(kind, tensors)
-        H = state[0].size(-1)
+        if torch.is_grad_enabled():
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
+        dy, *d_state = map(_plain_gradient, (dy, *d_final))
+        saved: list[Any] = list(ctx.saved_tensors)
+        if ctx.described is not None:
+            if ctx.described != [_description(tensor) for tensor in saved]:
+                raise RuntimeError(
+                    "A hook on saved tensors changed their shape, dtype or device: cell=fused."
+                )
+            saved = [None if tensor is None else tensor.contiguous() for tensor in saved]
+        x, lengths, y, *rest = saved
+        kind, precision, reverse = ctx.how
+        buffers = rest[:3]
+        state, weights = split(kind, rest[3:])
+        scanned = (kind, precision, x, state, lengths, weights, reverse)
         if ctx.gates_overwritten:
-            kept = _buffers(kind, lengths, x, H)
-            unwanted = [torch.empty_like(s) for s in state]
-            scan(precision, kind, reverse, lengths, x, state, weights, unwanted, kept=kept)
+            buffers = empty_buffers(kind, len(buffers[0]), x, y.size(-1))
+            scan(*scanned, buffers)
         ctx.gates_overwritten = True
+        _, _, x_needs, _, _, *needs = ctx.needs_input_grad
+        needs = (x_needs, *split(kind, needs)[1][:2])
+        dx, *gradients = scan_backward(*scanned, needs, y, buffers, buffers[0], dy, d_state)
+        return None, None, dx, None, None, *gradients
 
-        _, _, _, _, x_needs, *needs = ctx.needs_input_grad
-        _, weights_need = split(kind, needs)
-        if dy is not None and dy.stride(-1) != 1:
-            dy = dy.contiguous()
-        dx = torch.empty_like(x) if x_needs else None
-        d_state = [
-            torch.zeros_like(s) if d is None else d.clone(memory_format=torch.contiguous_format)
-            for d, s in zip(d_final, state, strict=True)
-        ]
-        dw_ih, dw_hh = (
-            torch.empty_like(w) if need else None
-            for w, need in zip(weights[:2], weights_need[:2], strict=True)
+
+def _description(tensor: Tensor | None) -> Any:
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
+
+
+def _plain_gradient(gradient: Tensor | None) -> Tensor | None:
+    if gradient is None:
+        return None
+    gradient = gradient.resolve_neg()
+    if torch._C._functorch.is_legacy_batchedtensor(gradient) or not are_plain([gradient]):
+        raise RuntimeError(
+            "cell=fused, called with plain tensors, cannot differentiate by other ones (is_grads_batched, "
+            "vectorize=True): use torch.func.vmap around the call too, or cell=scratch."
         )
-        d_bias = x.new_empty(kept[0].size(1))
-        d_own = x.new_empty(sum(w.numel() for w in weights[4:]))
-        out = (dw_ih, dw_hh, d_bias, d_own)
-        start = [s.data_ptr() for s in state]
-        _held, operands = _operands(weights)
-        fields = _fields(
-            *(kind, (*x.shape, H), reverse, lengths, _strided(x), start, operands, _strided(y), 0, 0),
-            *(*map(_address, kept), *_strided(dy), *_strided(dx)),
-            *(*[d.data_ptr() for d in d_state], *(0,) * (2 - len(d_state)), *map(_address, out)),
-        )
-        _call("backward", precision, fields)
-        d_biases = [d_bias, d_bias]
-        if kind == "gru":  # r, z and the two halves of n
-            d_biases = [d_bias[: 3 * H], torch.cat([d_bias[: 2 * H], d_bias[3 * H :]])]
-        return (
-            None,
-            None,
-            None,
-            None,
-            dx,
-            *d_state,
-            dw_ih,
-            dw_hh,
-            *d_biases,
-            *d_own.split([w.numel() for w in weights[4:]]),
-        )
+    return gradient
 
 
 def split(kind: str, tensors: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:

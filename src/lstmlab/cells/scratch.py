@@ -4,7 +4,7 @@
 side. Stored biases come in pairs, whose sum is the equations' one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
-from .base import Stack, State
+from .base import State
+from .stack import Stack
 
 Step = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # the new state, and the gates
 
@@ -114,6 +115,21 @@ class LayerNorm:
         return (h, c), {"i": i, "f": f, "g": g, "o": o}
 
 
+class ProjectedLSTM(LSTM):
+    """Sak et al. 2014: an LSTM whose hidden state is projected to P units, h' = W_hr·(o ⊙ tanh(c'))."""
+
+    def __init__(
+        self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, weight_hr: Tensor
+    ):
+        super().__init__(weight_ih, weight_hh, bias_ih, bias_hh)
+        self.W_hr = weight_hr
+
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> Step:
+        """x (B, I), h (B, P), c (B, H)."""
+        (h, c), gates = super().__call__(x, h, c)
+        return (linear(h, self.W_hr), c), gates
+
+
 class RNN:
     """Elman 1990: h' = tanh(W·[h, x] + b)."""
 
@@ -161,31 +177,38 @@ STEPS: dict[str, Any] = {
 }
 
 
+def run_steps(
+    kind: str, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Sequence[Tensor]
+) -> Iterator[Step]:
+    """The equations over x (T, B, I): the state after each step, and its gates; see `Stack._steps`."""
+    step = (ProjectedLSTM if kind == "lstm" and len(weights) == 5 else STEPS[kind])(*weights)
+    for t, x_t in enumerate(x):
+        new, gates = step(x_t, *state)
+        if mask is not None:
+            new = tuple(torch.where(mask[t], n, s) for n, s in zip(new, state, strict=True))
+        state = new
+        yield new, gates
+
+
 class ScratchCell(Stack):
     """Any kind of cell, step by step; autograd finds the gradients."""
 
-    def _scan(
+    def _steps(
         self,
         x: Tensor,
         state: Sequence[Tensor],
         mask: Tensor | None,
-        weights: list[Tensor],
+        weights: Sequence[Tensor],
         traces: list[dict[str, Tensor]] | None = None,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        step = STEPS[self.kind](*weights)
-        outputs = []
-        steps = []
-        for t, x_t in enumerate(x):
-            new, gates = step(x_t, *state)
-            if mask is not None:
-                new = tuple(torch.where(mask[t], n, s) for n, s in zip(new, state, strict=True))
-            state = new
-            outputs.append(state[0])
+        outputs, steps = [], []
+        for final, gates in run_steps(self.kind, x, state, mask, weights):
+            outputs.append(final[0])
             if traces is not None:
-                steps.append(gates | dict(zip(self._state_type._fields, state, strict=True)))
+                steps.append(gates | dict(zip(self._state_type._fields, final, strict=True)))
         if traces is not None:
-            traces.append({name: torch.stack([s[name] for s in steps]) for name in steps[0]})
-        return torch.stack(outputs), state
+            traces.append({name: torch.stack([step[name] for step in steps]) for name in steps[0]})
+        return torch.stack(outputs), final
 
     def trace(
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
@@ -196,7 +219,8 @@ class ScratchCell(Stack):
         c are those after the step. Past a row's length: zeros.
         """
         traces: list[dict[str, Tensor]] = []  # one a layer and direction, each (T, B, H)
-        output, final = self._run(partial(self._scan, traces=traces), x, state, lengths)
+        scan = partial(self._scan, steps=partial(self._steps, traces=traces))
+        output, final = self._call(partial(self._layers, scan=scan), x, state, lengths)
         D = self._num_directions
         for backwards in traces[1::2] if D == 2 else []:
             backwards.update({name: values.flip(0) for name, values in backwards.items()})

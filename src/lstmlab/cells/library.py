@@ -1,0 +1,107 @@
+"""The native kernel's library: compiled on first use, in some seconds, and kept in the user's cache folder
+($XDG_CACHE_HOME or ~/.cache), under a name with digests of what it was compiled from and of its bytes.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "gemm.h")]
+# Not -march=native: what lies in a cache folder must run on each machine that shares it.
+CPU_FLAGS = {"AVX512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+]
+
+if torch.cpu._is_avx512_bf16_supported():
+    CPU_FLAGS["AVX512"].append("-mavx512bf16")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernel; None, said once, where the cache holds none and no compiler can build it."""
+    flags = FLAGS + CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
+    key = digest(b"".join(source.read_bytes() for source in SOURCES) + repr(flags).encode())
+    try:
+        return load(key) or build(key, flags)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        # Not logging: Hydra's settings may have switched that off
+        warnings.warn(
+            f"cell=fused runs its plain path: {compiler()[0]} cannot build the native kernel ({reason})",
+            stacklevel=2,
+        )
+        return None
+
+
+def load(key: str) -> ctypes.CDLL | None:
+    """From the cache, its bytes checked first: loading a file that was cut short can end the process."""
+    try:
+        for path in cache_folder().glob(f"kernel-{key}-*.so"):
+            if path.stem.endswith(digest(path.read_bytes())):
+                return ctypes.CDLL(str(path))
+            path.unlink()
+    except (OSError, RuntimeError):
+        pass  # `build` meets the same obstacle, and says so
+    return None
+
+
+def build(key: str, flags: list[str]) -> ctypes.CDLL:
+    """Compile the kernel, keep it in the cache and load it; without a cache, for this process alone."""
+    with tempfile.TemporaryDirectory(prefix="lstmlab-") as folder:
+        compiled, linked = Path(folder, "kernel.o"), Path(folder, "kernel.so")
+        # Linked without OpenMP: torch has loaded its own, whose threads are those to use.
+        for arguments in (
+            [*flags, "-c", str(SOURCES[0]), "-o", str(compiled)],
+            ["-shared", str(compiled), "-o", str(linked)],
+        ):
+            subprocess.run([*compiler(), *arguments], check=True, capture_output=True, text=True)
+        try:
+            return ctypes.CDLL(str(store(linked.read_bytes(), key)))
+        except (OSError, RuntimeError) as error:
+            warnings.warn(
+                f"the native kernel was compiled for this process alone: it cannot be kept ({error})",
+                stacklevel=3,
+            )
+            return ctypes.CDLL(str(linked))
+
+
+def store(content: bytes, key: str) -> Path:
+    """A file in the cache, there with all its bytes or not at all, whoever else may be storing one."""
+    target = cache_folder() / f"kernel-{key}-{digest(content)}.so"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with Path(folder, target.name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, target)
+    return target
+
+
+def cache_folder() -> Path:
+    """Raises RuntimeError where there is no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lstmlab"
+
+
+def compiler() -> list[str]:
+    """$CXX, which may hold arguments, or c++."""
+    return shlex.split(os.environ.get("CXX", "")) or ["c++"]
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
