@@ -126,8 +126,8 @@ def test_an_empty_batch(backend, kind, options):
     cell = build_cell(backend, I, H, kind=kind, **options).double()
     x = torch.randn(0, 4, I, dtype=F64, requires_grad=True)
     x_in = x if cell.batch_first else x.transpose(0, 1)
-    for lengths in (None, []):
-        output, state = cell(x_in, None, None if lengths is None else torch.tensor(lengths, dtype=torch.long))
+    for lengths in (None, torch.zeros(0, dtype=torch.long)):
+        output, state = cell(x_in, None, lengths)
         D = 2 if cell.bidirectional else 1
         assert output.shape == ((0, 4, D * H) if cell.batch_first else (4, 0, D * H))
         assert all(s.shape == (cell.num_layers * D, 0, H) for s in state)

@@ -236,6 +236,9 @@ class FusedCell(Stack):
         return hs, (hs[-1], *c)
 
     def _recurrence(self, x: Tensor, mask: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+        devices = {str(tensor.device) for tensor in (x, *tensors)}
+        if len(devices) > 1:  # not every operation with out= looks
+            raise RuntimeError(f"input, hx and weights are on several devices: {', '.join(sorted(devices))}.")
         (h, *c), (weight_ih, weight_hh, bias_ih, bias_hh, *own) = native.split(self.kind, tensors)
         bias: Any = bias_ih + bias_hh
         if self.kind == "layernorm":

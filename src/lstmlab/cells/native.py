@@ -35,7 +35,7 @@ class Arguments(ctypes.Structure):
 
 
 def are_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether the numbers of each tensor are those that stand at its address, which is one of the CPU."""
+    """Whether the numbers of each tensor are those that stand at its address, if it has one, on the CPU."""
     for tensor in tensors:
         if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_cpu or tensor.is_neg():
             return False
@@ -51,7 +51,7 @@ def admit(
     weights: of all layers. Shapes have been checked: `Recurrent._checked`, `Recurrent._weights`.
     """
     tensors = [x, *state, *weights] if lengths is None else [x, *state, *weights, lengths]
-    plain = not is_traced() and are_plain(tensors)
+    plain = not is_traced() and are_plain(tensors) and all(tensor.data_ptr() for tensor in (x, *state))
     if x.numel() == 0 or not (plain or all(tensor.is_cpu for tensor in tensors)):
         return None, False
     dtype = weights[0].dtype

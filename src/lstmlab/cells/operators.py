@@ -31,9 +31,7 @@ def traced_scan(
     reverse: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """As `native.scan`, by the operator."""
-    transformed = not torch.compiler.is_compiling() and (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    )
+    transformed = not torch.compiler.is_compiling() and is_transformed()
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights))
     # torch.jit.trace runs with gradients and checks without, and wants the same graph
     keep = transformed or differentiable or torch._C._get_tracing_state() is not None
@@ -41,6 +39,14 @@ def traced_scan(
     run = TransformedScan.apply if transformed else scan
     y, *final = run(kind, precision, reverse, keep, x, lengths, *operands)
     return y, final[: len(state)]
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work; functionalize takes the operator."""
+    if torch._C._are_functorch_transforms_active():
+        top = torch._C._functorch.peek_interpreter_stack()
+        return top.key() != torch._C._functorch.TransformType.Functionalize
+    return forward_ad._current_level >= 0
 
 
 @torch.library.custom_op("lstmlab::scan", mutates_args=(), device_types="cpu")

@@ -1,0 +1,139 @@
+"""The compiled library: built once, verified when it is loaded, done without where there is no compiler."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lstmlab.cells import build_cell
+from lstmlab.cells.library import library
+
+CALL = """
+import warnings, torch
+from lstmlab.cells import build_cell
+warnings.simplefilter("always")
+cell, scratch = build_cell("fused", 3, 4), build_cell("scratch", 3, 4)
+scratch.load_state_dict(cell.state_dict())
+x = torch.randn(2, 5, 3)
+torch.testing.assert_close(cell(x)[0], scratch(x)[0])
+"""
+
+
+@pytest.fixture
+def empty_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library.cache_clear()
+    yield tmp_path / "cache/lstmlab"
+    library.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def built() -> Path:
+    """A library as a compiler has left it."""
+    loaded = library()
+    if loaded is None:
+        pytest.skip("no C++ compiler for the native kernel")
+    return Path(loaded._name)
+
+
+@pytest.fixture
+def compiler(built, monkeypatch, tmp_path) -> Path:
+    """$CXX: a compiler that is done at once."""
+    script = tmp_path / "c++"
+    script.write_text(f'#!/bin/sh\nfor output; do :; done\ncp {built} "$output"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    return script
+
+
+@pytest.fixture
+def filled_cache(built, tmp_path) -> Path:
+    folder = tmp_path / "filled/lstmlab"
+    folder.mkdir(parents=True)
+    return Path(shutil.copy(built, folder))
+
+
+def call(**environment: str) -> str:
+    """A cell called in a process of its own, its numbers compared; what that wrote to standard error."""
+    env = {**os.environ, **environment}
+    run = subprocess.run([sys.executable, "-c", CALL], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stderr
+
+
+def test_without_a_compiler_it_says_so_once_and_runs_the_plain_path(empty_cache, monkeypatch):
+    x = torch.randn(2, 5, 3)
+    cell = build_cell("fused", 3, 4)
+    expected = build_cell("scratch", 3, 4)
+    expected.load_state_dict(cell.state_dict())
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning) as said:
+        assert_close(cell(x)[0], expected(x)[0])
+        cell(x)
+    assert [str(warning.message) for warning in said] == [
+        "cell=fused runs its plain path: no-such-compiler cannot build the native kernel "
+        "([Errno 2] No such file or directory: 'no-such-compiler')"
+    ]
+
+
+def test_a_compiler_that_fails_is_quoted(empty_cache, monkeypatch, tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'error: unknown option' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.warns(UserWarning, match="error: unknown option"):
+        assert library() is None
+    assert not empty_cache.exists()
+
+
+def test_a_compiler_may_have_arguments(empty_cache, compiler, monkeypatch):
+    monkeypatch.setenv("CXX", f"{compiler} -w")
+    assert library() is not None
+
+
+def test_two_at_once_compile_without_harm(empty_cache, compiler):
+    with ThreadPoolExecutor(2) as pool:
+        libraries = list(pool.map(lambda _: library.__wrapped__(), range(2)))
+    assert None not in libraries
+    assert [path.suffix for path in empty_cache.iterdir()] == [".so"]
+
+
+def test_a_library_in_the_cache_needs_no_compiler(filled_cache):
+    cache = str(filled_cache.parent.parent)
+    assert call(XDG_CACHE_HOME=cache, CXX="no-such-compiler") == ""
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut short", "one byte altered"])
+def test_a_damaged_library_is_compiled_again(filled_cache, compiler, damage):
+    whole = filled_cache.read_bytes()
+    content = bytearray(whole)
+    if damage == "one byte altered":
+        content[len(content) // 2] ^= 1
+    filled_cache.write_bytes(content[: {"empty": 0, "cut short": 20_000}.get(damage)])
+    assert call(XDG_CACHE_HOME=str(filled_cache.parent.parent)) == ""
+    assert [path.read_bytes() for path in filled_cache.parent.iterdir()] == [whole]
+
+
+@pytest.mark.parametrize("obstacle", ["no home", "a file in the way", "not writable"])
+def test_without_a_cache_it_compiles_for_itself_and_says_so_once(compiler, monkeypatch, tmp_path, obstacle):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    private = tmp_path / "private"
+    private.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(private))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc" if obstacle == "not writable" else "")
+    monkeypatch.setattr(Path, "home", no_home if obstacle == "no home" else lambda: compiler)
+    library.cache_clear()
+    with pytest.warns(UserWarning, match="compiled for this process alone") as said:
+        assert library() is library() is not None
+    assert len(said) == 1
+    assert list(private.iterdir()) == []
+    library.cache_clear()
