@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hypothesis import HealthCheck
 from omegaconf import DictConfig, OmegaConf
 
 from lstmlab import data
@@ -22,6 +24,11 @@ from lstmlab.schema import check
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
+
+COMMON: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+hypothesis.settings.register_profile("suite", max_examples=300, derandomize=True, **COMMON)
+hypothesis.settings.register_profile("thorough", max_examples=2000, print_blob=True, **COMMON)
+hypothesis.settings.load_profile("suite")
 
 SMALL = ["cell.hidden_size=8", "trainer.enable_progress_bar=false"]
 TINY = {  # of each task, on offline data; charlm's file is its own

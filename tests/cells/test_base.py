@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from cell_reference import reference
 from lstmlab.cells import KINDS, HiddenState, LSTMState, build_cell
 
 CELLS = [(backend, kind) for backend, kinds in KINDS.items() for kind in kinds]
@@ -37,73 +38,6 @@ def random_state(cell, B):
     members = 1 if cell.kind in ("rnn", "gru") else 2
     shape = (cell.num_layers * (2 if cell.bidirectional else 1), B, H)
     return tuple(torch.randn(shape, requires_grad=True) for _ in range(members))
-
-
-def σ(a):
-    return 1 / (1 + torch.exp(-a))
-
-
-def reference_step(kind, p, x, h, c):
-    """One row (IN,), one step, one layer and direction; p: its parameters by name."""
-    W, R = p["weight_ih"], p["weight_hh"]
-    if kind == "rnn":
-        return torch.tanh(W @ x + p["bias_ih"] + R @ h + p["bias_hh"]), c
-    if kind == "gru":
-        xr, xz, xn = (W @ x + p["bias_ih"]).split(H)
-        hr, hz, hn = (R @ h + p["bias_hh"]).split(H)
-        z = σ(xz + hz)
-        return (1 - z) * torch.tanh(xn + σ(xr + hr) * hn) + z * h, c
-    i, f, g, o = (W @ x + R @ h).split(H)
-    b_i, b_f, b_g, b_o = (p["bias_ih"] + p["bias_hh"]).split(H)
-    if kind == "layernorm":
-
-        def norm(a):
-            return (a - a.mean()) / ((a - a.mean()).square().mean() + 1e-5).sqrt()
-
-        γ_i, γ_f, γ_g, γ_o = p["gain"].split(H)
-        i, f, g, o = γ_i * norm(i), γ_f * norm(f), γ_g * norm(g), γ_o * norm(o)
-    if kind == "peephole":
-        i, f = i + p["weight_ci"] * c, f + p["weight_cf"] * c
-    c = σ(f + b_f) * c + σ(i + b_i) * torch.tanh(g + b_g)
-    if kind == "peephole":
-        o = o + p["weight_co"] * c
-    return σ(o + b_o) * torch.tanh(c), c
-
-
-def reference(cell, x, state, lengths):
-    """x (B, T, IN): each row alone, each layer and direction by its parameters' names."""
-    B, T, _ = x.shape
-    directions = ("", "_reverse") if cell.bidirectional else ("",)
-    outputs, finals = [], []
-    for b in range(B):
-        n = T if lengths is None else int(lengths[b])
-        sequence = list(x[b, :n])
-        final = []
-        for layer in range(cell.num_layers):
-            columns = []
-            for d, suffix in enumerate(directions):
-                end = f"_l{layer}{suffix}"
-                p = {
-                    name.removesuffix(end): parameter
-                    for name, parameter in cell.named_parameters()
-                    if name.endswith(end)
-                }
-                k = layer * len(directions) + d
-                h = state[0][k, b]
-                c = state[1][k, b] if len(state) == 2 else torch.zeros(H)
-                hs = [h] * n
-                for t in range(n) if d == 0 else reversed(range(n)):
-                    h, c = reference_step(cell.kind, p, sequence[t], h, c)
-                    hs[t] = h
-                columns.append(hs)
-                final.append((h, c))
-            sequence = [torch.cat(parts) for parts in zip(*columns, strict=True)]
-        outputs.append(F.pad(torch.stack(sequence), (0, 0, 0, T - n)))
-        finals.append(final)
-    return torch.stack(outputs), [
-        torch.stack([torch.stack([row[k][m] for row in finals]) for k in range(len(finals[0]))])
-        for m in range(len(state))
-    ]
 
 
 def loss_of(output, state):

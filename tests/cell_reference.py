@@ -1,0 +1,88 @@
+"""Every kind of cell in plain loops over rows, layers, directions and steps, with its weights by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAMES = (
+    "weight_ih",
+    "weight_hh",
+    "bias_ih",
+    "bias_hh",
+    "weight_ci",
+    "weight_cf",
+    "weight_co",
+    "gain",
+    "weight_hr",
+)
+
+
+def σ(a: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-a))
+
+
+def reference_step(kind: str, p: dict[str, Tensor], x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """x (I,), h (H,), or (P,) with a projection, c (H,); p: the weights by name."""
+    W, R = p["weight_ih"], p["weight_hh"]
+    zero = torch.zeros(len(W), dtype=W.dtype)
+    b, b_h = p.get("bias_ih", zero), p.get("bias_hh", zero)
+    if kind == "rnn":
+        return torch.tanh(W @ x + b + R @ h + b_h), c
+    if kind == "gru":
+        xr, xz, xn = (W @ x + b).chunk(3)
+        hr, hz, hn = (R @ h + b_h).chunk(3)
+        z = σ(xz + hz)
+        return (1 - z) * torch.tanh(xn + σ(xr + hr) * hn) + z * h, c
+    i, f, g, o = (W @ x + R @ h).chunk(4)
+    b_i, b_f, b_g, b_o = (b + b_h).chunk(4)
+    if kind == "layernorm":
+
+        def norm(a: Tensor) -> Tensor:
+            return (a - a.mean()) / ((a - a.mean()).square().mean() + 1e-5).sqrt()
+
+        γ_i, γ_f, γ_g, γ_o = p["gain"].chunk(4)
+        i, f, g, o = γ_i * norm(i), γ_f * norm(f), γ_g * norm(g), γ_o * norm(o)
+    if kind == "peephole":
+        i, f = i + p["weight_ci"] * c, f + p["weight_cf"] * c
+    c = σ(f + b_f) * c + σ(i + b_i) * torch.tanh(g + b_g)
+    if kind == "peephole":
+        o = o + p["weight_co"] * c
+    h = σ(o + b_o) * torch.tanh(c)
+    return (p["weight_hr"] @ h if "weight_hr" in p else h), c
+
+
+def reference(
+    cell: Any, x: Tensor, state: Sequence[Tensor], lengths: Sequence[int] | Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """x (B, T, I), state: each (L·D, B, H) → output (B, T, D·H), final state."""
+    B, T, _ = x.shape
+    directions = ("", "_reverse") if cell.bidirectional else ("",)
+    outputs, finals = [], []
+    for b in range(B):
+        n = T if lengths is None else int(lengths[b])
+        sequence = list(x[b, :n])
+        final = []
+        for layer in range(cell.num_layers):
+            columns = []
+            for d, suffix in enumerate(directions):
+                end = f"_l{layer}{suffix}"
+                p = {name: getattr(cell, name + end) for name in NAMES if hasattr(cell, name + end)}
+                k = layer * len(directions) + d
+                h = state[0][k, b]
+                c = state[1][k, b] if len(state) == 2 else torch.zeros_like(h)
+                hs = [h] * n
+                for t in range(n) if d == 0 else reversed(range(n)):
+                    h, c = reference_step(cell.kind, p, sequence[t], h, c)
+                    hs[t] = h
+                columns.append(hs)
+                final.append((h, c))
+            sequence = [torch.cat(parts) for parts in zip(*columns, strict=True)]
+        outputs.append(F.pad(torch.stack(sequence), (0, 0, 0, T - n)))
+        finals.append(final)
+    return torch.stack(outputs), [
+        torch.stack([torch.stack([row[k][m] for row in finals]) for k in range(len(finals[0]))])
+        for m in range(len(state))
+    ]
