@@ -46,7 +46,8 @@ def test_words():
 @pytest.mark.parametrize("kind", ["bpe", "char"])
 def test_decoding_gives_back_the_text(kind):
     tokenizer = train_tokenizer(TEXTS, kind, 400, lowercase=False)
-    assert tokenizer.decode_batch(rows(encode(tokenizer, TEXTS))) == TEXTS
+    texts = [*TEXTS, " a man", "  a man ", " ", "a  man"]
+    assert tokenizer.decode_batch(rows(encode(tokenizer, texts))) == texts
 
 
 def test_bytes_leave_no_text_unknown():

@@ -36,7 +36,7 @@ def train_tokenizer(texts: list[str], kind: str, vocab_size: int, lowercase: boo
         if vocab_size < smallest:
             raise ValueError(f"data.vocab_size={vocab_size} must be at least {smallest} for bpe")
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # `prefix` has one
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", left=1, right=0)])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -54,8 +54,8 @@ def train_tokenizer(texts: list[str], kind: str, vocab_size: int, lowercase: boo
         trainer = trainers.WordLevelTrainer(
             vocab_size=vocab_size, special_tokens=SPECIALS, show_progress=False
         )
-    if lowercase:
-        tokenizer.normalizer = normalizers.Lowercase()
+    prefix = [normalizers.Prepend(" ")] if kind == "bpe" else []  # a text's first word is as any other
+    tokenizer.normalizer = normalizers.Sequence([*[normalizers.Lowercase()] * lowercase, *prefix])
     tokenizer.train_from_iterator(texts, trainer)
     return load_tokenizer(tokenizer.to_str())
 
