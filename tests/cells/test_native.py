@@ -13,11 +13,13 @@ from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
 from lstmlab.cells import KINDS, build_cell
+from lstmlab.cells.library import library
 
 F64 = torch.float64
 I, H = 6, 6
 TORCH: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 every_kind = pytest.mark.parametrize("kind", KINDS["fused"])
+needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler for the native kernel")
 every_cell_of_torch = pytest.mark.parametrize("backend, kind", list(itertools.product(KINDS, TORCH)))
 
 
@@ -273,6 +275,7 @@ def test_another_default_device(T):
             assert_close(cell(x), expected)
 
 
+@needs_kernel  # the plain path then takes the equations, which have it
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_forward_mode_is_refused_with_the_way_out(frozen):
@@ -289,6 +292,7 @@ def test_batched_gradients_are_refused_with_the_way_out():
         torch.autograd.grad(output, list(cell.parameters()), torch.randn(4, 2, 3, H), is_grads_batched=True)
 
 
+@needs_kernel
 @every_kind
 def test_hooks_on_saved_tensors(kind):
     """Those that give back the same numbers may move them; others are refused."""

@@ -99,8 +99,7 @@ class Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_hs, d_c):
-        if torch.is_grad_enabled():
-            raise RuntimeError(native.NO_SECOND_DERIVATIVE)
+        native.refuse_other_gradients((d_hs, d_c))
         gates, hs, cs, normalised, norms, mask, weight_hh, own = ctx.saved_tensors
         kind = ctx.kind
         H = d_hs.size(-1)
@@ -229,7 +228,9 @@ class FusedCell(Stack):
     def _steps(
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        if is_traced():
+        tensors = [x, *state, *weights]
+        plain = all(type(t) in native.PLAIN_TYPES and not torch._is_functional_tensor(t) for t in tensors)
+        if is_traced() or not plain:  # what sees operators sees the equations
             states = [state for state, _ in run_steps(self.kind, x, state, mask, weights)]
             return torch.stack([h for h, *_ in states]), states[-1]
         hs, *c = self._stored(self._recurrence)(x, mask, *state, *weights)

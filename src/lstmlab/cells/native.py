@@ -17,7 +17,11 @@ T = TypeVar("T")
 
 KINDS = {"lstm": 0, "peephole": 1, "layernorm": 2, "rnn": 3, "gru": 4}  # as numbered in kernel.cpp
 PRECISIONS = {torch.float32: "f32", torch.float64: "f64"}  # of a tensor's products; under autocast "bf16"
+PLAIN_TYPES = (Tensor, nn.Parameter)
 CAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast converts
+NO_BATCHED_GRADIENTS = (
+    "cell=fused has no batched gradients (is_grads_batched, vectorize): use torch.func.vmap or cell=scratch."
+)
 NO_SECOND_DERIVATIVE = "cell=fused has no second derivative (create_graph, hessian): use cell=scratch."
 
 
@@ -37,7 +41,7 @@ class Arguments(ctypes.Structure):
 def are_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether the numbers of each tensor are those that stand at its address, if it has one, on the CPU."""
     for tensor in tensors:
-        if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_cpu or tensor.is_neg():
+        if type(tensor) not in PLAIN_TYPES or not tensor.is_cpu or tensor.is_neg():
             return False
     return True
 
@@ -266,9 +270,11 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, *d_final):
-        if torch.is_grad_enabled():
-            raise RuntimeError(NO_SECOND_DERIVATIVE)
-        dy, *d_state = map(_plain_gradient, (dy, *d_final))
+        refuse_other_gradients((dy, *d_final))
+        given = [d if d is None else d.resolve_neg() for d in (dy, *d_final)]
+        if not are_plain([d for d in given if d is not None]):
+            raise RuntimeError("cell=fused: the gradients are of another kind than the tensors of the call.")
+        dy, *d_state = given
         saved: list[Any] = list(ctx.saved_tensors)
         if ctx.described is not None:
             if ctx.described != [_description(tensor) for tensor in saved]:
@@ -295,16 +301,12 @@ def _description(tensor: Tensor | None) -> Any:
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
 
 
-def _plain_gradient(gradient: Tensor | None) -> Tensor | None:
-    if gradient is None:
-        return None
-    gradient = gradient.resolve_neg()
-    if torch._C._functorch.is_legacy_batchedtensor(gradient) or not are_plain([gradient]):
-        raise RuntimeError(
-            "cell=fused, called with plain tensors, cannot differentiate by other ones (is_grads_batched, "
-            "vectorize=True): use torch.func.vmap around the call too, or cell=scratch."
-        )
-    return gradient
+def refuse_other_gradients(gradients: Sequence[Tensor | None]) -> None:
+    """Raise RuntimeError in a backward pass that is to be differentiated, or is given batched gradients."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
+    if any(d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in gradients):
+        raise RuntimeError(NO_BATCHED_GRADIENTS)
 
 
 def split(kind: str, tensors: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
