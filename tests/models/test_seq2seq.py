@@ -287,8 +287,14 @@ def test_it_learns_by_heart(run, config, tmp_path):
 
 def test_metrics_of_the_test_set(run, capsys):
     """Against sacrebleu on the texts of the data set itself."""
+    size = ["data.train_size=1000", "data.test_size=200", "data.batch_size=50", "model.embedding_size=32"]
     settings, trained = run(
-        "trainer.max_steps=80", "data.batch_size=15", "optimizer.lr=1e-2", "cell.hidden_size=32"
+        *size,
+        "trainer.max_steps=180",
+        "optimizer.lr=1e-2",
+        "cell=fused",
+        "cell.hidden_size=64",
+        "model.dropout=0",
     )
     assert "case:mixed|eff:no|tok:13a" in capsys.readouterr().out
     ckpt = settings["run_dir"] + "/checkpoints/best.ckpt"
@@ -303,12 +309,12 @@ def test_metrics_of_the_test_set(run, capsys):
         sources, targets = module.read()[part]
         predictions = model.translate(*encode_sources(model.info, sources), beam_size, 1.0)
         bleu = sacrebleu.corpus_bleu(predictions, [targets]).score
-        assert metrics[f"{part}/sacrebleu"] == pytest.approx(bleu, abs=1e-3) and bleu > 0
+        assert metrics[f"{part}/sacrebleu"] == pytest.approx(bleu, abs=1e-3) and bleu > 1
         same = sum(p == t for p, t in zip(predictions, targets, strict=True))
-        assert metrics[f"{part}/exact_match"] == pytest.approx(same / 20)
+        assert metrics[f"{part}/exact_match"] == pytest.approx(same / len(targets))
     lower = sacrebleu.corpus_bleu(predictions, [targets], lowercase=True).score
     assert metrics["test/bleu_lower"] == pytest.approx(lower, abs=1e-3)
-    assert greedy["test/sacrebleu"] != pytest.approx(metrics["test/sacrebleu"], abs=0.1)
+    assert greedy["test/sacrebleu"] != metrics["test/sacrebleu"]
     again = evaluate(options)
     for name in ("val/loss", "val/sacrebleu", "test/loss", "test/perplexity", "test/sacrebleu"):
         assert again[name] == pytest.approx(metrics[name], rel=1e-4)

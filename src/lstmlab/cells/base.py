@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from . import GATES, HiddenState, LSTMState
+from .dropout import dropout
 from .init import initialise
 
 State = LSTMState | HiddenState
@@ -250,6 +251,6 @@ class Recurrent(nn.Module):
     def _dropout(self, x: Tensor) -> Tensor:
         """Dropout between layers, of x (B, T, D·H); variational: one mask for all steps."""
         if not self.variational:
-            return F.dropout(x, self.dropout, self.training)
-        mask = F.dropout(torch.ones_like(x[:, 0]), self.dropout, self.training)  # (B, D·H)
+            return dropout(x, self.dropout, self.training)
+        mask = dropout(torch.ones_like(x[:, 0]), self.dropout, self.training)  # (B, D·H)
         return x * mask.unsqueeze(1)

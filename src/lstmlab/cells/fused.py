@@ -229,8 +229,10 @@ class FusedCell(Stack):
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights
     ) -> tuple[Tensor, Sequence[Tensor]]:
         tensors = [x, *state, *weights]
-        plain = all(type(t) in native.PLAIN_TYPES and not torch._is_functional_tensor(t) for t in tensors)
-        if is_traced() or not plain:  # what sees operators sees the equations
+        if is_traced() or not all(  # what sees operators, sees the equations
+            type(tensor) in native.PLAIN_TYPES and not torch._is_functional_tensor(tensor)
+            for tensor in tensors
+        ):
             states = [state for state, _ in run_steps(self.kind, x, state, mask, weights)]
             return torch.stack([h for h, *_ in states]), states[-1]
         hs, *c = self._stored(self._recurrence)(x, mask, *state, *weights)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lstmlab import processes
+from lstmlab.cells.dropout import Dropout
 from lstmlab.data.text import TextBatch
 from lstmlab.models.base import Task, detach
 
@@ -31,7 +32,7 @@ class CharLM(Task):
         embedding_size = model["embedding_size"]
         self.embedding = nn.Embedding(len(self.vocabulary), embedding_size)
         self.cell = self.build_cell(embedding_size)
-        self.dropout = nn.Dropout(model["dropout"])
+        self.dropout = Dropout(model["dropout"])
         features = embedding_size if model["tie_weights"] else hidden_size
         self.resize = (
             nn.Identity() if features == hidden_size else nn.Linear(hidden_size, features, bias=False)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryF1Score
 
+from lstmlab.cells.dropout import Dropout
 from lstmlab.data.sentiment import SentimentBatch, clean, encode_reviews
 from lstmlab.data.tokenization import PAD, UNK, load_tokenizer
 from lstmlab.models.base import Task
@@ -33,7 +34,7 @@ class Sentiment(Task):
         with torch.no_grad():  # PyTorch's N(0, 1) is noise that rare words, which are most, never lose
             self.embedding.weight *= 0.1
         self.cell = self.build_cell(model["embedding_size"])
-        self.dropout = nn.Dropout(model["dropout"])
+        self.dropout = Dropout(model["dropout"])
         self.word_dropout, self.adversarial = model["word_dropout"], model["adversarial"]
         self.directions = 1 + cell["bidirectional"]
         features = cell["hidden_size"] * self.directions

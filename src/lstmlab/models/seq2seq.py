@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lstmlab.cells import GATES
+from lstmlab.cells.dropout import Dropout
 from lstmlab.data.tokenization import load_tokenizer
 from lstmlab.data.translation import TranslationBatch, decode_targets, encode_sources
 from lstmlab.models.attention import ATTENTIONS, Memory
@@ -40,7 +41,7 @@ class Seq2Seq(Task):
         H, E, V = cell["hidden_size"], model["embedding_size"], info["vocab_size"]
         memory_size = H * (2 if cell["bidirectional"] else 1)
         self.input_feeding: bool = model["input_feeding"]
-        self.dropout = nn.Dropout(model["dropout"])
+        self.dropout = Dropout(model["dropout"])
 
         self.source_embedding = nn.Embedding(V, E)
         self.target_embedding = nn.Embedding(V, E)
