@@ -3,6 +3,7 @@
 python src/bench.py suite=cells        the cells against nn.LSTM: dense, ragged, step by step, in memory
 python src/bench.py suite=ladder       what each step from the equations to a fast cell is worth
 python src/bench.py suite=sample       sampling from a character model
+python src/bench.py suite=compile cell=fused   a training step under torch.compile against the same without
 python src/bench.py suite=train        a run's training steps against a bare PyTorch loop
 python src/bench.py suite=floors data=imdb   how good a model is that is no network; no bench.png
 """
@@ -12,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from lstmlab.config import entry_point
 
 TIMED = {"suite", "rounds", "threads"}
-READ = {  # of each suite but train
+READ = {  # of each suite but train and compile
     "cells": TIMED,
     "ladder": TIMED,
     "sample": TIMED | {"seed", "cell.hidden_size", "cell.num_layers"},
@@ -38,7 +39,7 @@ def main(config: dict) -> None:
 
     import torch
 
-    from lstmlab.benchmarks import cells, ladder, sample, timing, train
+    from lstmlab.benchmarks import cells, compiled, ladder, sample, timing, train
 
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
@@ -48,6 +49,8 @@ def main(config: dict) -> None:
         sections = [ladder.section(rounds)]
     elif suite == "sample":
         sections = [sample.section(config, rounds)]
+    elif suite == "compile":
+        sections = [compiled.section(config, rounds)]
     else:
         sections = [train.section(config)]
     print(timing.report(suite, sections, folder))

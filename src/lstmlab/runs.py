@@ -84,10 +84,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing changes on the CPU
-    if platform.libc_ver()[0] == "glibc":  # it would give large tensors back, to fetch them anew at each step
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    keep_freed_memory()
     L.seed_everything(config["seed"], workers=True, verbose=False)
 
     datamodule = data.build(config["data"], config["seed"])
@@ -204,6 +201,14 @@ def evaluate(config: dict[str, Any]) -> dict[str, float]:
     if is_overridden("test_step", model):
         metrics += trainer.test(model, datamodule, verbose=False)
     return {name: value for part in metrics for name, value in part.items()}
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed: it would give large tensors back, and fetch them again at each step."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def refuse_ddp(trainer: dict[str, Any]) -> None:

@@ -468,7 +468,7 @@ class Compare(Group):
 
 
 class Bench(Train):
-    suite: Literal["cells", "ladder", "sample", "train", "floors"]
+    suite: Literal["cells", "ladder", "sample", "compile", "train", "floors"]
     rounds: PositiveInt
     steps: PositiveInt
 

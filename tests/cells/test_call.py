@@ -2,7 +2,9 @@
 
 import copy
 import doctest
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,6 +219,14 @@ def test_methods_of_torch(backend, kind):
     assert_close(ours.all_weights, theirs.all_weights)
     x = torch.randn(2, 4, I, dtype=F64)
     assert_close(copy.deepcopy(ours)(x), ours(x))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_the_readme(number):
+    readme = (Path(build_cell.__code__.co_filename).parent / "README.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(examples) == 2
+    exec(examples[number], {})
 
 
 def test_the_example_of_build_cell():

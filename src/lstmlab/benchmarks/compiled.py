@@ -1,0 +1,43 @@
+"""A character model's training step under torch.compile, against the same step without it."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch._dynamo.utils import counters
+
+from lstmlab.benchmarks.timing import Row, Section, alternate
+from lstmlab.data.text import TextBatch
+from lstmlab.models.charlm import CharLM
+from lstmlab.runs import keep_freed_memory
+
+VOCABULARY = "\0" + "".join(map(chr, range(32, 127)))
+LENGTHS = (2, 17, 100, 256)  # tried after the first step's own
+
+
+def section(config: dict, rounds: int) -> Section:
+    """The step of `model=charlm` with the settings of the run, compiled as one graph for all lengths."""
+    keep_freed_memory()
+    torch.manual_seed(config["seed"])
+    model = CharLM(config, {"vocabulary": VOCABULARY})
+    B, T = config["data"]["batch_size"], config["data"]["sequence_length"]
+
+    def step(loss: Callable, T: int = T) -> None:
+        batch = TextBatch(*torch.randint(1, len(VOCABULARY), (2, B, T)))
+        model.zero_grad()
+        loss(batch, None)[0].backward()
+
+    compiled = torch.compile(model.loss, fullgraph=True, dynamic=True)
+    start = time.perf_counter()
+    step(compiled)
+    seconds = time.perf_counter() - start
+    for other in LENGTHS:
+        step(compiled, other)
+    graphs = counters["stats"]["unique_graphs"]
+    contenders = {"eager": lambda: step(model.loss), "torch.compile": lambda: step(compiled)}
+    cell = config["cell"]
+    size = f"cell={cell['backend']}, {cell['num_layers']} × {cell['hidden_size']}, B {B}, T {T}"
+    title = f"A compiled step of charlm: compiled in {seconds:.1f} s, {graphs} graphs for T = {T}, "
+    return Section(
+        title + ", ".join(map(str, LENGTHS)), "torch.compile", [Row(size, alternate(contenders, rounds))]
+    )
