@@ -18,6 +18,8 @@ LENGTHS = (2, 17, 100, 256)  # tried after the first step's own
 def section(config: dict, rounds: int) -> Section:
     """The step of `model=charlm` with the settings of the run, compiled as one graph for all lengths."""
     keep_freed_memory()
+    torch._dynamo.reset()
+    counters.clear()
     torch.manual_seed(config["seed"])
     model = CharLM(config, {"vocabulary": VOCABULARY})
     B, T = config["data"]["batch_size"], config["data"]["sequence_length"]
