@@ -37,6 +37,13 @@ def test_linear_probe(generator):
     torch.testing.assert_close(r2, torch.tensor([1.0, 0.5, 0.0]), atol=0.03, rtol=0)
 
 
+def test_the_probe_is_fitted_to_the_first_half_alone(generator):
+    """So many units as a fourth of the steps fit any label, but only where they have seen it."""
+    noise, label = torch.randn(1, 1, 400, 100, generator=generator), torch.randn(400, generator=generator)
+    [finding] = find_units({"h": noise}, {"noise": label.numpy()})
+    assert finding.probe < -0.5 and finding.control_probe < 0
+
+
 def test_planted_units_are_found(generator):
     """One unit of h tracks a feature with r = 0.8; another feature is spread over two units of c."""
     c, h = (torch.randn(2, 1, N, 6, generator=generator) for _ in range(2))

@@ -52,6 +52,23 @@ def test_validation_reads_the_last_part(tmp_path, text_file):
     assert decode(module, torch.cat([b.targets for b in stateful], 1)[0]) == text[5401:5700]
 
 
+@pytest.mark.parametrize(("kinds", "dtype"), [(255, "uint8"), (256, "uint16"), (70_000, "uint32")])
+def test_a_vocabulary_of_any_size(tmp_path, kinds, dtype):
+    """With UNKNOWN it has one character more; all that is read are the text's own characters."""
+    characters = [chr(i) for i in range(0x10000, 0x10000 + kinds)]
+    text = "".join(characters) * (2 if kinds > 1000 else 12)
+    module = build(tmp_path, text, val_fraction=0.25)
+    assert module.info["vocabulary"] == UNKNOWN + "".join(characters)
+    assert module.meta["dtype"] == dtype
+    train = module.meta["train"]
+    streams = torch.cat([batch.inputs for batch in module.train_dataloader()], 1)
+    assert decode(module, streams[2]) == text[2 * streams.size(1) : 3 * streams.size(1)]
+    stateful, cold = (next(iter(loader)) for loader in module.val_dataloader())
+    assert decode(module, stateful.inputs[0]) == text[train : train + stateful.inputs.size(1)]
+    assert decode(module, cold.inputs[0]) == text[train : train + 256]
+    assert decode(module, cold.targets[1]) == text[train + 257 : train + 513]
+
+
 def test_a_character_that_training_never_saw_is_unknown(tmp_path):
     text = "ab" * 350 + "z" * 100 + "ab" * 300
     module = build(tmp_path, text, val_fraction=0.4)
@@ -62,11 +79,15 @@ def test_a_character_that_training_never_saw_is_unknown(tmp_path):
 
 
 def test_a_checkpoints_vocabulary_is_kept(tmp_path, text_file):
+    """Also if the text lies in the cache, encoded with its own, or with that of another checkpoint."""
     text = text_file.read_text(encoding="utf-8")
-    module = build(tmp_path, text, info={"vocabulary": UNKNOWN + "nile"})
-    batch = module.train_set[0]
-    assert batch.inputs.max() == 4
-    assert module.info["vocabulary"] == UNKNOWN + "nile"
+    own = build(tmp_path, text).info["vocabulary"]
+    for vocabulary in (UNKNOWN + "nile", UNKNOWN + "lien", own):
+        module = build(tmp_path, text, info={"vocabulary": vocabulary})
+        assert module.info["vocabulary"] == vocabulary
+        expected = "".join(c if c in vocabulary else UNKNOWN for c in text[:10])
+        assert decode(module, module.train_set[0].inputs[0]) == expected
+    assert build(tmp_path, text).info["vocabulary"] == own
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -87,8 +108,10 @@ def test_encoding_is_done_once_for_a_content(tmp_path, text_file):
     before = encoded.stat().st_mtime_ns
     assert encode(text_file, 0.1, tmp_path) == (encoded, meta)
     assert encoded.stat().st_mtime_ns == before
+    other, cut = encode(text_file, 0.5, tmp_path)  # of which fewer characters train
+    assert (cut["train"], cut["total"]) == (3000, 6000)
     text_file.write_text(text_file.read_text(encoding="utf-8") + "!", encoding="utf-8")
-    assert encode(text_file, 0.1, tmp_path)[0] != encoded
+    assert encode(text_file, 0.1, tmp_path)[0] not in (encoded, other)
 
 
 @pytest.mark.parametrize(

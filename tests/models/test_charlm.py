@@ -146,18 +146,23 @@ def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
     assert losses[:half] == losses[half:] and len(set(losses)) > half // 2
 
 
-def test_both_validation_losses_against_one_forward_pass(config, small):
-    settings = config(*small, "trainer.max_steps=5")
+def test_both_validation_losses_against_one_forward_pass(config, small, text_file):
+    """Of 66 cold windows, which are two batches, and some characters more."""
+    text_file.write_text(text_file.read_text(encoding="utf-8") * 3, encoding="utf-8")
+    sizes = ["data.val_fraction=0.95", "data.max_val_chars=17000", "trainer.log_every_n_steps=1"]
+    settings = config(*small, *sizes, "trainer.max_steps=5", "cell.num_layers=2")
     metrics = train(settings)
     model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
     module = data.build(settings["data"])
     module.prepare_data()
     module.setup("fit")
     ids = torch.from_numpy(module.val_sets[1].tokens.astype("int64"))
-    assert len(ids) == 500
+    assert len(ids) == 17_000
     with torch.no_grad():
         stateful = F.cross_entropy(model(ids[None, :-1])[0][0], ids[1:])
-        cold = F.cross_entropy(model(ids[None, :256])[0][0], ids[1:257])
+        windows = ids[:-1].unfold(0, 256, 256)  # (66, 256), each from a zero state
+        cold = F.cross_entropy(model(windows)[0].flatten(0, 1), ids[1 : 1 + windows.numel()])
+    assert len(windows) == 66 and abs(stateful - cold) > 1e-4
     assert metrics["val/loss_stateful"] == pytest.approx(stateful.item(), abs=1e-6)
     assert metrics["val/loss_cold"] == pytest.approx(cold.item(), abs=1e-6)
     assert metrics["val/perplexity"] == pytest.approx(stateful.exp().item(), rel=1e-5)

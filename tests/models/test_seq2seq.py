@@ -2,6 +2,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sacrebleu
 import torch
@@ -391,10 +392,24 @@ def test_multi30k_from_files_of_the_hub(config, tmp_path, command):
         f"data.path={tmp_path}",
         f"data.cache={tmp_path}/cache",
         "data.vocab_size=300",
+        "data.batch_size=4",  # sorted by length: the last ones have more tokens
+        "model.label_smoothing=0.1",  # of training alone
         *SHORT,
     )
     metrics = train(settings)
-    assert {"val/perplexity", "test/sacrebleu", "test/bleu_lower"} <= metrics.keys()
+    assert {"test/sacrebleu", "test/bleu_lower"} <= metrics.keys()
+    model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
+    module = data.build(settings["data"])
+    module.setup("fit")
+    for part in ("val", "test"):
+        losses = []
+        for row in range(6):
+            source, n, target, _ = module.datasets[part][np.array([row])]
+            with torch.no_grad():
+                log_p = model(source, n, target[:, :-1])[0][0].log_softmax(-1)
+            losses += [-log_p[t, token].item() for t, token in enumerate(target[0, 1:])]
+        assert metrics[f"{part}/loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+        assert metrics[f"{part}/perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     for split in ("train", "val", "test"):
         (tmp_path / f"{split}.jsonl").unlink()
     ckpt = f"ckpt={settings['run_dir']}/checkpoints/best.ckpt"
