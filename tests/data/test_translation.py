@@ -116,6 +116,13 @@ def test_encode_sources(multi30k):
     source, lengths = encode_sources(info, texts)
     assert source[0, :2].tolist() == [UNK, EOS] and lengths[0] == 2
     assert decode_targets(info, source.tolist())[1:] == texts[1:]
+    assert encode_sources(info | {"max_length": int(lengths.max()) - 1}, texts)[0].equal(
+        source
+    )  # EOS is no more
+    with pytest.raises(
+        ValueError, match=f"a text has {lengths.max() - 1} tokens, but this model was trained on"
+    ):
+        encode_sources(info | {"max_length": int(lengths.max()) - 2}, texts)
     with pytest.raises(ValueError, match=r"a text has .* tokens, but this model was trained on at most 100"):
         encode_sources(info, ["dog " * 10_000])
 
