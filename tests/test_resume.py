@@ -85,6 +85,7 @@ WRONG = [
     (["optimizer=sgd"], "optimizer=sgd"),
     (["data.seed=3"], "data.seed"),
     (["-m"], "leave out -m"),
+    (["--multirun"], "leave out -m"),
 ]
 
 
@@ -250,6 +251,38 @@ def test_early_stopping_has_the_patience_that_it_is_given(broken, command):
     assert last(folder)["global_step"] == 18
 
 
+def test_seconds_are_counted_on(broken, command):
+    """Those of the training before, as the checkpoint has them."""
+    folder = broken()
+    content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert 0 < content["resume"]["seconds"] < 100
+    content["resume"]["seconds"] = 5000.0
+    torch.save(content, folder / "checkpoints/last.ckpt")
+    code, _, error = command("train", f"resume={folder}")
+    assert code == 0, error
+    assert 5000 < json.loads((folder / "metrics.json").read_text())["train/seconds"] < 5100
+    assert 5000 < last(folder)["resume"]["seconds"] < 5100
+
+
+def test_what_had_ended_and_is_broken_off_has_not_ended(config, command, monkeypatch):
+    """Its metrics are those of fewer steps."""
+    settings = config(*COPY)
+    train(settings)
+    ended = Path(settings["run_dir"]) / "metrics.json"
+    assert ended.exists()
+
+    def kill(*_) -> None:
+        raise FloatingPointError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_end", kill)
+        code, _, error = command("train", f"resume={ended.parent}", "trainer.max_epochs=3", "exact=false")
+    assert (code, error) == (1, "error: killed\n")
+    assert not ended.exists()
+    code, _, error = command("train", f"resume={ended.parent}", "exact=false")
+    assert code == 0 and ended.exists(), error
+
+
 def test_other_data_are_refused(config, command, text_file, tmp_path):
     """The same text elsewhere is not: nor is it where a run is broken off."""
     small = [
@@ -296,9 +329,12 @@ def test_a_checkpoint_by_its_name(command, run):
 def test_a_run_without_a_checkpoint_begins_again(command, run):
     lines = (run / "metrics.csv").read_text().count("\n")
     shutil.rmtree(run / "checkpoints")
+    for name in ("examples.md", "doctor.md"):
+        (run / name).write_text("of before")
     code, out, error = command("train", f"resume={run}")
     assert code == 0, error
     assert "going on" not in out
+    assert not (run / "examples.md").exists() and not (run / "doctor.md").exists()
     assert (run / "metrics.csv").read_text().count("\n") == lines
     assert checkpoint.load(f"{run}/checkpoints/last.ckpt")["global_step"] == 12
 
