@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from conftest import SMALL
 from lstmlab import checkpoint, data
+from lstmlab.callbacks import doctor
 from lstmlab.callbacks.diagnosis import Limits, Look, diagnose
 from lstmlab.callbacks.throughput import Throughput
 from lstmlab.config import PROJECT
@@ -274,6 +276,41 @@ def test_broken_weights_are_never_saved(config, text_file, tmp_path):
         saved = checkpoint.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt")
         assert saved["global_step"] == 2
         assert all(t.isfinite().all() for t in saved["state_dict"].values())
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(config, text_file, tmp_path):
+    """Of weights that are finite: the validation alone reads a character that is unknown."""
+    text_file.write_text(text_file.read_text(encoding="utf-8") + "§" * 50, encoding="utf-8")
+
+    class Overflows(charlm.CharLM):
+        def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+            super().on_train_batch_end(outputs, batch, batch_idx)
+            with torch.no_grad():
+                self.projection.bias[0] = -3e38  # and the loss of that character is as large
+                self.projection.weight[0] = -3e38
+
+    settings = config(
+        *SMALL, *QUICK, "data=textfile", f"data.path={text_file}", f"data.cache={tmp_path}/cache",
+        "data.batch_size=4", "data.sequence_length=20", "trainer.max_steps=9", "trainer.val_check_interval=2",
+        "trainer.log_every_n_steps=1",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charlm, "CharLM", Overflows)
+        with pytest.raises(FloatingPointError, match=r"val/loss_stateful is (inf|nan) at step 2"):
+            train(settings)
+    assert not list(Path(settings["run_dir"]).glob("checkpoints/best.ckpt"))
+
+
+def test_the_share_of_the_time_that_batches_are_waited_for(config, monkeypatch):
+    """A second passes from each look at the clock to the next; a validation is no part of the time."""
+    clock = itertools.count()
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    steps = ["data.delay=2", "data.train_batches=8", "trainer.max_epochs=1", "trainer.val_check_interval=2"]
+    settings = config(*COPY, *steps, "trainer.log_every_n_steps=4", "callbacks.doctor.steps=4")
+    train(settings)
+    # One second before each of four batches. The first look comes 10 seconds after the start, the second 13 after
+    # it, one and two validations of a second included
+    assert [look.waiting for look in looks_of(settings)] == [4 / 9, 4 / 11]
 
 
 @pytest.mark.parametrize("keeps_graph", [False, True])
