@@ -308,8 +308,8 @@ def test_the_share_of_the_time_that_batches_are_waited_for(config, monkeypatch):
     steps = ["data.delay=2", "data.train_batches=8", "trainer.max_epochs=1", "trainer.val_check_interval=2"]
     settings = config(*COPY, *steps, "trainer.log_every_n_steps=4", "callbacks.doctor.steps=4")
     train(settings)
-    # One second before each of four batches. The first look comes 10 seconds after the start, the second 13 after
-    # it, one and two validations of a second included
+    # One second before each of four batches. The first look comes after 10 seconds, the second 13 after it,
+    # one and two validations of a second included
     assert [look.waiting for look in looks_of(settings)] == [4 / 9, 4 / 11]
 
 
