@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import SMALL
-from lstmlab.analysis import report
+from lstmlab.analysis import plots, report
 from lstmlab.analysis.features import english
 from lstmlab.analysis.gates import Saturation
 from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
@@ -140,8 +140,15 @@ def test_what_the_units_know(trained, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_task(task, trained, command, tmp_path):
+def test_each_task(task, trained, command, tmp_path, monkeypatch):
     run = trained(task)
+    orders, original = [], plots.gates
+
+    def gates(traces, order, text):
+        orders.append(order.tolist())
+        return original(traces, order, text)
+
+    monkeypatch.setattr(plots, "gates", gates)
     arguments = ["page_steps=200", "probe_steps=400", f"ckpt={run}/checkpoints/last.ckpt"]
     if task.startswith("charlm"):
         arguments.append(f"data.cache={tmp_path}/cache")
@@ -154,6 +161,9 @@ def test_each_task(task, trained, command, tmp_path):
         steps = len(arrays["tokens"])
         assert 0 < steps <= 200
         assert arrays["h"].shape[2:] == (steps, 8)
+        if "half_life.png" in MORE[task]:  # the units, by how long the last layer remembers
+            kept = arrays["z" if "gru" in task else "f"][-1, 0].astype(float)
+            assert orders == [np.argsort(-1 / np.log(kept).mean(0)).tolist()]
         if task == "charlm":
             assert set(arrays) == set("ifgoch") | {"tokens"}
             assert "position in word" in out

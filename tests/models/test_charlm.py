@@ -2,6 +2,7 @@ import csv
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -154,7 +155,7 @@ def test_backends_have_the_same_loss_curve_and_open_each_others_checkpoints(conf
 
 
 def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
-    """With frozen weights the second epoch repeats the first exactly."""
+    """With frozen weights the second epoch repeats the first exactly: each stream read from end to end."""
     settings = config(
         *small,
         *PLAIN,
@@ -167,6 +168,18 @@ def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
     losses = rows(settings, "train/loss")
     half = len(losses) // 2
     assert losses[:half] == losses[half:] and len(set(losses)) > half // 2
+    model = load_model(settings["run_dir"] + "/checkpoints/last.ckpt")
+    module = data.build(settings["data"])
+    module.prepare_data()
+    module.setup("fit")
+    ids = torch.from_numpy(np.fromfile(module.encoded, module.meta["dtype"]).astype("int64"))[:5400]
+    length = (5400 - 1) // 4
+    with torch.no_grad():
+        logits = torch.cat([model(ids[None, k * length : (k + 1) * length])[0] for k in range(4)])
+        targets = torch.stack([ids[k * length + 1 : (k + 1) * length + 1] for k in range(4)])
+        each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (4, length)
+    expected = [each[:, t : t + 20].mean().item() for t in range(0, length, 20)]
+    assert losses[:half] == pytest.approx(expected, abs=1e-5)
 
 
 def test_both_validation_losses_against_one_forward_pass(config, small, text_file):

@@ -1,5 +1,6 @@
 import csv
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -195,6 +196,25 @@ def test_adversarial_loss(config, small):
     assert model.training_step(SentimentBatch(tokens, lengths, labels), 0).item() == pytest.approx(
         expected, abs=1e-6
     )
+
+
+def test_the_losses_of_a_training(config, small):
+    """Of weights that stay as they are, review by review; the last batch is short."""
+    frozen = ["optimizer=sgd", "optimizer.lr=1e-30", "model.dropout=0", "data.batch_size=32", "seed=3"]
+    settings = config(*small, *frozen)
+    train(settings)
+    model: Any = load_model(settings["run_dir"] + "/checkpoints/last.ckpt")
+    module = data.build(settings["data"], 3)
+    module.prepare_data()
+    module.setup("fit")
+    expected = []
+    for tokens, lengths, labels in module.train_dataloader():
+        logits = [plain_logit(model, row[:n])[0] for row, n in zip(tokens, lengths, strict=True)]
+        losses = [-F.logsigmoid(z if y else -z).item() for z, y in zip(logits, labels, strict=True)]
+        expected.append(sum(losses) / len(losses))
+    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+        found = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert found == pytest.approx(expected, abs=1e-6) and len(found) == 3
 
 
 def test_one_batch_is_learnt_by_heart(config, small):

@@ -413,7 +413,7 @@ def test_a_checkpoint_translates_on_its_own(run, command, tmp_path):
     assert code == 1 and "xyz" in error and error.count("\n") == 1
 
 
-def test_many_lines_with_a_length_penalty(trained, command, tmp_path):
+def test_many_lines_with_a_length_penalty(trained, command, tmp_path, monkeypatch):
     """More than are translated at once, by a model with random weights: translations of any length."""
     content = torch.load(trained("seq2seq"), weights_only=True)
     torch.manual_seed(0)
@@ -424,13 +424,21 @@ def test_many_lines_with_a_length_penalty(trained, command, tmp_path):
     lines = [f"{day}.2.2{day:03}" for day in range(1, 67)]
     model, found = load_model(f"{tmp_path}/x.ckpt"), []
     assert isinstance(model, Seq2Seq)
+    drawn, original = [], Seq2Seq.attention_map
+
+    def attention_map(self, source, lengths, *how):
+        drawn.append((len(source), *how))
+        return original(self, source, lengths, *how)
+
+    monkeypatch.setattr(Seq2Seq, "attention_map", attention_map)
     for penalty in (0.0, 2.0):
-        how = ["beam_size=4", f"length_penalty={penalty}"]
+        how = ["beam_size=4", f"length_penalty={penalty}", f"attention_map={tmp_path}/map.png"]
         code, out, _ = command("predict", f"ckpt={tmp_path}/x.ckpt", "text=" + "\n".join(lines), *how)
         assert code == 0
         found.append(out.removesuffix("\n").split("\n"))
         assert found[-1] == model.translate(*encode_sources(model.info, lines), 4, penalty)
     assert sum(map(len, found[0])) < sum(map(len, found[1]))
+    assert drawn == [(1, 4, 0.0), (1, 4, 2.0)]  # of the first line
 
 
 def test_without_attention_there_is_no_picture(run, command):
