@@ -247,6 +247,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(command, text_file, tmp_path):
     batch = torch.load(run / "nan_batch.pt", weights_only=True)
     assert batch["inputs"].shape == (4, 20)
     before: Any = checkpoint.load_model(str(run / "checkpoints/before_nan.ckpt"))
+    assert "optimizer_states" not in checkpoint.load(
+        str(run / "checkpoints/before_nan.ckpt")
+    )  # of later steps
     assert before.loss(text.TextBatch(**batch), None)[0].isfinite()
     written = list((run / "checkpoints").iterdir())
     for path in written:
