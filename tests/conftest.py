@@ -99,6 +99,13 @@ def trained(tmp_path_factory) -> Callable[..., Path]:
     return run
 
 
+class Times(torch.nn.Module):
+    """In the place of a dropout: all that it reads times two, so that its place is seen."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
 def write_text(path: Path) -> Path:
     """A text with some structure: 6,000 characters of counted lines."""
     path.write_text("".join(f"line {i}: é {i * i % 97}\n" for i in range(500))[:6000], encoding="utf-8")

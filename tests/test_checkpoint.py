@@ -58,6 +58,8 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, whole):
         ({"state_dict": {}}, "not one of lstmlab's"),
         ({"state_dict": {}, "hyper_parameters": {"lr": 1}}, "not one of lstmlab's"),
         ({"state_dict": [], "hyper_parameters": {}}, "not one of lstmlab's"),
+        ({"state_dict": {}, "hyper_parameters": {"config": {}}}, "not one of lstmlab's"),
+        ({"state_dict": {}, "hyper_parameters": {"info": {}}}, "not one of lstmlab's"),
         ([1, 2], "not one of lstmlab's"),
         (torch.zeros(3), "not one of lstmlab's"),
         ({"lstmlab_format": None}, "by an older lstmlab: its format is without a number"),
@@ -93,6 +95,16 @@ def test_a_configuration_that_does_not_fit_is_named(tmp_path, whole, change, mes
     with pytest.raises(ValueError, match=message) as error:
         checkpoint.load_model(str(tmp_path / "x.ckpt"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", ["scratch", "torch", None])
+def test_a_model_is_ready_to_be_asked(trained, backend):
+    """In evaluation mode, on any backend's cells, though those it was trained with computed all twice."""
+    path = trained("charlm", "cell=fused", "cell.recompute=true")
+    model = checkpoint.load_model(str(path), backend)
+    assert not any(module.training for module in model.modules())
+    assert model.config["cell"]["backend"] == (backend or "fused")
+    assert model.config["cell"]["recompute"] == (backend is None)
 
 
 @pytest.mark.parametrize(

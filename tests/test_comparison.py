@@ -83,6 +83,56 @@ def test_swept_keys_are_all_shown_though_one_would_tell_the_runs_apart(command, 
     assert "consequence of the above: steps." in printed
 
 
+def test_what_is_shown_of_runs_that_differ_in_much(command, tmp_path):
+    """Rows as the jobs are numbered, 9 before 10, numbers ascending; metrics by the number in their names.
+
+    What tells of a run's own folder, or of its wandb run, is no difference.
+    """
+    for job in range(12):
+        folder = tmp_path / f"sweep/{job}"
+        metrics = {f"test/acc_delay{n}": job / 10 for n in (200, 30, 1000)} | {"test/acc": 0.5}
+        metrics |= {"test/rare": 1.0} if job == 3 else {}
+        metrics |= {"test/half": 2.0 + job} if job in (4, 5) else {}
+        where = {"path": f"{folder}/here", "list": [f"{folder}/there"], "none": None}
+        write_run(folder, metrics, word=f"w{11 - job // 2}", size=1 - job // 6, more=where, seed=job % 2)
+    code, printed, _ = command("compare", "runs=sweep")
+    assert code == 0
+    header, _, *rows = printed.split("\n\n")[0].splitlines()
+    names = ["acc", "rare", "half", "acc_delay30", "acc_delay200", "acc_delay1000"]
+    assert sorted(header.strip("| ").split(" | ")[3:]) == sorted(
+        [f"test/{n}" for n in names] + ["train/seconds"]
+    )
+    assert [name for name in header.strip("| ").split(" | ") if "delay" in name] == [
+        f"test/{n}" for n in names[3:]
+    ]
+    assert header.startswith("| size | word | n | ")
+    found = [row.strip("| ").split(" | ")[:2] for row in rows]
+    assert found == [["0", "w8"], ["0", "w7"], ["0", "w6"], ["1", "w11"], ["1", "w10"], ["1", "w9"]]
+    cells = dict(zip(header.strip("| ").split(" | "), rows[4].strip("|").split("|"), strict=True))
+    assert {name: cells[name].strip() for name in ("test/rare", "test/half", "test/acc_delay30")} == {
+        "test/rare": "1 (n=1)",
+        "test/half": "",
+        "test/acc_delay30": "0.25 ± 0.071",
+    }
+    last = dict(zip(header.strip("| ").split(" | "), rows[5].strip("|").split("|"), strict=True))
+    assert (last["test/half"].strip(), last["test/rare"].strip()) == ("6.5 ± 0.71", "")
+    with (tmp_path / "sweep/compare.csv").open(newline="") as file:
+        rare = [(row["test/rare"], row["test/rare std"], row["n"]) for row in csv.DictReader(file)]
+    assert rare == [*[("", "", "2")] * 4, ("1.0", "", "2"), ("", "", "2")]
+    assert "also differs" not in printed and "same seed" not in printed
+
+
+def test_numbers_ascend_whatever_the_order_of_the_jobs(command, tmp_path):
+    for job, size in enumerate([10, 9, 100]):
+        write_run(tmp_path / f"sweep/{job}", {"val/loss": 1.0}, size=size)
+    _, printed, _ = command("compare", "runs=sweep", "metrics=val/loss")
+    assert [line for line in printed.splitlines() if line.startswith("| 1") or line.startswith("| 9")] == [
+        "| 9 | 1 | 1 |",
+        "| 10 | 1 | 1 |",
+        "| 100 | 1 | 1 |",
+    ]
+
+
 def test_jobs_without_a_result_are_named(command, tmp_path):
     write_sweep(tmp_path / "sweep", "kind=rnn,lstm", "cell=glob([scratch,torch])")
     write_run(tmp_path / "sweep/0", {"val/loss": 1.0}, kind="rnn", cell={"backend": "scratch"})
@@ -172,6 +222,15 @@ def test_a_number_is_the_x_axis_and_the_rest_is_colours():
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("delay", "loss")
     low, high = figure.axes[0].containers[0][2][0].get_segments()[0][:, 1]
     assert (high - low) / 2 == pytest.approx(mean_std([0, 2])[1])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "scale"), [((1, 19), "linear"), ((1, 20), "log"), ((0, 20), "linear"), ((5, 100), "log")]
+)
+def test_numbers_that_are_far_apart_are_drawn_by_their_logarithms(numbers, scale):
+    [axes] = picture(["delay"], rows(*((number,) for number in numbers), loss=0.0), ["loss"]).axes
+    assert axes.get_xscale() == scale
+    assert axes.get_xticks().tolist() == list(numbers)
 
 
 def test_a_number_in_the_metrics_names_is_the_x_axis():

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from lstmlab.config import PROJECT, quote_raw
+from lstmlab.config import PROJECT, plain, quote_raw
+from lstmlab.schema import check
 
 TEXTS = [
     "Not bad, isn't it?",
@@ -42,6 +44,18 @@ def test_raw_values_arrive_as_typed(key, text):
     assert composed[key] == text
 
 
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [("train", "resume"), ("train", "data.path"), ("evaluate", "data.path"), ("compare", "runs")],
+)
+def test_paths_arrive_as_typed(command, key, text):
+    given = ["data=textfile", "run_dir=x"] if command == "train" else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
+        composed = compose(command, [*given, quote_raw(f"{key}={text}")])
+    assert OmegaConf.select(composed, key, throw_on_missing=False) == text
+
+
 def test_other_values_are_left_to_hydra():
     assert quote_raw("cell.hidden_size=1,2") == "cell.hidden_size=1,2"
     assert quote_raw("--help") == "--help"
@@ -69,7 +83,64 @@ WRONG = [
         "model=copytask cell=fused cell.kind=gru cell.init=chrono",
         "init=chrono sets input and forget",
     ),
+    ("train", "cell=torch cell.recompute=true", "cell.recompute=true is for cell=fused, not cell=torch"),
+    ("train", "cell.bidirectional=1", "cell.bidirectional=1: input should be a valid boolean"),
+    ("train", "cell.hidden_size='8'", "cell.hidden_size=8: input should be a valid integer"),
+    ("train", "cell.chrono_steps=2", "cell.chrono_steps=2: input should be greater than or equal to 3"),
+    ("train", "cell.forget_bias=nan", "cell.forget_bias=nan: input should be a finite number"),
     ("train", "optimizer.lr=-1", "optimizer.lr=-1: input should be greater than 0"),
+    (
+        "train",
+        "optimizer.weight_decay=-1",
+        "optimizer.weight_decay=-1: input should be greater than or equal to 0",
+    ),
+    ("train", "optimizer=adamw optimizer.betas=[0.9]", "optimizer.betas=[0.9]: list should have at least 2"),
+    ("train", "optimizer=sgd optimizer.momentum=1.0", "optimizer.momentum=1.0: input should be less than 1"),
+    (
+        "train",
+        "scheduler=cosine scheduler.final_lr=1.5",
+        "scheduler.final_lr=1.5: input should be less than or",
+    ),
+    ("train", "scheduler.factor=1.0", "scheduler.factor=1.0: input should be less than 1"),
+    ("train", "scheduler.factor=0.0", "scheduler.factor=0.0: input should be greater than 0"),
+    ("train", "scheduler.patience=0", "scheduler.patience=0: input should be greater than 0"),
+    (
+        "train",
+        "scheduler.warmup_steps=-1",
+        "scheduler.warmup_steps=-1: input should be greater than or equal",
+    ),
+    ("train", "clipping.max_norm=0", "clipping.max_norm=0: input should be greater than 0"),
+    ("train", "clipping=value clipping.max_value=0", "clipping.max_value=0: input should be greater than 0"),
+    ("train", "trainer.max_steps=0", "trainer.max_steps=0: input should be greater than 0"),
+    ("train", "trainer.val_check_interval=0.0", "trainer.val_check_interval=0.0: "),
+    (
+        "train",
+        "trainer.accumulate_grad_batches=0",
+        "trainer.accumulate_grad_batches=0: input should be greater",
+    ),
+    (
+        "train",
+        "trainer.overfit_batches=-1",
+        "trainer.overfit_batches=-1: input should be greater than or equal",
+    ),
+    ("train", "trainer.log_every_n_steps=0", "trainer.log_every_n_steps=0: input should be greater than 0"),
+    ("train", "trainer.limit_val_batches=0", "trainer.limit_val_batches=0: input should be greater than 0"),
+    (
+        "train",
+        "callbacks.last.every_n_steps=0",
+        "callbacks.last.every_n_steps=0: input should be greater than 0",
+    ),
+    (
+        "train",
+        "callbacks.last.every_n_minutes=0",
+        "callbacks.last.every_n_minutes=0: input should be greater",
+    ),
+    ("train", "callbacks.doctor.waiting=1.5", "callbacks.doctor.waiting=1.5: input should be less than or"),
+    ("train", "callbacks.doctor.waiting=0", "callbacks.doctor.waiting=0: input should be greater than 0"),
+    ("train", "callbacks.doctor.flat=1.0", "callbacks.doctor.flat=1.0: input should be less than 1"),
+    ("train", "callbacks.gates.units=0", "callbacks.gates.units=0: input should be greater than 0"),
+    ("train", "data.val_fraction=0", "data.val_fraction=0: input should be greater than 0"),
+    ("train", "data.max_val_chars=256", "data.max_val_chars=256: input should be greater than 256"),
     ("train", "optimizer.lr=nan", "optimizer.lr=nan: input should be"),
     ("train", "optimizer.lr=inf", "optimizer.lr=inf: input should be a finite number"),
     ("train", "optimizer=lion", "'optimizer/lion' Available options in 'optimizer': adam"),
@@ -167,6 +238,50 @@ WRONG = [
         "train",
         "model=seq2seq model.r_drop=2 model.dropout=0",
         "model.r_drop=2.0 compares readings that differ by dropout; raise model.dropout",
+    ),
+    (
+        "train",  # of one layer, between which there is no dropout
+        "model=seq2seq model.r_drop=2 model.dropout=0 cell.dropout=0.5 cell.num_layers=1",
+        "model.r_drop=2.0 compares readings that differ by dropout; raise model.dropout",
+    ),
+    (
+        "train",
+        "model=seq2seq model.label_smoothing=1.0",
+        "model.label_smoothing=1.0: input should be less than 1",
+    ),
+    (
+        "train",
+        "model=seq2seq model.length_penalty=-1",
+        "model.length_penalty=-1: input should be greater than or",
+    ),
+    ("train", "model=seq2seq data=dates data.first_year=999", "data.first_year=999: input should be greater"),
+    ("train", "model=seq2seq data=dates data.last_year=10000", "data.last_year=10000: input should be less"),
+    (
+        "train",
+        "model=seq2seq data=dates data.locales=[]",
+        "data.locales=[]: list should have at least 1 item",
+    ),
+    (
+        "train",
+        "model=seq2seq data=dates data.tokenizer=word",
+        "data.tokenizer=word: input should be 'char' or",
+    ),
+    ("train", "model=seq2seq data.tokenizer=word", "data.tokenizer=word: input should be 'bpe'"),
+    (
+        "train",
+        "model=sentiment model.word_dropout=1.0",
+        "model.word_dropout=1.0: input should be less than 1",
+    ),
+    (
+        "train",
+        "model=sentiment model.adversarial=-1",
+        "model.adversarial=-1: input should be greater than or",
+    ),
+    ("train", "model=sentiment data.num_workers=-1", "data.num_workers=-1: input should be greater than or"),
+    (
+        "train",
+        "model=copytask cell=torch cell.weight_drop=-1",
+        "cell.weight_drop=-1: input should be greater",
     ),
     ("train", "model=copytask data.symbols=1", "data.symbols=1: input should be greater than or equal to 2"),
     ("train", "model=copytask data.delay=-1", "data.delay=-1: input should be greater than or equal to 0"),
@@ -268,6 +383,39 @@ WRONG = [
     ("bench", "suite=floors rounds=3", "rounds= means nothing to suite=floors"),
     ("bench", "suite=floors data=imdb data.path={no_label}", "has no column label, only text"),
 ]
+# Just within the limits, or what another choice makes sensible
+RIGHT = [
+    ("train", "cell.dropout=0.0 cell.weight_drop=0.0 model.dropout=0.0 seed=0 optimizer.weight_decay=0.0"),
+    ("train", "cell=fused cell.recompute=true"),
+    ("train", "cell.init=chrono cell.chrono_steps=3"),
+    ("train", "model=copytask cell.init=chrono cell.bidirectional=true"),
+    ("train", "model=copytask data.symbols=2 data.delay=0 data.test_delay=[0]"),
+    ("train", "data.max_val_chars=257"),
+    ("train", "data.max_val_chars=null"),
+    ("train", "scheduler=cosine scheduler.final_lr=1.0"),
+    ("train", "scheduler=cosine scheduler.final_lr=0.0 scheduler.warmup_steps=0"),
+    ("train", "trainer.val_check_interval=1"),
+    ("train", "trainer.val_check_interval=1.0"),
+    ("train", "trainer.overfit_batches=0 trainer.limit_val_batches=1 threads=1"),
+    ("train", "trainer.max_epochs=null trainer.max_steps=1"),
+    ("train", "trainer.max_epochs=1 trainer.max_steps=null"),
+    ("train", "trainer=ddp trainer.devices=2 data.batch_size=6"),
+    ("train", "trainer=ddp trainer.devices=2 trainer.num_nodes=2 data.batch_size=8"),
+    ("train", "trainer=gpu precision=fp16"),
+    ("train", "precision=bf16"),
+    ("train", "callbacks.doctor.waiting=1.0 callbacks.doctor.vanishing=0 callbacks.doctor.flat=0"),
+    ("train", "callbacks=averaging callbacks.averaging.from_step=0"),
+    ("train", "callbacks.last=null callbacks.early_stopping=null callbacks.doctor=null callbacks.gates=null"),
+    ("train", "model=seq2seq model.r_drop=2 model.dropout=0 cell.dropout=0.5 cell.num_layers=2"),
+    ("train", "model=seq2seq model.r_drop=0 model.dropout=0 model.length_penalty=0 model.label_smoothing=0"),
+    ("train", "model=seq2seq model.monitor=val/loss model.translate_val=false"),
+    ("train", "model=seq2seq data=dates data.first_year=1000 data.last_year=9999 data.locales=[de]"),
+    ("train", "model=sentiment data=reviews model.word_dropout=0 model.adversarial=0 data.num_workers=0"),
+    ("predict", "ckpt=x text=a temperature=0 length=1 top_k=1 beam_size=1 length_penalty=0 seed=0"),
+    ("evaluate", "ckpt=x beam_size=1 data.test_delay=0"),
+    ("analyze", "ckpt=x probe_steps=0 page_steps=1"),
+    ("bench", "rounds=1 steps=1"),
+]
 if not torch.cuda.is_available():
     WRONG += [
         ("train", "trainer=gpu", "gpu was asked for, but PyTorch finds none on this machine; use cpu"),
@@ -347,6 +495,13 @@ def test_a_mistake_ends_in_one_sentence(command, files, offline, tmp_path, name,
     assert said.format_map(files) in error
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # no run, begun or finished
     assert before == {path: path.stat().st_mtime_ns for path in files["finished"].rglob("*")}
+
+
+@pytest.mark.parametrize(("name", "typed"), RIGHT)
+def test_what_is_allowed(name, typed, tmp_path):
+    given = [f"run_dir={tmp_path}"] if name in ("train", "bench") else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
+        check(name, plain(compose(name, [*given, *typed.split()])))
 
 
 def test_hydra_replaces_nothing_in_a_path(command, trained, tmp_path):

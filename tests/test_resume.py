@@ -1,13 +1,18 @@
 """resume= on the command line: which run, with which settings."""
 
+import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from conftest import SMALL
 from lstmlab import checkpoint
-from lstmlab.resume import changed
+from lstmlab.callbacks.throughput import Throughput
+from lstmlab.resume import changed, read
 from lstmlab.runs import train
 
 COPY = [
@@ -34,6 +39,30 @@ def run(config, tmp_path):
     return folder
 
 
+@pytest.fixture
+def broken(config, monkeypatch):
+    """broken(…): the folder of a run that was killed two steps after its last.ckpt, of step 6 of 12."""
+
+    def begin(*overrides: str) -> Path:
+        def kill(_, trainer, *__) -> None:
+            if trainer.global_step == 8:
+                raise RuntimeError("killed")
+
+        settings = config(*COPY, *overrides)
+        with monkeypatch.context() as patch:
+            patch.setattr(Throughput, "on_train_batch_end", kill)
+            with pytest.raises(RuntimeError, match="killed"):
+                train(settings)
+        assert last(settings["run_dir"])["global_step"] == 6
+        return Path(settings["run_dir"])
+
+    return begin
+
+
+def last(folder: Path | str) -> dict[str, Any]:
+    return checkpoint.load(f"{folder}/checkpoints/last.ckpt")
+
+
 def test_settings_come_from_the_run(command, run):
     written = yaml.safe_load((run / "config.yaml").read_text())
     code, out, error = command("train", f"resume={run}", "trainer.max_epochs=3", "exact=false")
@@ -56,6 +85,7 @@ WRONG = [
     (["optimizer=sgd"], "optimizer=sgd"),
     (["data.seed=3"], "data.seed"),
     (["-m"], "leave out -m"),
+    (["--multirun"], "leave out -m"),
 ]
 
 
@@ -71,6 +101,209 @@ def test_what_cannot_be(command, run, overrides, message):
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message.format(run=run) in error
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+HARMLESS: dict[str, dict[str, Any]] = {
+    "charlm": {
+        "run_dir": "/elsewhere",
+        "logger.tensorboard": {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"},
+        "data.path": "/elsewhere/text.txt",
+        "data.cache": "/elsewhere",
+        "trainer.enable_progress_bar": True,
+        "trainer.log_every_n_steps": 7,
+        "trainer.limit_test_batches": 3,
+        "trainer.profiler": "simple",
+        "callbacks.last.every_n_steps": 5,
+        "callbacks.examples": None,
+        "callbacks.throughput": None,
+        "callbacks.doctor.patience": 3,
+        "callbacks.gates": None,
+    }
+}
+FOR_THE_REST: dict[str, dict[str, Any]] = {
+    "charlm": {
+        "trainer.max_epochs": 9,
+        "trainer.max_steps": 9,
+        "trainer.strategy": "ddp",
+        "trainer.devices": 2,
+        "trainer.num_nodes": 2,
+        "trainer.accelerator": "gpu",
+        "trainer.val_check_interval": 3,
+        "trainer.limit_val_batches": 2,
+        "precision.name": "bf16-mixed",
+        "clipping": {"name": "none"},
+        "callbacks.early_stopping": None,
+        "callbacks.early_stopping.patience": 2,
+        "cell.backend": "scratch",
+        "cell.dropout": 0.5,
+        "model.dropout": 0.5,
+        "deterministic": True,
+        "threads": 3,
+    },
+    "sentiment": {"model.word_dropout": 0.5},
+}
+NEVER: dict[str, dict[str, Any]] = {
+    "charlm": {
+        "seed": 3,
+        "data.batch_size": 2,
+        "data.sequence_length": 10,
+        "data.val_fraction": 0.5,
+        "data.max_val_chars": 400,
+        "model.embedding_size": 9,
+        "model.tie_weights": True,
+        "model.monitor": "val/loss_cold",
+        "cell.hidden_size": 9,
+        "cell.num_layers": 3,
+        "cell.kind": "gru",
+        "cell.init": "torch",
+        "cell.forget_bias": 2.0,
+        "cell.variational": True,
+        "cell.weight_drop": 0.5,
+        "optimizer.lr": 0.5,
+        "optimizer.weight_decay": 0.5,
+        "scheduler.name": "constant",
+        "scheduler.warmup_steps": 3,
+        "scheduler.patience": 3,
+        "trainer.accumulate_grad_batches": 2,
+        "trainer.limit_train_batches": 2,
+        "trainer.overfit_batches": 1,
+        "callbacks.averaging": {"decay": 0.5, "from_step": 0},
+    },
+    "copytask": {"data.delay": 6, "data.symbols": 3, "data.train_batches": 9, "data.val_size": 9},
+    "sentiment": {"model.pooling": "last", "model.adversarial": 0.5, "data.max_length": 50},
+    "seq2seq": {"model.label_smoothing": 0.5, "model.r_drop": 0.5, "model.beam_size": 3},
+}
+
+
+def allowed(ckpt: Path, key: str, value: Any, exact: bool) -> bool:
+    settings = checkpoint.load(str(ckpt))["hyper_parameters"]["config"] | {"exact": exact}
+    *groups, name = key.split(".")
+    node = settings
+    for group in groups:
+        node = node[group]
+    assert node.get(name) != value
+    node[name] = value
+    try:
+        read(settings | {"resume": str(ckpt)})
+    except ValueError as error:
+        assert str(error).startswith(key)
+        assert ("exact=false" in str(error)) == (not str(error).count("cannot be changed within a run"))
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [(HARMLESS, (True, True)), (FOR_THE_REST, (False, True)), (NEVER, (False, False))],
+    ids=["harmless", "for the rest", "never"],
+)
+def test_which_settings_may_change(trained, settings, expected):
+    """With exact=true those that leave the end as it is, with exact=false what the rest can do otherwise."""
+    for model, changes in settings.items():
+        for key, value in changes.items():
+            found = tuple(allowed(trained(model), key, value, exact) for exact in (True, False))
+            assert found == expected, key
+
+
+def test_harmless_changes_leave_the_end_as_it_is(config, broken, command, tmp_path):
+    whole = config(*COPY)
+    metrics = train(whole)
+    folder = broken()
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(folder, elsewhere)
+    changes = ["trainer.log_every_n_steps=1", "callbacks.last.every_n_steps=1", "callbacks.gates=null"]
+    code, out, error = command("train", f"resume={elsewhere}", *changes, "callbacks.doctor.patience=9")
+    assert code == 0, error
+    assert "going on after step 6" in out and not folder.exists()
+    assert equal(last(elsewhere)["state_dict"], last(whole["run_dir"])["state_dict"])
+    ended = json.loads((elsewhere / "metrics.json").read_text())
+    names = [name for name in metrics if not name.startswith("train/")]
+    assert {name: ended[name] for name in names} == {name: metrics[name] for name in names}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_may_become_longer_before_its_end(config, broken, command):
+    """It then ends as one that was meant to be so long."""
+    whole = config(*COPY, "trainer.max_epochs=3")
+    train(whole)
+    folder = broken()
+    code, _, error = command("train", f"resume={folder}", "trainer.max_epochs=3")
+    assert code == 0, error
+    assert last(folder)["global_step"] == 18
+    assert equal(last(folder)["state_dict"], last(whole["run_dir"])["state_dict"])
+
+
+def test_unless_its_schedule_ends_with_the_run(broken, command):
+    folder = broken("scheduler=cosine", "scheduler.warmup_steps=0")
+    code, _, error = command("train", f"resume={folder}", "trainer.max_epochs=3")
+    assert code == 1 and "trainer.max_epochs=3 in place of 2 would not end as a run that was" in error
+
+
+def test_early_stopping_has_the_patience_that_it_is_given(broken, command):
+    """Nothing is learnt: the first validation, after 6 steps, stays the best."""
+    folder = broken("optimizer=sgd", "optimizer.lr=1e-30", "trainer.max_epochs=9")
+    changes = ["callbacks.early_stopping.patience=2", "exact=false"]
+    code, _, error = command("train", f"resume={folder}", *changes)
+    assert code == 0, error
+    assert last(folder)["global_step"] == 18
+
+
+def test_seconds_are_counted_on(broken, command):
+    """Those of the training before, as the checkpoint has them."""
+    folder = broken()
+    content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert 0 < content["resume"]["seconds"] < 100
+    content["resume"]["seconds"] = 5000.0
+    torch.save(content, folder / "checkpoints/last.ckpt")
+    code, _, error = command("train", f"resume={folder}")
+    assert code == 0, error
+    assert 5000 < json.loads((folder / "metrics.json").read_text())["train/seconds"] < 5100
+    assert 5000 < last(folder)["resume"]["seconds"] < 5100
+
+
+def test_what_had_ended_and_is_broken_off_has_not_ended(config, command, monkeypatch):
+    """Its metrics are those of fewer steps."""
+    settings = config(*COPY)
+    train(settings)
+    ended = Path(settings["run_dir"]) / "metrics.json"
+    assert ended.exists()
+
+    def kill(*_) -> None:
+        raise FloatingPointError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_end", kill)
+        code, _, error = command("train", f"resume={ended.parent}", "trainer.max_epochs=3", "exact=false")
+    assert (code, error) == (1, "error: killed\n")
+    assert not ended.exists()
+    code, _, error = command("train", f"resume={ended.parent}", "exact=false")
+    assert code == 0 and ended.exists(), error
+
+
+def test_other_data_are_refused(config, command, text_file, tmp_path):
+    """The same text elsewhere is not: nor is it where a run is broken off."""
+    small = [
+        "data.batch_size=4",
+        "data.sequence_length=20",
+        "data.max_val_chars=300",
+        f"data.cache={tmp_path}",
+    ]
+    limits = ["trainer.max_steps=2", "trainer.log_every_n_steps=1", "callbacks.examples=null"]
+    settings = config(*SMALL, "data=textfile", f"data.path={text_file}", *small, *limits)
+    train(settings)
+    folder = Path(settings["run_dir"])
+    (folder / "metrics.json").unlink()
+    text = text_file.read_text(encoding="utf-8")
+    (tmp_path / "same.txt").write_text(text, encoding="utf-8")
+    text_file.write_text(text.replace("line 7:", "line 8:"), encoding="utf-8")
+    code, _, error = command("train", f"resume={folder}")
+    assert code == 1 and "data=textfile are no longer those that the run was begun with" in error
+    code, _, error = command("train", f"resume={folder}", f"data.path={tmp_path}/same.txt")
+    assert code == 0, error
+    assert (folder / "metrics.json").exists()
 
 
 def test_there_is_no_such_run(command, tmp_path):
@@ -96,9 +329,12 @@ def test_a_checkpoint_by_its_name(command, run):
 def test_a_run_without_a_checkpoint_begins_again(command, run):
     lines = (run / "metrics.csv").read_text().count("\n")
     shutil.rmtree(run / "checkpoints")
+    for name in ("examples.md", "doctor.md"):
+        (run / name).write_text("of before")
     code, out, error = command("train", f"resume={run}")
     assert code == 0, error
     assert "going on" not in out
+    assert not (run / "examples.md").exists() and not (run / "doctor.md").exists()
     assert (run / "metrics.csv").read_text().count("\n") == lines
     assert checkpoint.load(f"{run}/checkpoints/last.ckpt")["global_step"] == 12
 

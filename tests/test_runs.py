@@ -161,6 +161,107 @@ def test_warmup_and_cosine(config, small):
     assert rates[4:] == pytest.approx(expected)
 
 
+def test_warmup_to_a_constant_rate(config, small):
+    constant = ["scheduler=constant", "scheduler.warmup_steps=3", "optimizer.lr=0.1"]
+    settings = config(*small, *constant, "trainer.max_steps=6")
+    train(settings)
+    assert column(settings, "train/lr") == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+
+
+def test_plateau_of_a_metric_that_should_rise(config, small):
+    """A loss that falls at each validation is then a stagnant one."""
+    settings = config(
+        *small,
+        "trainer.max_steps=5",
+        "trainer.val_check_interval=1",
+        "optimizer=sgd",
+        "optimizer.lr=0.5",
+        "scheduler.warmup_steps=0",
+        "scheduler.factor=0.25",
+        "scheduler.patience=1",
+        "model.monitor_mode=max",
+        "callbacks.early_stopping=null",
+    )
+    train(settings)
+    losses = column(settings, "val/loss_stateful")
+    assert losses == sorted(losses, reverse=True) and losses[0] > losses[1] + 1e-4
+    assert column(settings, "train/lr") == pytest.approx([0.5, 0.5, 0.5 / 4, 0.5 / 16, 0.5 / 64])
+    saved = [
+        torch.load(f"{settings['run_dir']}/checkpoints/{n}.ckpt", weights_only=True) for n in ("best", "last")
+    ]
+    assert [each["global_step"] for each in saved] == [1, 5]  # and the first one is the best
+
+
+def test_steps_that_are_recorded(config, small):
+    """Every third, and the last one, each with its own numbers."""
+    warmup = ["scheduler=constant", "scheduler.warmup_steps=9", "optimizer.lr=0.1"]
+    settings = config(*small, *warmup, "trainer.max_steps=8", "trainer.log_every_n_steps=3")
+    train(settings)
+    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    for name in ("train/loss", "train/grad_norm", "train/lr", "train/tokens_per_second"):
+        rows = {row["step"]: float(row[name]) for row in found if row[name]}
+        assert list(rows) == ["2", "5", "7"] and len(set(rows.values())) == 3
+    assert column(settings, "train/lr") == pytest.approx([0.03, 0.06, 0.08])
+
+
+@pytest.mark.parametrize(
+    ("interval", "validated"), [("4", [4, 8, 12]), ("0.5", [3, 6, 9, 12]), ("1.0", [6, 12]), ("7", [7, 12])]
+)
+def test_when_it_is_validated(config, interval, validated):
+    """A number of batches is counted on from one epoch of 6 to the next, a share in each."""
+    task = ["model=copytask", "data.delay=1", "data.train_batches=6", "data.batch_size=2", "data.val_size=4"]
+    settings = config(
+        *task,
+        *SMALL,
+        f"trainer.val_check_interval={interval}",
+        "trainer.max_epochs=2",
+        "trainer.log_every_n_steps=1",
+        "callbacks.examples=null",
+    )
+    train(settings)
+    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+        found = [int(row["step"]) + 1 for row in csv.DictReader(file) if row["val/loss"]]
+    assert found == validated
+
+
+@pytest.mark.parametrize(
+    ("limits", "epochs", "steps"),
+    [
+        ({"max_epochs": 3}, 3, 12),  # 10 batches, 3 a step
+        ({"max_steps": 5}, 2, 5),
+        ({"max_steps": 4}, 1, 4),
+        ({"max_epochs": 3, "max_steps": 5}, 3, 5),
+        ({"max_epochs": 1, "max_steps": 5}, 1, 4),
+        ({"max_epochs": 3, "limit_train_batches": 6}, 3, 6),
+        ({"max_epochs": 3, "limit_train_batches": 7}, 3, 9),
+        ({"max_epochs": 3, "limit_train_batches": 99}, 3, 12),
+        ({"max_steps": 5, "limit_train_batches": 6}, 3, 5),
+    ],
+)
+def test_how_long_a_run_is(config, limits, epochs, steps):
+    """It says so in its config.yaml, and ends there."""
+    trainer = {"max_epochs": "null"} | limits
+    settings = config(
+        "model=copytask",
+        "data.delay=1",
+        "data.train_batches=10",
+        "data.batch_size=2",
+        "data.val_size=4",
+        "data.test_size=4",
+        *SMALL,
+        *(f"trainer.{key}={value}" for key, value in trainer.items()),
+        "trainer.accumulate_grad_batches=3",
+        "trainer.log_every_n_steps=1",
+        "callbacks.examples=null",
+    )
+    train(settings)
+    written = yaml.safe_load((Path(settings["run_dir"]) / "config.yaml").read_text())["trainer"]
+    assert (written["max_epochs"], written["max_steps"]) == (epochs, steps)
+    last = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")
+    assert last["global_step"] == steps
+
+
 def test_plateau_halves_after_two_stagnant_validations(config, small):
     settings = config(
         *small,
@@ -228,14 +329,18 @@ def wandb_run(folder: Path) -> list[Any]:
 def test_tensorboard_and_wandb_side_by_side(config, small):
     """What an offline wandb run holds: name, tags, configuration, the best as summary."""
     settings = config(
-        *small, "trainer.max_steps=3", "logger=[tensorboard,wandb]", "logger.wandb.offline=true"
+        *small,
+        "trainer.max_steps=3",
+        "logger=[tensorboard,wandb]",
+        "logger.wandb.offline=true",
+        "logger.wandb.group=mine",
     )
     train(settings)
     folder = Path(settings["run_dir"])
     assert list(folder.glob("tensorboard/events.out.tfevents.*"))
     records = wandb_run(folder)
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
-    assert run.display_name == "charlm-torch-lstm-2x8-textfile-seed0"
+    assert run.display_name == "charlm-torch-lstm-2x8-textfile-seed0" and run.run_group == "mine"
     assert list(run.tags) == ["charlm", "torch", "lstm", "textfile"]
     logged = {item.key or "/".join(item.nested_key) for r in records for item in r.history.item}
     assert {"train/loss", "val/loss_stateful", "train/grad_norm", "train/lr"} <= logged

@@ -5,14 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import optuna
 import pytest
+import torch
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 
 from conftest import SMALL, TINY
-from hydra_plugins.lstmlab_optuna import open_study
+from hydra_plugins.lstmlab_optuna import distribution, open_study
+from lstmlab.callbacks.pruning import Pruning
 from lstmlab.config import PROJECT
 
 TASK = ["model=copytask", *TINY["copytask"], *SMALL, "data.train_batches=1", "trainer.max_epochs=1"]
@@ -142,6 +147,64 @@ def test_a_trial_worse_than_the_median_is_pruned(command, study, tmp_path):
     assert code == 0 and printed.count("no metrics.json") == len(pruned)
 
 
+def test_trials_that_were_pruned_are_not_made_up_for(command, study, tmp_path):
+    """Two of five are there: three more, though they come two at a time."""
+    (tmp_path / "sweep").mkdir()
+    begun = open_study(tmp_path / "sweep", direction="minimize")
+    for state in (TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE):
+        begun.tell(begun.ask(), 1.0 if state == TrialState.COMPLETE else None, state=state)
+    search = [*SEARCH, "cell.hidden_size=interval(4,6)", "optimizer.lr=1e-3", "hydra.sweeper.n_trials=5"]
+    assert command("train", *search, "hydra.sweeper.n_jobs=2", "callbacks.pruning=null")[0] == 0
+    assert [trial.state.name for trial in study()] == ["PRUNED", "FAIL", "COMPLETE", *["COMPLETE"] * 3]
+    assert {trial.params["cell.hidden_size"] for trial in study()[3:]} <= {4, 5, 6}
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("interval(1,8)", optuna.distributions.IntDistribution(1, 8)),
+        ("interval( -1 , end=8 )", optuna.distributions.IntDistribution(-1, 8)),
+        ("int(interval(1.5,8.5))", optuna.distributions.IntDistribution(1, 8)),
+        ("float(interval(1,8))", optuna.distributions.FloatDistribution(1, 8)),
+        ("interval(1,8.0)", optuna.distributions.FloatDistribution(1, 8)),
+        ("interval(0.5,8)", optuna.distributions.FloatDistribution(0.5, 8)),
+        ("tag(log,interval(1,8))", optuna.distributions.IntDistribution(1, 8, log=True)),
+        ("tag(log,interval(0.1,8.0))", optuna.distributions.FloatDistribution(0.1, 8, log=True)),
+        ("8,16,lstm", optuna.distributions.CategoricalDistribution(["8", "16", "lstm"])),
+        ("range(1,4)", optuna.distributions.CategoricalDistribution(["1", "2", "3"])),
+    ],
+)
+def test_what_may_be_chosen(typed, expected):
+    [override] = OverridesParser.create().parse_overrides([f"x={typed}"])
+    assert distribution("x", override) == expected
+
+
+@pytest.mark.parametrize(
+    ("trial", "startup_trials", "warmup", "validation"),
+    [(2, 4, 0, None), (2, 3, 0, 1), (2, 3, 3, 3), (3, 0, 0, None)],
+)
+def test_when_a_trial_is_pruned(tmp_path, trial, startup_trials, warmup, validation):
+    """It does worse than the two before, at each of four validations; the last one has ended as they have."""
+    begun = open_study(tmp_path, direction="minimize")
+    for _ in range(2):
+        better = begun.ask()
+        for step in range(1, 5):
+            better.report(1.0, step)
+        begun.tell(better, 1.0)
+    begun.ask()
+    begun.tell(begun.ask(), 9.0)
+    trainer: Any = SimpleNamespace(callback_metrics={"val/loss": torch.tensor(9.0)})
+    pruning: Any = Pruning("val/loss", startup_trials, warmup, str(tmp_path), trial)
+    pruned = None
+    for k in range(1, 5):
+        try:
+            pruning.on_validation_end(trainer, None)
+        except optuna.TrialPruned:
+            pruned = k
+            break
+    assert pruned == validation
+
+
 def test_what_was_running_when_it_was_broken_off_comes_once_more(command, study, tmp_path):
     (tmp_path / "sweep").mkdir()
     broken = open_study(tmp_path / "sweep", direction="minimize").ask(
@@ -158,6 +221,20 @@ def test_a_trial_that_diverges_fails_and_the_search_goes_on(command, study):
     assert command("train", *search, "hydra.sweeper.n_trials=4")[0] == 0
     states = {trial.params["optimizer.lr"]: trial.state.name for trial in study()}
     assert states == {"0.001": "COMPLETE", "1e+38": "FAIL"} and len(study()) == 4
+
+
+def test_a_trial_that_needs_too_much_memory_fails_and_the_search_goes_on(command, study):
+    """More than any machine can address."""
+    search = [
+        *SEARCH,
+        "optimizer.lr=1e-3",
+        "data.batch_size=4,100000000000000000",
+        "hydra.sweeper.n_trials=4",
+    ]
+    code, _, error = command("train", *search, "callbacks.pruning=null")
+    assert code == 0, error
+    states = {trial.params["data.batch_size"]: trial.state.name for trial in study()}
+    assert states == {"4": "COMPLETE", "100000000000000000": "FAIL"} and len(study()) == 4
 
 
 def test_any_other_error_ends_the_search(command, study):

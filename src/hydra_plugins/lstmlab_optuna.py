@@ -5,6 +5,7 @@ import waits for the sweep.
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "optuna.journal"
 DIVERGED = (FloatingPointError, MemoryError)  # what a search may meet in its corners
+WHOLE = re.compile(r"(?<!float\()interval\((start=)?[+-]?\d+,(end=)?[+-]?\d+\)")
 log = logging.getLogger(__name__)
 
 
@@ -124,9 +126,10 @@ def distribution(key: str, override: Override) -> "BaseDistribution":
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     low, high, log_scale = sweep.start, sweep.end, "log" in sweep.tags
     assert low is not None and high is not None
+    typed = re.sub(r"\s", "", override.input_line or "")
     try:
-        if isinstance(low, int) and isinstance(high, int):
-            return IntDistribution(low, high, log_scale)
+        if isinstance(low, int) or WHOLE.search(typed):  # interval() has made floats of its ends
+            return IntDistribution(int(low), int(high), log_scale)
         return FloatDistribution(low, high, log_scale)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from error

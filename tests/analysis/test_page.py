@@ -33,8 +33,9 @@ def block(page: str, key: str) -> np.ndarray:
 def test_quantised_values_come_back(tmp_path):
     N, H = len(TOKENS), 5
     traces = made_up(N, 2, 2, H)
-    features = {"position": np.arange(N, dtype=np.float32)}
+    features = {"position": np.arange(N, dtype=np.float32), "still": np.full(N, 3.0, np.float32)}
     half_lives = torch.full((2, 2, H), torch.inf)
+    half_lives[0, 1, 2] = 1.2345
     write_page(tmp_path / "page.html", "Title <i>", "sub", TOKENS, traces, features, half_lives)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     [meta] = [json.loads(m) for m in re.findall(r'id="meta">(.*?)</script>', page, re.DOTALL)]
@@ -47,7 +48,16 @@ def test_quantised_values_come_back(tmp_path):
             back = stored / 255 if name in "ifo" else (stored - 128) / 127 * scale
             error = np.abs(back - values[layer, direction].numpy().T)
             assert (error <= scale / 250).all(), name
-    np.testing.assert_array_equal(block(page, "feature-0")[[0, -1]], [0, 255])
+    assert meta["halfLives"][0][1] == [None, None, 1.23, None, None]
+    assert (meta["title"], meta["subtitle"]) == ("Title <i>", "sub")
+    assert (meta["layers"], meta["directions"], meta["units"]) == (2, 2, H)
+    assert [(v["name"], v["gate"]) for v in meta["values"]] == [(name, name in "ifo") for name in traces]
+    assert meta["features"] == [
+        {"name": "position", "low": 0, "high": N - 1},
+        {"name": "still", "low": 3, "high": 3},
+    ]
+    steps = np.arange(N) * 255 / (N - 1)
+    assert abs(block(page, "feature-0") - steps).max() <= 0.5 and not block(page, "feature-1").any()
 
 
 def test_zero_stays_zero():

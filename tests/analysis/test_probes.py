@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.preprocessing import StandardScaler
 
 from lstmlab.analysis.probes import Unit, correlation, find_units, linear_probe
 
@@ -37,6 +40,29 @@ def test_linear_probe(generator):
     torch.testing.assert_close(r2, torch.tensor([1.0, 0.5, 0.0]), atol=0.03, rtol=0)
 
 
+def test_linear_probe_is_ridge_regression(generator):
+    """As scikit-learn has it; mean and spread differ in the test, and one unit is constant."""
+    x, x_test = torch.randn(60, 4, generator=generator), 3 * torch.randn(40, 4, generator=generator) + 2
+    noise = torch.randn(100, 2, generator=generator)
+    W = torch.tensor([[1.0, 0.0], [-2.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
+    y, y_test = x @ W + noise[:60], x_test @ W + noise[60:] + 0.5
+    x[:, 3] = x_test[:, 3] = 7
+    found = linear_probe(x, y, x_test, y_test)
+    scaled = StandardScaler().fit(x)
+    deviation = scaled.scale_ * (60 / 59) ** 0.5  # n − 1
+    given, tested = ((each.numpy() - scaled.mean_) / np.maximum(deviation, 1e-6) for each in (x, x_test))
+    ridge = Ridge(alpha=1e-3 * 60).fit(given, y)
+    expected = r2_score(y_test, ridge.predict(tested), multioutput="raw_values")
+    torch.testing.assert_close(found, torch.from_numpy(expected).float(), atol=1e-4, rtol=1e-3)
+
+
+def test_the_probe_is_fitted_to_the_first_half_alone(generator):
+    """So many units as a fourth of the steps fit any label, but only where they have seen it."""
+    noise, label = torch.randn(1, 1, 400, 100, generator=generator), torch.randn(400, generator=generator)
+    [finding] = find_units({"h": noise}, {"noise": label.numpy()})
+    assert finding.probe < -0.5 and finding.control_probe < 0
+
+
 def test_planted_units_are_found(generator):
     """One unit of h tracks a feature with r = 0.8; another feature is spread over two units of c."""
     c, h = (torch.randn(2, 1, N, 6, generator=generator) for _ in range(2))
@@ -56,6 +82,30 @@ def test_planted_units_are_found(generator):
     assert found["second"].probe > 0.98
     for finding in found.values():
         assert finding.control_r < 0.15 and finding.control_probe < 0.02
+
+
+def test_each_half_is_looked_at(generator):
+    """A unit that tracks its feature in the first half alone; features that rest in one half are left out."""
+    half, signal = N // 2, held(5, generator)
+    h = torch.randn(1, 1, N, 3, generator=generator)
+    h[0, 0, :half, 1] = signal[:half]
+    first, second = torch.zeros(N), torch.zeros(N)
+    first[:half:2], second[half::2] = 1, 1
+    features = {"signal": signal.numpy(), "first": first.numpy(), "second": second.numpy()}
+    [finding] = find_units({"h": h}, features)
+    assert finding.feature == "signal" and finding.best[0][0] == Unit("h", 0, 0, 1)
+    assert finding.halves == pytest.approx((1, 0), abs=0.05)
+    assert len(find_units({"h": h}, features, top=2)[0].best) == 2
+
+
+def test_the_control_is_the_best_of_all_shifts(generator):
+    """A label that comes back after a tenth of the steps, as far as the first of the shifts."""
+    label = torch.randint(2, (N // 10,), generator=generator).repeat(10).float()
+    h = torch.randn(1, 1, N, 3, generator=generator)
+    h[0, 0, :, 2] = label + 0.1 * h[0, 0, :, 2]
+    [finding] = find_units({"h": h}, {"label": label.numpy()})
+    assert finding.best[0][1] > 0.95 and finding.control_r == pytest.approx(finding.best[0][1], abs=1e-3)
+    assert finding.probe > 0.9 and finding.control_probe == pytest.approx(finding.probe, abs=1e-3)
 
 
 def test_the_control_shows_what_slowness_alone_gives(generator):

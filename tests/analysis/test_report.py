@@ -1,9 +1,19 @@
 """analyze.py from a checkpoint of each task to its folder."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from conftest import SMALL
+from lstmlab.analysis import plots, report
+from lstmlab.analysis.features import english
+from lstmlab.analysis.gates import Saturation
+from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
+from lstmlab.analysis.probes import find_units
+from lstmlab.analysis.traces import read, tokens, trace, validation
+from lstmlab.checkpoint import load_model
 from lstmlab.runs import train
 
 SETS = ["data.train_size=64", "data.val_size=40", "data.test_size=10"]
@@ -40,9 +50,105 @@ def trained(config, text_file, tmp_path):
     return run
 
 
+def cells(table: str) -> list[list[str]]:
+    """The rows of the first table of a text, its head and the line below left out."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+def test_memory():
+    steps = torch.stack([torch.arange(11.0), torch.arange(110.0, -1, -11)])[:, None]  # (2, 1, 11)
+    assert cells(report.memory(steps, "f")) == [
+        ["layer 0", "1", "5", "9", "10 (unit 10), 9 (unit 9), 8 (unit 8)"],
+        ["layer 1", "11", "55", "99", "110 (unit 0), 99 (unit 1), 88 (unit 2)"],
+    ]
+    assert "ln 2 / mean(ln z)" in report.memory(steps, "z")
+
+
+def test_saturated():
+    low, high = torch.tensor([[[0.25, 0.75]], [[0.0, 0.5]]]), torch.tensor([[[0.125, 0.125]], [[0.0, 1.0]]])
+    found = {"i": Saturation(low, high), "f": Saturation(high, low)}
+    assert cells(report.saturated(found)) == [
+        ["layer 0", "f", "12.5%", "50.0%"],
+        ["layer 0", "i", "50.0%", "12.5%"],
+        ["layer 1", "f", "50.0%", "25.0%"],
+        ["layer 1", "i", "25.0%", "50.0%"],
+    ]
+
+
+def test_forgetting():
+    """The ten steps at which least is kept, and the tokens by what is kept at them."""
+    text = [*"abc \n" * 4]
+    kept = torch.tensor([0.25, 0.5, 0.75, 0.9, 0.1] * 4)[:, None].expand(20, 2).clone()
+    kept[12] = torch.tensor([0.0, 0.125])
+    f = torch.stack([kept, 1 - kept])[:, None]  # (2, 1, 20, 2)
+    said = report.forgetting(f, text)
+    first, second = said.split("Layer 1: ")
+    assert first.splitlines()[2] == (
+        "Layer 0: least is kept at '\\n' 0.10, 'a' 0.25, 'b' 0.50, 'c' 0.58, ' ' 0.90; "
+        "most at ' ' 0.90, 'c' 0.58, 'b' 0.50, 'a' 0.25, '\\n' 0.10 (mean over the units)."
+    )
+    assert second.startswith("least is kept at ' ' 0.10, 'c' 0.42, ")
+    table = cells(first)
+    assert table[0] == ["0.062", "`'abc \\nabc \\nab'`", "`'c'`", "`' \\nabc \\n'`"]
+    assert [row[0] for row in table[1:]] == ["0.100"] * 4 + ["0.250"] * 4 + ["0.500"]
+
+
+def test_gradient_flow(trained, tmp_path):
+    """Cells that are as PyTorch makes them, and the model's own on rows of the text side by side."""
+    model: Any = load_model(f"{trained('charlm')}/checkpoints/last.ckpt", "scratch")
+    rows = read(model, "line 1: é 5\n" * 40)
+    said = report.flowing(model, rows, tmp_path)
+    flows = at_initialisation(100)
+    flows["trained"] = gradient_flow(model.cell, model.embedding(rows.ids.view(4, 120)[:, :100]).detach())
+    expected = []
+    for name, flow in flows.items():
+        for member, norms in flow.items():
+            back = norms.tolist()[::-1]
+            until = 0
+            while until < 99 and back[1 + until] >= 0.01:
+                until += 1
+            expected.append([name, member, *(f"{back[k]:.1e}" for k in (10, 30, 99)), str(until)])
+    assert cells(said) == expected
+    assert len({row[-1] for row in expected}) > 4
+
+
+def test_what_the_units_know(trained, tmp_path):
+    model: Any = load_model(f"{trained('charlm')}/checkpoints/last.ckpt", "scratch")
+    rows, _ = validation(model, {}, 400)
+    said = report.probed(model, rows, " A note.", "english", tmp_path)
+    findings = find_units(trace(model, rows, "ch"), english("".join(tokens(model, rows))))
+    assert said.startswith(
+        f"## What the units know\n\n{rows.lengths.sum()} steps of validation data. A note. r: "
+    )
+    assert "Left out, since constant: inside quotes." in said
+    found = {row[0]: row[1:] for row in cells(said)}
+    assert (
+        list(found) == [finding.feature for finding in findings] == ["position in line", "position in word"]
+    )
+    for f in findings:
+        (unit, r), *others = f.best
+        assert found[f.feature] == [
+            str(unit),
+            f"{r:+.3f}",
+            f"{f.halves[0]:+.2f}, {f.halves[1]:+.2f}",
+            f"{f.control_r:.3f}",
+            f"{f.probe:.3f}",
+            f"{f.control_probe:.3f}",
+            "; ".join(f"{other} {s:+.2f}" for other, s in others),
+        ]
+
+
 @pytest.mark.parametrize("task", TASKS)
-def test_each_task(task, trained, command, tmp_path):
+def test_each_task(task, trained, command, tmp_path, monkeypatch):
     run = trained(task)
+    orders, original = [], plots.gates
+
+    def gates(traces, order, text):
+        orders.append(order.tolist())
+        return original(traces, order, text)
+
+    monkeypatch.setattr(plots, "gates", gates)
     arguments = ["page_steps=200", "probe_steps=400", f"ckpt={run}/checkpoints/last.ckpt"]
     if task.startswith("charlm"):
         arguments.append(f"data.cache={tmp_path}/cache")
@@ -55,6 +161,9 @@ def test_each_task(task, trained, command, tmp_path):
         steps = len(arrays["tokens"])
         assert 0 < steps <= 200
         assert arrays["h"].shape[2:] == (steps, 8)
+        if "half_life.png" in MORE[task]:  # the units, by how long the last layer remembers
+            kept = arrays["z" if "gru" in task else "f"][-1, 0].astype(float)
+            assert orders == [np.argsort(-1 / np.log(kept).mean(0)).tolist()]
         if task == "charlm":
             assert set(arrays) == set("ifgoch") | {"tokens"}
             assert "position in word" in out

@@ -14,7 +14,7 @@ MODELS = {
     "charlm": (["data=textfile", "data.batch_size=4", "data.sequence_length=20"], "line 12: é 5\nline" * 60),
     "copytask": (["data.val_size=40"], None),
     "sentiment": (["data=reviews", *SETS], "Not bad at all, isn't it?"),
-    "seq2seq": (["data=dates", *SETS], "May 3, 1999\n12 June 2001"),
+    "seq2seq": (["data=dates", *SETS], "\n".join(f"May {n}, 1{n:0{n % 3 + 1}}" for n in range(70))),
 }
 
 
@@ -58,6 +58,7 @@ def test_the_trace_is_what_the_trained_backend_computes(checkpoint, overrides):
     own: Any = load_model(path)
     model: Any = load_model(path, "scratch")
     rows = read(model, text_for(name, model))
+    assert name != "seq2seq" or (len(rows.ids) == 70 > traces.ROWS and len(set(rows.lengths.tolist())) > 2)
     values = trace(model, rows)
     outputs: list[torch.Tensor] = []
     stack(own).register_forward_hook(lambda module, given, result: outputs.append(result[0]))

@@ -1,10 +1,11 @@
 import json
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lstmlab.benchmarks.timing import Row, Section, agree, alternate, report, times_better
+from lstmlab.benchmarks import timing
+from lstmlab.benchmarks.timing import Row, Section, agree, alternate, picture, report, table, times_better
 
 
 def test_contenders_that_disagree_are_not_timed():
@@ -18,22 +19,33 @@ def test_contenders_that_disagree_are_not_timed():
         agree({"a": right, "b": lambda: [torch.tensor([torch.nan, 100.0])]})
 
 
-def test_contenders_alternate_and_the_median_counts():
-    called = []
-    pauses = iter([0, 0, 0.04, 0.03, 0.3])  # two to warm up, then three rounds
+def test_one_wrong_number_of_many_is_enough():
+    numbers = torch.zeros(1000)
+    agree({"a": lambda: [numbers, numbers], "b": lambda: [numbers, numbers]})
+    wrong = numbers.index_fill(0, torch.tensor([7]), -1e-3)
+    with pytest.raises(RuntimeError, match=r"result 1 of b is 0\.001 off that of a"):
+        agree({"a": lambda: [numbers, numbers], "b": lambda: [numbers, wrong]})
 
-    def slow():
+
+def test_contenders_alternate_and_the_median_counts(monkeypatch):
+    """On a clock that they set themselves; what takes less than 20 ms is called several times a round."""
+    called, now = [], 0.0
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    pauses = iter([9.0, 0.03, 0.04, 0.03, 0.3])  # two to warm up, then three rounds
+
+    def slow() -> None:
+        nonlocal now
         called.append("slow")
-        time.sleep(next(pauses))
+        now += next(pauses)
 
-    def fast():
+    def fast() -> None:
+        nonlocal now
         called.append("fast")
-        time.sleep(0.025)
+        now += 0.009
 
-    pauses = iter([0.03, 0.03, 0.04, 0.03, 0.3])
     medians = alternate({"slow": slow, "fast": fast}, rounds=3)
-    assert called == ["slow"] * 2 + ["fast"] * 2 + ["slow", "fast"] * 3
-    assert 39 < medians["slow"] < 300  # milliseconds: one slow round does not count
+    assert called == ["slow"] * 2 + ["fast"] * 2 + ["slow", *["fast"] * 3] * 3
+    assert medians == pytest.approx({"slow": 40, "fast": 9})  # milliseconds: one slow round does not count
 
 
 def test_the_report(tmp_path):
@@ -46,7 +58,23 @@ def test_the_report(tmp_path):
     text = report("cells", [times, rates], str(tmp_path))
     assert "|  | ours, ms | theirs |\n| --- | --- | --- |\n| small | 2 (75%) | 1.50× (50%) |" in text
     assert "| all | 400 | 4.00× |" in text
+    assert "geometric mean" not in text
     written = json.loads((tmp_path / "bench.json").read_text())
     assert written["machine"]["torch"] == torch.__version__
     assert written["sections"][0]["rows"][0]["medians"] == {"theirs": 3.0, "ours": 2.0}
     assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+def test_a_mean_of_ratios_is_a_geometric_one():
+    rows = [
+        Row("small", {"a": 2.0, "ours": 1.0, "b": 5.0}),
+        Row("large", {"a": 24.0, "ours": 3.0, "b": 15.0}),
+    ]
+    said = table(Section("Work", "ours", rows))
+    assert said.endswith(
+        "| small | 1 | 2.00× | 5.00× |\n| large | 3 | 8.00× | 5.00× |\n| geometric mean |  | 4.00× | 5.00× |"
+    )
+    [axes] = picture([Section("Work", "ours", rows)]).axes
+    drawn = {bars.get_label(): [bar.get_width() for bar in bars] for bars in axes.containers}
+    assert drawn == {"a": [2.0, 8.0], "b": [5.0, 5.0]}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["small", "large"]

@@ -1,23 +1,28 @@
 """Each fault made to happen in a run, and named; sound runs, of which nothing is said."""
 
+import itertools
 import math
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from conftest import SMALL
-from lstmlab import checkpoint
+from lstmlab import checkpoint, data
+from lstmlab.callbacks import doctor
 from lstmlab.callbacks.diagnosis import Limits, Look, diagnose
+from lstmlab.callbacks.throughput import Throughput
 from lstmlab.config import PROJECT
 from lstmlab.data import text
 from lstmlab.models import charlm
 from lstmlab.runs import train
+from same_end import go_on
 
 QUICK = [
     "trainer.enable_progress_bar=false",
@@ -107,6 +112,114 @@ def test_a_fault_is_named(config, capsys, fault, overrides, evidence, override, 
     assert fault in capsys.readouterr().out
 
 
+def looks_of(settings: dict) -> list[Look]:
+    """As last.ckpt has kept them."""
+    saved = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")
+    return [Look(*values) for values in saved["callbacks"]["Doctor"]["looks"]]
+
+
+LOOKED_AT = [
+    *COPY,
+    "data.symbols=3",
+    "data.delay=2",
+    "data.train_batches=24",
+    "cell.num_layers=2",
+    "cell.bidirectional=true",
+    "optimizer=sgd",
+    "clipping=value",
+    "clipping.max_value=1e-3",
+    "scheduler=constant",
+    "trainer.max_epochs=1",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.log_every_n_steps=3",
+    "callbacks.doctor.steps=4",  # so it looks every 6 steps, that is every 12 batches
+]
+
+
+def test_what_a_look_holds(config):
+    """Loss, gradients and classes of each batch by hand, of weights that stay as they are."""
+    settings = config(*LOOKED_AT, "optimizer.lr=1e-30", "seed=3")
+    train(settings)
+    ckpt = f"{settings['run_dir']}/checkpoints/last.ckpt"
+    model: Any = checkpoint.load_model(ckpt)
+    batches = list(data.build(settings["data"], seed=3).train_dataloader())
+    found = looks_of(settings)
+    assert [look.step for look in found] == [6, 12]
+    parts = {
+        f"cell layer {layer}{backwards}": re.compile(rf"cell\..*_l{layer}{suffix}")
+        for layer in (0, 1)
+        for backwards, suffix in (("", ""), (" backwards", "_reverse"))
+    } | {"projection": re.compile(r"projection\..*")}
+    for look, start in zip(found, (0, 12), strict=True):
+        losses, norms = [], []
+        for first in range(start, start + 12, 2):
+            model.zero_grad()
+            for batch in batches[first : first + 2]:
+                log_p = model(batch.tokens).log_softmax(-1)
+                loss = -log_p.gather(2, batch.targets[:, :, None]).mean()
+                (loss / 2).backward()
+                losses.append(loss.item())
+            gradients = {name: p.grad.flatten() for name, p in model.named_parameters()}
+            norms.append(torch.cat(list(gradients.values())).norm().item())
+        assert look.loss == pytest.approx(sum(losses) / 12, rel=1e-5)
+        assert look.peak == pytest.approx(max(norms), rel=1e-4)
+        assert look.gradients.keys() == parts.keys()
+        for part, pattern in parts.items():  # those of the last step
+            own = [gradient for name, gradient in gradients.items() if pattern.fullmatch(name)]
+            assert look.gradients[part] == pytest.approx(torch.cat(own).norm().item(), rel=1e-4)
+        assert look.moved == 0 and 0 <= look.waiting < 1
+    shown = torch.cat([batch.targets.flatten() for batch in batches[:12]]).tolist()
+    shares = [shown.count(symbol) / len(shown) for symbol in range(3)]
+    baseline = checkpoint.load(ckpt)["callbacks"]["Doctor"]["baseline"]
+    assert baseline == pytest.approx(-sum(p * math.log(p) for p in shares), rel=1e-6)
+
+
+def test_the_way_of_the_weights(config):
+    """‖W − W before‖ / ‖W before‖ of each look, from checkpoints of the steps that it looks at."""
+    weights = []
+    for steps, lr in ((1, 1e-30), (6, 10.0), (12, 10.0)):
+        settings = config(*LOOKED_AT, f"optimizer.lr={lr}", f"trainer.max_steps={steps}")
+        train(settings)
+        state = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["state_dict"]
+        weights.append(torch.cat([tensor.flatten() for tensor in state.values()]))
+    ways = [float((b - a).norm() / a.norm()) for a, b in itertools.pairwise(weights)]
+    assert [look.moved for look in looks_of(settings)] == pytest.approx(ways, rel=1e-4)
+    assert min(ways) > 1e-3
+
+
+def test_a_run_that_goes_on_says_what_it_would_have_said(config, monkeypatch):
+    """What was found after the checkpoint is found once more, and stands there once."""
+    limits = ["steps=2", "exploding=1e-9", "vanishing=1e9", "waiting=1.0", "patience=100"]
+    given = [
+        *COPY,
+        "data.train_batches=10",
+        "data.delay=2",
+        "trainer.max_epochs=1",
+        "trainer.log_every_n_steps=2",
+    ]
+    given += [f"callbacks.doctor.{limit}" for limit in limits] + ["callbacks.last.every_n_steps=4"]
+    whole, broken = config(*given), config(*given)
+    train(whole)
+
+    def kill(_, trainer, *__) -> None:
+        if trainer.global_step == 7:
+            raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_end", kill)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(broken)
+    reports = [Path(settings["run_dir"]) / "doctor.md" for settings in (broken, whole)]
+    assert reports[0].read_bytes() == reports[1].read_bytes()  # of step 2, and of step 6 after the checkpoint
+    go_on(broken)
+    assert reports[0].read_bytes() == reports[1].read_bytes()
+    assert list(findings(whole)) == ["exploding gradient", "vanishing gradient"]
+    assert "## Step 2: exploding" in reports[0].read_text() and "## Step 6: van" in reports[0].read_text()
+    assert [look._replace(waiting=0) for look in looks_of(broken)] == [
+        look._replace(waiting=0) for look in looks_of(whole)
+    ]
+
+
 NAN = [
     "optimizer=sgd",
     "optimizer.lr=1e30",
@@ -134,6 +247,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(command, text_file, tmp_path):
     batch = torch.load(run / "nan_batch.pt", weights_only=True)
     assert batch["inputs"].shape == (4, 20)
     before: Any = checkpoint.load_model(str(run / "checkpoints/before_nan.ckpt"))
+    assert "optimizer_states" not in checkpoint.load(
+        str(run / "checkpoints/before_nan.ckpt")
+    )  # of later steps
     assert before.loss(text.TextBatch(**batch), None)[0].isfinite()
     written = list((run / "checkpoints").iterdir())
     for path in written:
@@ -163,6 +279,41 @@ def test_broken_weights_are_never_saved(config, text_file, tmp_path):
         saved = checkpoint.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt")
         assert saved["global_step"] == 2
         assert all(t.isfinite().all() for t in saved["state_dict"].values())
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(config, text_file, tmp_path):
+    """Of weights that are finite: the validation alone reads a character that is unknown."""
+    text_file.write_text(text_file.read_text(encoding="utf-8") + "§" * 50, encoding="utf-8")
+
+    class Overflows(charlm.CharLM):
+        def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+            super().on_train_batch_end(outputs, batch, batch_idx)
+            with torch.no_grad():
+                self.projection.bias[0] = -3e38  # and the loss of that character is as large
+                self.projection.weight[0] = -3e38
+
+    settings = config(
+        *SMALL, *QUICK, "data=textfile", f"data.path={text_file}", f"data.cache={tmp_path}/cache",
+        "data.batch_size=4", "data.sequence_length=20", "trainer.max_steps=9", "trainer.val_check_interval=2",
+        "trainer.log_every_n_steps=1",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charlm, "CharLM", Overflows)
+        with pytest.raises(FloatingPointError, match=r"val/loss_stateful is (inf|nan) at step 2"):
+            train(settings)
+    assert not list(Path(settings["run_dir"]).glob("checkpoints/best.ckpt"))
+
+
+def test_the_share_of_the_time_that_batches_are_waited_for(config, monkeypatch):
+    """A second passes from each look at the clock to the next; a validation is no part of the time."""
+    clock = itertools.count()
+    monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    steps = ["data.delay=2", "data.train_batches=8", "trainer.max_epochs=1", "trainer.val_check_interval=2"]
+    settings = config(*COPY, *steps, "trainer.log_every_n_steps=4", "callbacks.doctor.steps=4")
+    train(settings)
+    # One second before each of four batches. The first look comes after 10 seconds, the second 13 after it,
+    # one and two validations of a second included
+    assert [look.waiting for look in looks_of(settings)] == [4 / 9, 4 / 11]
 
 
 @pytest.mark.parametrize("keeps_graph", [False, True])

@@ -3,12 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.analysis.traces import read, trace
+from lstmlab.callbacks.gates import picture
 from lstmlab.runs import train
 
 QUICK = [
@@ -43,10 +45,36 @@ def test_the_gates_of_one_text_at_each_validation_in_every_logger(config, text_f
         assert not np.array_equal(first[name], second[name])
 
     with Image.open(folder / "gates.png") as image:
-        assert image.width > 30 * 9
+        blocks = {name: second[name][-1, 0].T for name in second.files if name not in ("tokens", "units")}
+        assert_shown(image, blocks, 18)  # the last layer
     assert len(list(folder.glob("wandb/offline-run-*/files/media/images/gates*.png"))) == 2
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Images("gates")] == [1, 2]
+
+
+def assert_shown(image: Image.Image, blocks: dict[str, np.ndarray], top: int) -> None:
+    """A square of 9 pixels for each value, below `top` pixels of text; behind a block a row is free."""
+    units, steps = next(iter(blocks.values())).shape
+    assert image.size == (9 * (steps + 2), top + len(blocks) * 9 * (units + 1))
+    for k, (name, values) in enumerate(blocks.items()):
+        limit = max(1, np.quantile(abs(values), 0.99)) if name == "c" else 1
+        for unit, step in np.ndindex(units, steps):
+            value = values[unit, step]
+            if name in "ifozr":
+                colour = colormaps["viridis"](float(value))
+            else:
+                colour = colormaps["RdBu_r"](float((value + limit) / (2 * limit)))
+            x, y = 9 * (step + 2), top + 9 * (k * (units + 1) + unit)
+            for corner in ((x, y), (x + 8, y + 8)):
+                pixel = np.array(image.getpixel(corner))
+                assert abs(pixel - 255 * np.array(colour[:3])).max() < 2, (name, unit, step)
+
+
+@pytest.mark.parametrize(("tokens", "top"), [([*"a \n"], 18), (["one ", "tw", "o"], 72)])
+def test_the_picture(tokens, top):
+    f, h = np.array([[0.0, 1.0, 0.3], [0.5, 0.7, 0.2]]), np.array([[0.0, -1.0, 1.0], [0.5, -0.5, 0.25]])
+    assert_shown(picture({"f": f, "c": 4 * h, "h": h}, tokens), {"f": f, "c": 4 * h, "h": h}, top)
+    assert_shown(picture({"c": h / 4}, tokens), {"c": h / 4}, top)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +83,9 @@ def test_the_gates_of_one_text_at_each_validation_in_every_logger(config, text_f
         (["model=copytask", "cell.kind=rnn", "data.val_size=20"], "h", (1, 1)),
         (["model=sentiment", "data=reviews", "cell.kind=gru", *SETS], "rznh", (1, 2)),
         (["model=seq2seq", "data=dates", *SETS], "ifgoch", (1, 2)),
+        (["model=seq2seq", "data=dates", *SETS, "cell=fused", "cell.recompute=true"], "ifgoch", (1, 2)),
     ],
-    ids=["copytask", "sentiment", "seq2seq"],
+    ids=["copytask", "sentiment", "seq2seq", "gates computed again"],
 )
 def test_each_task_and_cell(config, tmp_path, overrides, names, layout):
     cache = [] if overrides[0] == "model=copytask" else [f"data.cache={tmp_path}/cache"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lstmlab import checkpoint
+from lstmlab.callbacks.last import LastCheckpoint
 from lstmlab.callbacks.throughput import Throughput
 from lstmlab.runs import train
 from same_end import assert_same_end, go_on, overrides
@@ -103,7 +104,12 @@ def test_a_run_that_was_moved_goes_on(task, stop, tmp_path):
 
 @pytest.mark.parametrize(
     ("overrides", "steps"),
-    [(["callbacks.last.every_n_steps=3"], 6), (["callbacks.last.every_n_minutes=1e-9"], 7)],
+    [
+        (["callbacks.last.every_n_steps=3"], 6),
+        (["callbacks.last.every_n_steps=5"], 5),
+        (["callbacks.last.every_n_minutes=1e-9"], 7),
+        (["callbacks.last.every_n_steps=6", "callbacks.last.every_n_minutes=60"], 6),
+    ],
 )
 def test_a_checkpoint_every_so_often(overrides, steps, task, monkeypatch):
     """Whoever is killed without a word goes on from there."""
@@ -118,6 +124,25 @@ def test_a_checkpoint_every_so_often(overrides, steps, task, monkeypatch):
     with pytest.raises(RuntimeError, match="killed"):
         train(settings)
     assert checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["global_step"] == steps
+
+
+def test_minutes_have_sixty_seconds():
+    assert LastCheckpoint(every_n_minutes=2.5, every_n_steps=None).seconds == 150
+
+
+def test_a_checkpoint_keeps_the_metrics_of_before(task, stop):
+    """Also one that comes before the next validation, in a run that went on."""
+    settings = task("copytask")
+    run: Callable[[dict], object] = train
+    found = []
+    for count in (7, 1):  # a validation comes after 5 batches
+        stop("on_train_batch_end", count)
+        with pytest.raises(SystemExit):
+            run(settings)
+        found.append(checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["metrics"])
+        run = go_on
+    names = ("val/loss", "val/sequence_accuracy")
+    assert [found[0][name] for name in names] == [found[1][name] for name in names]
 
 
 def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(task, stop, capsys):

@@ -87,6 +87,21 @@ def test_a_pass_that_is_broken_off_is_over():
     assert [int(next(iter(loader))[0]) for _ in range(3)] == [0, 100, 200]
 
 
+@pytest.mark.parametrize(("rows", "sizes"), [(17, [1, 16]), (32, [16, 16]), (3, [3])])
+def test_every_row_is_in_one_batch(module, rows, sizes):
+    """Also where the last one is short, in training and in the test."""
+    built = module("reviews", train_size=rows, val_size=2, test_size=rows, batch_size=16)
+    for loader in (built.train_dataloader(), built.test_dataloader()):
+        batches = list(loader)
+        assert sorted(len(batch.labels) for batch in batches) == sizes and len(loader) == len(sizes)
+
+
+def test_the_test_set_is_drawn_before_the_validation_set(module):
+    """More of the one leaves the other as it is."""
+    few, many = (module("reviews", train_size=10, val_size=n, test_size=20).read() for n in (10, 20))
+    assert few["test"] == many["test"] and few["val"] == tuple(column[:10] for column in many["val"])
+
+
 def test_cut():
     pairs = {"a": 1, "b": 2, "c": 3, "d": 4}
     assert cut(pairs, {"test": 1, "train": 2}) == {"test": (["a"], [1]), "train": (["b", "c"], [2, 3])}

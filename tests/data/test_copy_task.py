@@ -14,6 +14,12 @@ def test_a_sequence_is_symbols_blanks_marker_blanks():
     assert (many.flatten().bincount() / many.numel() - 1 / 3).abs().max() < 0.02
 
 
+def test_a_range_of_delays_has_both_its_ends():
+    widths = [copy_batch((k,), 1, 2, 1, (2, 4)).tokens.shape[1] for k in range(100)]
+    assert {width - 3 for width in widths} == {2, 3, 4}
+    assert copy_batch((0,), 1, 2, 1, (3, 3)).tokens.shape[1] == 6
+
+
 def batches(loader):
     return [(batch.tokens.shape[1], batch.targets.tolist()) for batch in loader]
 
@@ -45,6 +51,15 @@ def test_validation_and_test_never_change(module):
     assert batches(one.test_dataloader()) == batches(other.test_dataloader())
     assert [len(targets) for _, targets in batches(one.test_dataloader())] == [4, 4, 3]
     assert batches(one.val_dataloader())[0] != batches(one.test_dataloader())[0]
+
+
+def test_no_training_batch_is_one_of_validation_or_test(module):
+    """Whatever the seed."""
+    held_out = module("copy", batch_size=4, val_size=20, test_size=20)
+    known = batches(held_out.val_dataloader()) + batches(held_out.test_dataloader())
+    for seed in range(4):
+        trained = module("copy", seed=seed, batch_size=4, train_batches=5).train_dataloader()
+        assert not [batch for batch in batches(trained) + batches(trained) if batch in known]
 
 
 def test_test_delays(module):

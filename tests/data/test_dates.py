@@ -29,6 +29,12 @@ def test_pairs(module):
     assert built.info["max_target_length"] == 12
 
 
+def test_years_have_a_first_and_a_last_day(module):
+    sizes = {"train_size": 2000, "val_size": 1, "test_size": 1}
+    built = module("dates", first_year=2001, last_year=2001, locales=["de", "en_US", "fi"], **sizes)
+    assert min(built.read()["train"][1]) == "2001-01-01" and max(built.read()["train"][1]) == "2001-12-31"
+
+
 def test_no_text_has_two_readings():
     """Every date of a year in every locale and pattern: the same text is always the same date."""
     days = [date(2004, month, day) for month in range(1, 13) for day in (1, 2, 3, 11, 12, 13, 28)]
@@ -55,6 +61,7 @@ def test_no_month_has_a_name_that_means_another_elsewhere():
 def test_patterns():
     assert "M/d/yy" not in patterns("en_US") and "MMMM d, y" in patterns("en_US")
     assert not resolvable("M/d/y", date(2005, 3, 4)) and not resolvable("d/M/y", date(2005, 3, 4))
+    assert not resolvable("d/M/y", date(2005, 3, 12)) and resolvable("d/M/y", date(2005, 12, 12))
     assert resolvable("d/M/y", date(2005, 3, 13)) and resolvable("y-MM-dd", date(2005, 3, 4))
 
 

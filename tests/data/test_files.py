@@ -39,8 +39,10 @@ def read(folder):
 
 
 def test_parquet(folder):
+    """A split may lie in several files."""
+    write(folder / "plain_text/train-00001-of-00002.parquet", text=["more"], label=[0])
     assert read(folder) == {
-        "train": {"text": ["good", "bad"], "label": [1, 1]},
+        "train": {"text": ["good", "bad", "more"], "label": [1, 1, 0]},
         "test": {"text": ["fair"], "label": [1]},
     }
 

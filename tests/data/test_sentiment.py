@@ -85,6 +85,18 @@ def test_info_is_enough_to_encode(module, folder, kind):
     assert tokens.max() < built.info["vocab_size"]
 
 
+def test_the_tokenizer_knows_the_training_reviews_alone(module, folder):
+    """Each review has a word of its own; tags are no words."""
+    for split, count in (("train", 30), ("test", 20)):
+        texts = [f"{split}{i} <i>film</i>" for i in range(count)]
+        table = pa.table({"text": texts, "label": [0, 1] * (count // 2)})
+        pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    built = module("imdb", path=str(folder), val_size=10)
+    words = {text.split()[0] for text in built.read()["train"][0]}
+    assert len(words) == 20
+    assert set(built.tokenizer.get_vocab()) == {"<pad>", "<bos>", "<eos>", "<unk>", "film"} | words
+
+
 def test_a_checkpoint_s_tokenizer_is_used(module, folder):
     trained = module("imdb", path=str(folder), val_size=10)
     info = trained.info

@@ -1,4 +1,7 @@
+import hashlib
 import sys
+import sysconfig
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,6 +55,51 @@ def test_validation_reads_the_last_part(tmp_path, text_file):
     assert decode(module, torch.cat([b.targets for b in stateful], 1)[0]) == text[5401:5700]
 
 
+@pytest.mark.parametrize(("kinds", "dtype"), [(255, "uint8"), (256, "uint16"), (70_000, "uint32")])
+def test_a_vocabulary_of_any_size(tmp_path, kinds, dtype):
+    """With UNKNOWN it has one character more; all that is read are the text's own characters."""
+    characters = [chr(i) for i in range(0x10000, 0x10000 + kinds)]
+    text = "".join(characters) * (2 if kinds > 1000 else 12)
+    module = build(tmp_path, text, val_fraction=0.25)
+    assert module.info["vocabulary"] == UNKNOWN + "".join(characters)
+    assert module.meta["dtype"] == dtype
+    train = module.meta["train"]
+    streams = torch.cat([batch.inputs for batch in module.train_dataloader()], 1)
+    assert decode(module, streams[2]) == text[2 * streams.size(1) : 3 * streams.size(1)]
+    stateful, cold = (next(iter(loader)) for loader in module.val_dataloader())
+    assert decode(module, stateful.inputs[0]) == text[train : train + stateful.inputs.size(1)]
+    assert decode(module, cold.inputs[0]) == text[train : train + 256]
+    assert decode(module, cold.targets[1]) == text[train + 257 : train + 513]
+
+
+@pytest.mark.parametrize(("characters", "windows"), [(257, 1), (512, 1), (513, 2), (64 * 256 + 1, 64)])
+def test_as_many_cold_windows_as_there_is_room_for(tmp_path, text_file, characters, windows):
+    text = text_file.read_text(encoding="utf-8") * 6
+    module = build(tmp_path, text, val_fraction=0.5, max_val_chars=characters)
+    (batch,) = module.val_dataloader()[1]
+    assert batch.targets.shape == (windows, 256)
+    assert decode(module, batch.targets.flatten()) == text[18_001 : 18_001 + 256 * windows]
+
+
+def test_texts_that_are_just_long_enough(tmp_path):
+    sizes = {"batch_size": 4, "sequence_length": 100, "val_fraction": 0.5}
+    assert len(build(tmp_path, "ab" * 401, **sizes).train_set) == 1  # 401 characters, 400 to predict
+    with pytest.raises(ValueError, match="has 400 characters to train on"):
+        build(tmp_path, "ab" * 400, **sizes)
+    few = {"batch_size": 1, "sequence_length": 10, "val_fraction": 0.5}
+    assert len(build(tmp_path, "ab" * 257, **few).val_sets[1]) == 1
+    with pytest.raises(
+        ValueError, match="leaves 256 of 512 characters for validation, which needs more than"
+    ):
+        build(tmp_path, "ab" * 256, **few)
+
+
+def test_a_text_may_hold_the_sign_for_what_is_unknown(tmp_path):
+    module = build(tmp_path, f"b{UNKNOWN}a" * 1000)
+    assert module.info["vocabulary"] == UNKNOWN + "ab"
+    assert module.train_set[0].inputs[0, :6].tolist() == [2, 0, 1, 2, 0, 1]
+
+
 def test_a_character_that_training_never_saw_is_unknown(tmp_path):
     text = "ab" * 350 + "z" * 100 + "ab" * 300
     module = build(tmp_path, text, val_fraction=0.4)
@@ -62,11 +110,15 @@ def test_a_character_that_training_never_saw_is_unknown(tmp_path):
 
 
 def test_a_checkpoints_vocabulary_is_kept(tmp_path, text_file):
+    """Also if the text lies in the cache, encoded with its own, or with that of another checkpoint."""
     text = text_file.read_text(encoding="utf-8")
-    module = build(tmp_path, text, info={"vocabulary": UNKNOWN + "nile"})
-    batch = module.train_set[0]
-    assert batch.inputs.max() == 4
-    assert module.info["vocabulary"] == UNKNOWN + "nile"
+    own = build(tmp_path, text).info["vocabulary"]
+    for vocabulary in (UNKNOWN + "nile", UNKNOWN + "lien", own):
+        module = build(tmp_path, text, info={"vocabulary": vocabulary})
+        assert module.info["vocabulary"] == vocabulary
+        expected = "".join(c if c in vocabulary else UNKNOWN for c in text[:10])
+        assert decode(module, module.train_set[0].inputs[0]) == expected
+    assert build(tmp_path, text).info["vocabulary"] == own
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -87,8 +139,10 @@ def test_encoding_is_done_once_for_a_content(tmp_path, text_file):
     before = encoded.stat().st_mtime_ns
     assert encode(text_file, 0.1, tmp_path) == (encoded, meta)
     assert encoded.stat().st_mtime_ns == before
+    other, cut = encode(text_file, 0.5, tmp_path)  # of which fewer characters train
+    assert (cut["train"], cut["total"]) == (3000, 6000)
     text_file.write_text(text_file.read_text(encoding="utf-8") + "!", encoding="utf-8")
-    assert encode(text_file, 0.1, tmp_path)[0] != encoded
+    assert encode(text_file, 0.1, tmp_path)[0] not in (encoded, other)
 
 
 @pytest.mark.parametrize(
@@ -112,10 +166,16 @@ def test_stdlib_is_the_same_every_time(tmp_path):
         module = data.build(settings)
         module.prepare_data()
         metas.append(module.meta)
-        for file in tmp_path.iterdir():
-            file.unlink()
+        if len(metas) == 1:
+            for file in tmp_path.iterdir():
+                file.unlink()
     assert metas[0] == metas[1]
     assert metas[0]["total"] == 100_000
+    folder = Path(sysconfig.get_path("stdlib"))
+    modules = [path.stem for path in folder.glob("*.py") if path.stem in sys.stdlib_module_names]
+    first = min(modules, key=lambda name: hashlib.sha256(name.encode()).hexdigest())  # not by their names
+    source = (folder / f"{first}.py").read_text(encoding="utf-8")
+    assert decode(module, np.fromfile(module.encoded, metas[1]["dtype"])[: len(source)]) == source[:100_000]
     version = ".".join(map(str, sys.version_info[:3]))
     assert version in module.info["source"] and metas[0]["sha256"][:12] in module.info["source"]
 

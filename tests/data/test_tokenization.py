@@ -83,13 +83,47 @@ def test_fit_and_encode_is_done_once(tmp_path):
     again, same = fit_and_encode(columns, ["train"], config, None)
     assert file.stat().st_mtime_ns == written and again.to_str() == tokenizer.to_str()
     assert all(rows(same[name]) == rows(encoded[name]) for name in columns)
-    fit_and_encode(columns, ["train"], config | {"lowercase": False}, None)
-    fit_and_encode(columns | {"test": ["another"]}, ["train"], config, None)
-    assert len(list((tmp_path / "new").iterdir())) == 3
+
+
+def test_what_lies_in_the_cache_is_that_of_the_same_settings(tmp_path):
+    """One after the other in one cache, each with what the settings ask for."""
+    columns = {"train": ["One two", "one three"], "test": ["Four"]}
+    settings = {"tokenizer": "word", "vocab_size": 300, "lowercase": True, "cache": str(tmp_path)}
+
+    def known(fit: list[str] | None = None, trained: str | None = None, **changes) -> set[str]:
+        tokenizer, _ = fit_and_encode(columns, fit or ["train"], settings | changes, trained)
+        return set(tokenizer.get_vocab()) - set(SPECIALS)
+
+    for _ in range(2):  # the second time out of the cache
+        assert known() == {"one", "two", "three"}
+        assert known(lowercase=False) == {"One", "one", "two", "three"}
+        assert known(vocab_size=5) == {"one"}
+        assert known(tokenizer="char") == set("one two three")
+        assert known(fit=["train", "test"]) == {"one", "two", "three", "four"}
+        assert known(fit=["test"]) == {"four"}
+        assert known(trained=train_tokenizer(["five"], "word", 300, True).to_str()) == {"five"}
+        assert known(trained=train_tokenizer(["six"], "word", 300, True).to_str()) == {"six"}
+    for texts in (["another"], ["one"]):
+        tokenizer, encoded = fit_and_encode(columns | {"test": texts}, ["train"], settings, None)
+        assert rows(encoded["test"]) == [[tokenizer.token_to_id(texts[0]) or UNK]]
+    swapped = {"train": columns["test"], "test": columns["train"]}
+    tokenizer, encoded = fit_and_encode(swapped, ["train"], settings, None)
+    assert set(tokenizer.get_vocab()) - set(SPECIALS) == {"four"} and len(encoded["test"]) == 2
+    renamed = {"test": columns["train"], "train": columns["test"]}  # the same texts in the same order
+    tokenizer, encoded = fit_and_encode(renamed, ["train"], settings, None)
+    assert set(tokenizer.get_vocab()) - set(SPECIALS) == {"four"} and len(encoded["test"]) == 2
+
+
+def test_more_texts_than_are_encoded_at_once():
+    tokenizer = train_tokenizer(["a b c d"], "word", 300, lowercase=True)
+    texts = [" ".join("abcd"[k % 4] for k in range(n % 7)) for n in range(2005)]
+    expected = [[tokenizer.token_to_id(word) for word in text.split()] or [UNK] for text in texts]
+    assert rows(encode(tokenizer, texts)) == expected
 
 
 def test_refusals():
     with pytest.raises(ValueError, match=r"data\.tokenizer=wrod must be one of word, bpe, char"):
         train_tokenizer(TEXTS, "wrod", 300, lowercase=True)
-    with pytest.raises(ValueError, match=r"data\.vocab_size=100 must be at least 260 for bpe"):
-        train_tokenizer(TEXTS, "bpe", 100, lowercase=True)
+    with pytest.raises(ValueError, match=r"data\.vocab_size=259 must be at least 260 for bpe"):
+        train_tokenizer(TEXTS, "bpe", 259, lowercase=True)
+    assert train_tokenizer(TEXTS, "bpe", 260, lowercase=True).get_vocab_size() == 260

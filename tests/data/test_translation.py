@@ -67,6 +67,14 @@ def test_lower_case(multi30k):
     assert sorted(pairs(built, built.test_dataloader())) == sorted(expected)
 
 
+def test_the_tokenizer_knows_the_training_texts_alone(module, folder):
+    """Both sides of them."""
+    for split in ("train", "val", "test"):
+        (folder / f"{split}.jsonl").write_text(json.dumps({"en": f"{split}en", "de": f"{split}de"}))
+    built = module("multi30k", path=str(folder), tokenizer="word", vocab_size=100)
+    assert set(built.tokenizer.get_vocab()) == {"<pad>", "<bos>", "<eos>", "<unk>", "trainen", "trainde"}
+
+
 def test_the_other_way_round(multi30k):
     assert multi30k(source="de", target="en").read()["test"][0][0] == "Ein Mann in einem roten Hemd. 0"
 
@@ -84,9 +92,20 @@ def test_the_train_loader_resumes_exactly(multi30k):
 
 
 def test_long_pairs_are_left_out_of_training_only(multi30k):
-    built = multi30k(max_length=12)
-    assert 0 < len(built.datasets["train"]) < 40 and len(built.datasets["test"]) == 5
-    assert built.info["max_target_length"] <= 14
+    """One whose longer side has just `max_length` tokens, BOS and EOS not counted, is not too long."""
+    tokenizer = multi30k().tokenizer
+    splits = multi30k().read()
+    longer = [
+        max(len(tokenizer.encode(text).ids) for text in pair) for pair in zip(*splits["train"], strict=True)
+    ]
+    limit = sorted(longer)[20]
+    assert min(longer) < limit < max(longer)
+    built = multi30k(max_length=limit)
+    kept = [pair for pair, n in zip(zip(*splits["train"], strict=True), longer, strict=True) if n <= limit]
+    assert sorted(pairs(built, built.train_dataloader())) == sorted(kept)
+    assert len(built.datasets["test"]) == 5 and built.info["max_length"] == limit
+    targets = [len(tokenizer.encode(target).ids) for _, target in kept]
+    assert built.info["max_target_length"] == max(targets) + 2
     with pytest.raises(ValueError, match=r"data\.max_length=1 leaves no training pair"):
         multi30k(max_length=1)
 
@@ -97,6 +116,13 @@ def test_encode_sources(multi30k):
     source, lengths = encode_sources(info, texts)
     assert source[0, :2].tolist() == [UNK, EOS] and lengths[0] == 2
     assert decode_targets(info, source.tolist())[1:] == texts[1:]
+    assert encode_sources(info | {"max_length": int(lengths.max()) - 1}, texts)[0].equal(
+        source
+    )  # EOS is no more
+    with pytest.raises(
+        ValueError, match=f"a text has {lengths.max() - 1} tokens, but this model was trained on"
+    ):
+        encode_sources(info | {"max_length": int(lengths.max()) - 2}, texts)
     with pytest.raises(ValueError, match=r"a text has .* tokens, but this model was trained on at most 100"):
         encode_sources(info, ["dog " * 10_000])
 

@@ -2,11 +2,12 @@ import csv
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import SMALL
+from conftest import SMALL, Times
 from lstmlab import data
 from lstmlab.checkpoint import load_model
 from lstmlab.data.text import TextBatch
@@ -53,6 +54,17 @@ def test_windows_with_carried_state_are_one_long_text(model):
     torch.testing.assert_close(total.double(), expected, atol=1e-6, rtol=0)
 
 
+def test_dropout_is_before_the_stack_and_behind_it(model):
+    """Once each; nn.LSTM computes the rest."""
+    assert isinstance(model.dropout, torch.nn.Dropout)
+    model.dropout = Times()
+    ids = torch.randint(9, (2, 7))
+    plain = torch.nn.LSTM(64, 8, 2, batch_first=True).double()
+    plain.load_state_dict(model.cell.state_dict())
+    expected = model.projection(2 * plain(2 * model.embedding(ids))[0])
+    torch.testing.assert_close(model(ids)[0], expected)
+
+
 @pytest.mark.parametrize("embedding_size", [8, 5])
 def test_tied_weights(config, small, embedding_size):
     settings = config(*small, "model.tie_weights=true", f"model.embedding_size={embedding_size}")
@@ -80,6 +92,18 @@ def test_sampling_follows_the_probabilities(model):
     drawn = [next(model.sample("ab", 1, temperature=0.5, seed=seed)) for seed in range(2000)]
     counts = torch.tensor([drawn.count(c) for c in model.vocabulary]) / 2000
     torch.testing.assert_close(counts.double(), logits.softmax(-1), atol=0.04, rtol=0)
+
+
+def test_of_the_most_probable_one_is_drawn(model):
+    """Of three, UNKNOWN not counted though it is the most probable: 2,000 draws."""
+    with torch.no_grad():
+        model.projection.bias[0] += 100
+    logits = model(torch.tensor([[1, 2]]))[0][0, -1]
+    best = logits[1:].topk(3).indices + 1
+    drawn = [next(model.sample("ab", 1, top_k=3, seed=seed)) for seed in range(2000)]
+    assert set(drawn) == {model.vocabulary[i] for i in best}
+    shares = torch.tensor([drawn.count(model.vocabulary[i]) / 2000 for i in best])
+    torch.testing.assert_close(shares.double(), logits[best].softmax(0), atol=0.04, rtol=0)
 
 
 def test_rows_are_continued_side_by_side(model):
@@ -131,7 +155,7 @@ def test_backends_have_the_same_loss_curve_and_open_each_others_checkpoints(conf
 
 
 def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
-    """With frozen weights the second epoch repeats the first exactly."""
+    """With frozen weights the second epoch repeats the first exactly: each stream read from end to end."""
     settings = config(
         *small,
         *PLAIN,
@@ -144,33 +168,57 @@ def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
     losses = rows(settings, "train/loss")
     half = len(losses) // 2
     assert losses[:half] == losses[half:] and len(set(losses)) > half // 2
+    model = load_model(settings["run_dir"] + "/checkpoints/last.ckpt")
+    module = data.build(settings["data"])
+    module.prepare_data()
+    module.setup("fit")
+    ids = torch.from_numpy(np.fromfile(module.encoded, module.meta["dtype"]).astype("int64"))[:5400]
+    length = (5400 - 1) // 4
+    with torch.no_grad():
+        logits = torch.cat([model(ids[None, k * length : (k + 1) * length])[0] for k in range(4)])
+        targets = torch.stack([ids[k * length + 1 : (k + 1) * length + 1] for k in range(4)])
+        each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (4, length)
+    expected = [each[:, t : t + 20].mean().item() for t in range(0, length, 20)]
+    assert losses[:half] == pytest.approx(expected, abs=1e-5)
 
 
-def test_both_validation_losses_against_one_forward_pass(config, small):
-    settings = config(*small, "trainer.max_steps=5")
+def test_both_validation_losses_against_one_forward_pass(config, small, text_file):
+    """Of 66 cold windows, which are two batches, and some characters more."""
+    text_file.write_text(text_file.read_text(encoding="utf-8") * 3, encoding="utf-8")
+    sizes = ["data.val_fraction=0.95", "data.max_val_chars=17000", "trainer.log_every_n_steps=1"]
+    settings = config(*small, *sizes, "trainer.max_steps=5", "cell.num_layers=2")
     metrics = train(settings)
     model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
     module = data.build(settings["data"])
     module.prepare_data()
     module.setup("fit")
     ids = torch.from_numpy(module.val_sets[1].tokens.astype("int64"))
-    assert len(ids) == 500
+    assert len(ids) == 17_000
     with torch.no_grad():
         stateful = F.cross_entropy(model(ids[None, :-1])[0][0], ids[1:])
-        cold = F.cross_entropy(model(ids[None, :256])[0][0], ids[1:257])
+        windows = ids[:-1].unfold(0, 256, 256)  # (66, 256), each from a zero state
+        cold = F.cross_entropy(model(windows)[0].flatten(0, 1), ids[1 : 1 + windows.numel()])
+    assert len(windows) == 66 and abs(stateful - cold) > 1e-4
     assert metrics["val/loss_stateful"] == pytest.approx(stateful.item(), abs=1e-6)
     assert metrics["val/loss_cold"] == pytest.approx(cold.item(), abs=1e-6)
     assert metrics["val/perplexity"] == pytest.approx(stateful.exp().item(), rel=1e-5)
     assert metrics["val/bits_per_character"] == pytest.approx(stateful.item() / math.log(2), rel=1e-5)
 
 
-def test_a_checkpoint_writes_on_its_own(config, small, command, text_file):
+def test_a_checkpoint_writes_on_its_own(config, small, command, text_file, capsys):
     settings = config(*small, "trainer.max_steps=5")
     train(settings)
+    validation = text_file.read_text(encoding="utf-8")[5400 : 5400 + 256]
+    begun = "\n\n" + validation.rpartition("\n")[2]  # the training ends with a sample that goes on from there
+    printed = capsys.readouterr().out
+    after = printed.index(begun) + len(begun) + 500
+    assert printed[after:].startswith("\n\ntrain/")  # the metrics
     text_file.unlink()
     ckpt = f"ckpt={settings['run_dir']}/checkpoints/best.ckpt"
     code, out, _ = command("predict", ckpt, "text=line 1: é", "length=30", "temperature=0")
     assert code == 0 and out.startswith("line 1: é") and len(out) == 9 + 30 + 1
+    drawn = [command("predict", ckpt, "text=line", "top_k=9", f"seed={seed}")[1] for seed in (1, 2, 1)]
+    assert drawn[0] == drawn[2] != drawn[1]
     code, _, error = command("predict", ckpt, "text=Line?")
     assert code == 1 and "'?'" in error
     code, _, error = command("predict", ckpt, "text=line", "beam_size=3")

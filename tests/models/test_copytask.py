@@ -1,6 +1,8 @@
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -63,6 +65,38 @@ def test_measures_against_the_definition(config, bidirectional):
         },
         abs=1e-6,
     )
+
+
+def test_metrics_are_those_of_the_best_checkpoint_over_all_sequences(config):
+    """Best is here the largest loss, the first one. Each sequence counts once, in batches of 16 and 4."""
+    best = ["model.monitor_mode=max", "optimizer.lr=0.05", "trainer.max_steps=20", "data.test_delay=[4,6]"]
+    settings = config(*TINY, *best, "trainer.val_check_interval=10", "callbacks.early_stopping=null")
+    metrics = train(settings)
+    states = [
+        torch.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt", weights_only=True)["global_step"]
+        for name in ("best", "last")
+    ]
+    assert states == [10, 20]
+    model: Any = load_model(f"{settings['run_dir']}/checkpoints/best.ckpt")
+    module = data.build(settings["data"])
+    for part, loader, suffix, delay in [
+        ("val", module.val_dataloader(), "", 4),
+        ("test", module.test_dataloader(), "", 4),
+        ("test", module.test_dataloader(), "_delay6", 6),
+    ]:
+        losses, right, whole = [], [], []
+        for batch in loader:
+            if batch.tokens.shape[1] == 2 * 3 + delay + 1:
+                for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
+                    with torch.no_grad():
+                        log_p = model(tokens[None])[0].log_softmax(1)
+                    losses += [-log_p[k, target].item() for k, target in enumerate(targets)]
+                    right += (log_p.argmax(1) == targets).tolist()
+                    whole.append(all(right[-3:]))
+        assert len(whole) == 20
+        assert metrics[f"{part}/loss{suffix}"] == pytest.approx(np.mean(losses), abs=1e-6)
+        assert metrics[f"{part}/symbol_accuracy{suffix}"] == pytest.approx(np.mean(right))
+        assert metrics[f"{part}/sequence_accuracy{suffix}"] == pytest.approx(np.mean(whole))
 
 
 def test_a_short_memory_is_learnt(config):

@@ -2,13 +2,14 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sacrebleu
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import SMALL
+from conftest import SMALL, Times
 from lstmlab import data
 from lstmlab.checkpoint import load_model
 from lstmlab.data.translation import TranslationBatch, encode_sources
@@ -89,8 +90,10 @@ def test_padding_does_not_reach_loss_or_gradients(build, overrides):
 @pytest.mark.parametrize("input_feeding", ["true", "false"])
 @torch.no_grad()
 def test_against_the_equations_step_by_step(build, input_feeding):
-    """The class docstring's, with nn.LSTMCell and one token at a time."""
+    """The class docstring's, with nn.LSTMCell and one token at a time; what dropout reads is doubled."""
     model, batch = build(f"model.input_feeding={input_feeding}"), make_batch()
+    assert isinstance(model.dropout, nn.Dropout)
+    model.dropout = Times()
     logits, weights = model(batch.source, SOURCE_LENGTHS, batch.target)
     named = model.state_dict()
     E, H, tied = 6, 8, named["target_embedding.weight"]
@@ -109,11 +112,11 @@ def test_against_the_equations_step_by_step(build, input_feeding):
         for cell, order in ((forward, range(length)), (backward, reversed(range(length)))):
             state, hs = (torch.zeros(H).double(),) * 2, {}
             for s in order:
-                state = cell(E**0.5 * tied[batch.source[b, s]], state)
+                state = cell(2 * E**0.5 * tied[batch.source[b, s]], state)
                 hs[s] = state[0]
             finals.append(state)
             outputs.append(torch.stack([hs[s] for s in range(length)]))
-        memory = torch.cat(outputs, 1)  # (S, 2H)
+        memory = 2 * torch.cat(outputs, 1)  # (S, 2H)
         h, c = (
             torch.tanh(bridge(torch.cat([final[k] for final in finals])))
             for k, bridge in enumerate(model.bridge)
@@ -121,13 +124,13 @@ def test_against_the_equations_step_by_step(build, input_feeding):
         state = h, c
         readout = torch.zeros(E).double()
         for t in range(batch.target.size(1)):
-            x = E**0.5 * tied[batch.target[b, t]]
+            x = 2 * E**0.5 * tied[batch.target[b, t]]
             state = decoder(torch.cat([x, readout]) if input_feeding == "true" else x, state)
             scores = memory @ named["attention.W.weight"].t() @ state[0]
             attended = scores.softmax(0)
             readout = torch.tanh(model.readout(torch.cat([state[0], attended @ memory])))
             torch.testing.assert_close(weights[b, t, :length], attended)
-            torch.testing.assert_close(logits[b, t], tied @ readout + model.projection.bias)
+            torch.testing.assert_close(logits[b, t], 2 * tied @ readout + model.projection.bias)
 
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
@@ -230,6 +233,15 @@ def test_r_drop(build, overrides):
     torch.testing.assert_close(found, gradients)
 
 
+def test_what_the_loss_is_over(build):
+    """Of each target what follows BOS, EOS counted: the classes whose entropy is the baseline."""
+    batch = make_batch()
+    expected = [
+        token for row, n in zip(batch.target, TARGET_LENGTHS, strict=True) for token in row[1:n].tolist()
+    ]
+    assert build().targets(batch).tolist() == expected
+
+
 def test_tied_weights(build):
     shared = {
         tie: build(f"model.tie_weights={tie}").state_dict(keep_vars=True) for tie in ("none", "output", "all")
@@ -283,6 +295,37 @@ def test_it_learns_by_heart(run, config, tmp_path):
     with torch.no_grad():
         model.projection.bias[model.info["eos"]] += 20  # the best hypothesis now ends before the others
     assert rows() == ["<eos>"]
+
+
+def test_the_first_loss_of_a_training(run):
+    """With smoothed labels, of weights that stay as they are, pair by pair."""
+    frozen = ["optimizer=sgd", "optimizer.lr=1e-30", "model.dropout=0", "data.batch_size=8", "seed=3"]
+    settings, _ = run(*frozen, "model.label_smoothing=0.3", "trainer.max_steps=1")
+    model = load_model(settings["run_dir"] + "/checkpoints/last.ckpt")
+    module = data.build(settings["data"], 3)
+    module.setup("fit")
+    batch, losses = next(iter(module.train_dataloader())), []
+    for source, n, target, length in zip(*batch, strict=True):
+        with torch.no_grad():
+            log_p = model(source[None, :n], n[None], target[None, : length - 1])[0][0].log_softmax(-1)
+        losses += [
+            -(0.7 * log_p[t, token] + 0.3 * log_p[t].mean()).item()
+            for t, token in enumerate(target[1:length])
+        ]
+    with Path(settings["run_dir"], "metrics.csv").open(newline="") as file:
+        assert float(next(csv.DictReader(file))["train/loss"]) == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_how_validation_and_test_search(run, monkeypatch):
+    asked, original = [], Seq2Seq.translate
+
+    def translate(self, source, lengths, *how):
+        asked.append(how)
+        return original(self, source, lengths, *how)
+
+    monkeypatch.setattr(Seq2Seq, "translate", translate)
+    run("model.beam_size=3", "model.length_penalty=0.5", "callbacks.examples=null", "trainer.max_steps=1")
+    assert asked == [(1, 1.0), (3, 0.5), (1, 1.0)]  # the last one for what is printed at the end
 
 
 def test_metrics_of_the_test_set(run, capsys):
@@ -376,6 +419,34 @@ def test_a_checkpoint_translates_on_its_own(run, command, tmp_path):
     assert code == 1 and "xyz" in error and error.count("\n") == 1
 
 
+def test_many_lines_with_a_length_penalty(trained, command, tmp_path, monkeypatch):
+    """More than are translated at once, by a model with random weights: translations of any length."""
+    content = torch.load(trained("seq2seq"), weights_only=True)
+    torch.manual_seed(0)
+    for tensor in content["state_dict"].values():
+        tensor.normal_()
+    content["state_dict"]["projection.bias"][content["hyper_parameters"]["info"]["eos"]] = 4.0
+    torch.save(content, tmp_path / "x.ckpt")
+    lines = [f"{day}.2.2{day:03}" for day in range(1, 67)]
+    model, found = load_model(f"{tmp_path}/x.ckpt"), []
+    assert isinstance(model, Seq2Seq)
+    drawn, original = [], Seq2Seq.attention_map
+
+    def attention_map(self, source, lengths, *how):
+        drawn.append((len(source), *how))
+        return original(self, source, lengths, *how)
+
+    monkeypatch.setattr(Seq2Seq, "attention_map", attention_map)
+    for penalty in (0.0, 2.0):
+        how = ["beam_size=4", f"length_penalty={penalty}", f"attention_map={tmp_path}/map.png"]
+        code, out, _ = command("predict", f"ckpt={tmp_path}/x.ckpt", "text=" + "\n".join(lines), *how)
+        assert code == 0
+        found.append(out.removesuffix("\n").split("\n"))
+        assert found[-1] == model.translate(*encode_sources(model.info, lines), 4, penalty)
+    assert sum(map(len, found[0])) < sum(map(len, found[1]))
+    assert drawn == [(1, 4, 0.0), (1, 4, 2.0)]  # of the first line
+
+
 def test_without_attention_there_is_no_picture(run, command):
     settings, _ = run("model.attention=none")
     folder = Path(settings["run_dir"])
@@ -397,10 +468,24 @@ def test_multi30k_from_files_of_the_hub(config, tmp_path, command):
         f"data.path={tmp_path}",
         f"data.cache={tmp_path}/cache",
         "data.vocab_size=300",
+        "data.batch_size=4",  # sorted by length: the last ones have more tokens
+        "model.label_smoothing=0.1",  # of training alone
         *SHORT,
     )
     metrics = train(settings)
-    assert {"val/perplexity", "test/sacrebleu", "test/bleu_lower"} <= metrics.keys()
+    assert {"test/sacrebleu", "test/bleu_lower"} <= metrics.keys()
+    model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
+    module = data.build(settings["data"])
+    module.setup("fit")
+    for part in ("val", "test"):
+        losses = []
+        for row in range(6):
+            source, n, target, _ = module.datasets[part][np.array([row])]
+            with torch.no_grad():
+                log_p = model(source, n, target[:, :-1])[0][0].log_softmax(-1)
+            losses += [-log_p[t, token].item() for t, token in enumerate(target[0, 1:])]
+        assert metrics[f"{part}/loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+        assert metrics[f"{part}/perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     for split in ("train", "val", "test"):
         (tmp_path / f"{split}.jsonl").unlink()
     ckpt = f"ckpt={settings['run_dir']}/checkpoints/best.ckpt"

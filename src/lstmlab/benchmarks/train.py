@@ -36,9 +36,9 @@ def section(config: dict) -> Section:
         settings["run_dir"] = f"{config['run_dir']}/{number}"
         rates["a bare loop"].append(bare_loop(settings))
         if cell["kind"] in KINDS[other]:
-            settings["cell"]["backend"] = other
+            settings["cell"] |= {"backend": other, "recompute": False}
             rates[f"a bare loop, cell={other}"].append(bare_loop(settings))
-            settings["cell"]["backend"] = cell["backend"]
+            settings["cell"] |= cell
         rates["train.py"].append(whole_run(settings))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     size = f"{config['model']['name']} on {config['data']['name']}, cell={cell['backend']}"

@@ -37,9 +37,9 @@ class Gates(L.Callback):
         if self.rows is None and dataloader_idx == 0 and batch_idx == trainer.num_val_batches[0] // 2:
             rows = of_batch(pl_module, batch)
             self.rows = Rows(rows.ids[:1], rows.lengths[:1]).head(self.steps)
-            config = pl_module.config | {"cell": pl_module.config["cell"] | {"backend": "scratch"}}
+            cell = pl_module.config["cell"] | {"backend": "scratch", "recompute": False}
             with torch.random.fork_rng():  # the run's own numbers go on as they would
-                self.twin = type(pl_module)(config, pl_module.info).eval()
+                self.twin = type(pl_module)(pl_module.config | {"cell": cell}, pl_module.info).eval()
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if self.rows is None or not trainer.is_global_zero:

@@ -6,7 +6,7 @@ import lightning as L
 
 
 class Throughput(L.Callback):
-    """Log `train/tokens_per_second` over each stretch of trainer.log_every_n_steps batches.
+    """Log `train/tokens_per_second` over each stretch of trainer.log_every_n_steps batches, and the last one.
 
     Tokens are characters for the language model, words or subwords elsewhere. Validation and
     checkpoints are left out of the time.
@@ -20,7 +20,8 @@ class Throughput(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.tokens += pl_module.count_tokens(batch)
-        if trainer.global_step % trainer.log_every_n_steps == 0 and self.tokens:
+        last = trainer.global_step == pl_module.config["trainer"]["max_steps"]
+        if (trainer.global_step % trainer.log_every_n_steps == 0 or last) and self.tokens:
             rate = self.tokens / (time.perf_counter() - self.start)
             pl_module.log("train/tokens_per_second", rate, prog_bar=True, reduce_fx="sum")
             self.on_train_start(trainer, pl_module)

@@ -127,8 +127,10 @@ class Task(L.LightningModule):
 
     def log_step(self, values: dict[str, Any], prog_bar: bool = False) -> None:
         """Log a training step's values, at the steps that are recorded: Lightning's `log` costs a third of
-        a millisecond also where what it logs is thrown away."""
-        if (self.trainer.global_step + 1) % self.config["trainer"]["log_every_n_steps"] == 0:
+        a millisecond also where what it logs is thrown away. The last step is one: Lightning writes a row
+        for it anyhow, which else would repeat what was logged before."""
+        step, trainer = self.trainer.global_step + 1, self.config["trainer"]
+        if step % trainer["log_every_n_steps"] == 0 or step == trainer["max_steps"]:
             self.log_dict(values, prog_bar=prog_bar, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:

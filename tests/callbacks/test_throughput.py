@@ -1,0 +1,61 @@
+import csv
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lstmlab import data
+from lstmlab.callbacks import throughput
+from lstmlab.runs import train
+from same_end import HARD, TASKS, overrides
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """A clock by which a second passes from each look at it to the next."""
+    clock = itertools.count()
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+
+
+def characters(batch: Any) -> int:
+    return 4 * 20
+
+
+def symbols_and_blanks(batch: Any) -> int:
+    return sum(map(len, batch.tokens.tolist()))
+
+
+def words(batch: Any) -> int:
+    return sum(batch.lengths.tolist())
+
+
+def of_the_target(batch: Any) -> int:
+    return sum(map(len, batch.target.tolist()))
+
+
+COUNTED = dict(zip(TASKS, (characters, symbols_and_blanks, words, of_the_target), strict=True))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tokens_of_each_stretch(name, config, text_file, seconds):
+    """Of two batches each; after a validation a stretch begins anew."""
+    given = [o for o in overrides(name, text_file) if o not in HARD]
+    settings = config(
+        *given,
+        "trainer.log_every_n_steps=2",
+        "trainer.val_check_interval=5",
+        "trainer.limit_train_batches=6",
+        "trainer.max_epochs=1",
+        "callbacks.examples=null",
+    )
+    train(settings)
+    module = data.build(settings["data"], settings["seed"])
+    module.prepare_data()
+    module.setup("fit")
+    counts = [COUNTED[name](batch) for batch in itertools.islice(module.train_dataloader(), 6)]
+    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+        rates = [row["train/tokens_per_second"] for row in csv.DictReader(file)]
+    expected = [sum(counts[:2]), sum(counts[2:4]), counts[5]]
+    assert [float(rate) for rate in rates if rate] == pytest.approx(expected)
