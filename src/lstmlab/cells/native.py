@@ -55,7 +55,9 @@ def admit(
     weights: of all layers. Shapes have been checked: `Recurrent._checked`, `Recurrent._weights`.
     """
     tensors = [x, *state, *weights] if lengths is None else [x, *state, *weights, lengths]
-    plain = not is_traced() and are_plain(tensors) and all(tensor.data_ptr() for tensor in (x, *state))
+    plain = not is_traced() and are_plain(tensors)
+    if plain and not (x.data_ptr() and state[0].data_ptr() and state[-1].data_ptr()):  # zeros without memory
+        plain = False
     if x.numel() == 0 or not (plain or all(tensor.is_cpu for tensor in tensors)):
         return None, False
     dtype = weights[0].dtype
