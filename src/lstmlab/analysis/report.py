@@ -13,7 +13,7 @@ from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
 from lstmlab.analysis.page import LABELS, write_page
 from lstmlab.analysis.probes import find_units
 from lstmlab.analysis.traces import Rows, embed, read, stack, tokens, trace, training_text, validation
-from lstmlab.cells import GATES
+from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 from lstmlab.tables import markdown
 
@@ -147,7 +147,7 @@ def probed(model: Any, rows: Rows, note: str, language: str | None, folder: Path
     if len(rows.ids) == 1:
         rows = rows.side_by_side(min(16, 1 + rows.ids.size(1) // 2000))
     truth = features(model, rows, language)
-    members = "ch" if "f" in GATES[model.config["cell"]["kind"]] else "h"
+    members = "".join(sorted(KINDS[model.config["cell"]["kind"]].state._fields))
     findings = find_units(trace(model, rows, members), truth)
     left_out = sorted(truth.keys() - {finding.feature for finding in findings})
     text = (

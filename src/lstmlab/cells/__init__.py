@@ -1,38 +1,20 @@
-"""Recurrent cells: one contract, three backends. `KINDS` says which cells each backend has.
+"""Recurrent cells: one contract, three backends. `BACKENDS` says which kinds each backend has.
 
 Importing this module does not import torch, so that a configuration can be checked quickly.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from .kinds import BACKENDS, KINDS, HiddenState, LSTMState
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .base import Recurrent
 
-KINDS = {
-    "scratch": ("lstm", "peephole", "layernorm", "rnn", "gru"),
-    "fused": ("lstm", "peephole", "layernorm", "rnn", "gru"),
-    "torch": ("lstm", "rnn", "gru"),
-}
-# In the order in which nn.LSTM, nn.GRU and nn.RNN stack them in their weights.
-GATES = {"lstm": "ifgo", "peephole": "ifgo", "layernorm": "ifgo", "rnn": "h", "gru": "rzn"}
+__all__ = ["BACKENDS", "INITS", "KINDS", "HiddenState", "LSTMState", "build_cell"]
+
 INITS = ("xavier", "chrono", "torch")
-
-
-class LSTMState(NamedTuple):
-    """State of the LSTM kinds: hidden and cell state, each (L·D, B, H)."""
-
-    h: Tensor
-    c: Tensor
-
-
-class HiddenState(NamedTuple):
-    """State of the RNN and the GRU: the hidden state (L·D, B, H)."""
-
-    h: Tensor
 
 
 def build_cell(
@@ -73,7 +55,7 @@ def build_cell(
     what a call takes and returns, README.md what differs from nn.LSTM.
 
     backend: scratch (one equation per line), fused (fast), torch (nn.LSTM and its siblings).
-    kind: see `KINDS`.
+    kind: see `BACKENDS`.
     bias: False: no bias_ih and bias_hh.
     proj_size: units P of a projected hidden state (Sak et al. 2014), for kind=lstm; 0: none.
     dropout: on the outputs of each layer but the last, as in nn.LSTM; no effect with one layer.
@@ -87,8 +69,8 @@ def build_cell(
     Raises ValueError for a pair of backend and kind that does not exist and for a value out of
     range.
     """
-    if kind not in KINDS.get(backend, ()):
-        pairs = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in KINDS.items())
+    if kind not in BACKENDS.get(backend, ()):
+        pairs = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in BACKENDS.items())
         raise ValueError(f"No cell of kind={kind!r} in backend={backend!r}. There are {pairs}.")
     sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
     for name, value in sizes.items():
@@ -103,7 +85,7 @@ def build_cell(
             raise ValueError(f"{name}={share} must be at least 0 and less than 1.")
     if init not in INITS:
         raise ValueError(f"init={init!r} is unknown; there are {', '.join(INITS)}.")
-    if init == "chrono" and "f" not in GATES[kind]:
+    if init == "chrono" and not {"i", "f"} <= set(KINDS[kind].gates):
         raise ValueError(f"init=chrono sets input and forget gates, which kind={kind} does not have.")
     if init == "chrono" and (chrono_steps is None or chrono_steps < 3):
         raise ValueError(f"init=chrono needs chrono_steps of at least 3, not {chrono_steps}.")

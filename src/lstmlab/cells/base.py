@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import GATES, HiddenState, LSTMState
 from .dropout import dropout
 from .init import initialise
+from .kinds import KINDS, HiddenState, State
 
-State = LSTMState | HiddenState
 Weights = Sequence[Tensor]  # of one layer and direction: weight_ih, weight_hh, bias_ih, bias_hh, a kind's own
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -42,7 +41,7 @@ def parameter_shapes(
 ) -> list[dict[str, tuple[int, ...]]]:
     """Names and shapes of the parameters of each layer and direction, in the order of nn.LSTM."""
     H, output_size = hidden_size, proj_size or hidden_size
-    rows = len(GATES[kind]) * H
+    rows = len(KINDS[kind].gates) * H
     layers = []
     for layer, direction in product(range(num_layers), range(num_directions)):
         columns = input_size if layer == 0 else num_directions * output_size
@@ -54,10 +53,7 @@ def parameter_shapes(
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if proj_size:
             shapes |= {"weight_hr": (proj_size, H)}
-        if kind == "peephole":
-            shapes |= {"weight_ci": (H,), "weight_cf": (H,), "weight_co": (H,)}
-        if kind == "layernorm":
-            shapes |= {"gain": (rows,)}
+        shapes |= {name: tuple(n * H for n in shape) for name, shape in KINDS[kind].own.items()}
         suffix = f"_l{layer}" + ("_reverse" if direction == 1 else "")
         layers.append({name + suffix: shape for name, shape in shapes.items()})
     return layers
@@ -118,7 +114,7 @@ class Recurrent(nn.Module):
 
     @property
     def _state_type(self) -> type[State]:
-        return HiddenState if self.kind in ("rnn", "gru") else LSTMState
+        return KINDS[self.kind].state
 
     def forward(
         self,

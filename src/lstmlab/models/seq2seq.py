@@ -9,7 +9,7 @@ from sacrebleu.metrics import BLEU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lstmlab.cells import GATES
+from lstmlab.cells import KINDS
 from lstmlab.cells.dropout import Dropout
 from lstmlab.data.tokenization import load_tokenizer
 from lstmlab.data.translation import TranslationBatch, decode_targets, encode_sources
@@ -46,7 +46,7 @@ class Seq2Seq(Task):
         self.source_embedding = nn.Embedding(V, E)
         self.target_embedding = nn.Embedding(V, E)
         self.encoder = self.build_cell(E)
-        members = 2 if "f" in GATES[cell["kind"]] else 1  # of the state: h and c, or h alone
+        members = len(KINDS[cell["kind"]].state._fields)  # h and c, or h alone
         layers = cell["num_layers"]
         self.bridge = nn.ModuleList(nn.Linear(layers * memory_size, layers * H) for _ in range(members))
         self.decoder = self.build_cell(2 * E if self.input_feeding else E, bidirectional=False)
