@@ -188,10 +188,6 @@ class FusedCell(Stack):
 
     engine = "auto"
 
-    def __init__(self, input_size: int, hidden_size: int, *, recompute: bool, **options: Any) -> None:
-        super().__init__(input_size, hidden_size, **options)
-        self.recompute = recompute
-
     def _layers(
         self,
         x: Tensor,
