@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import is_traced
+from .derivatives import refuse_other_derivatives
 from .kinds import KINDS
 from .library import library
 
@@ -20,10 +21,6 @@ NUMBERS = {"lstm": 0, "peephole": 1, "layernorm": 2, "rnn": 3, "gru": 4}  # of t
 PRECISIONS = {torch.float32: "f32", torch.float64: "f64"}  # of a tensor's products; under autocast "bf16"
 PLAIN_TYPES = (Tensor, nn.Parameter)
 CAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast converts
-NO_BATCHED_GRADIENTS = (
-    "cell=fused has no batched gradients (is_grads_batched, vectorize): use torch.func.vmap or cell=scratch."
-)
-NO_SECOND_DERIVATIVE = "cell=fused has no second derivative (create_graph, hessian): use cell=scratch."
 
 
 class Arguments(ctypes.Structure):
@@ -273,7 +270,7 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, *d_final):
-        refuse_other_gradients((dy, *d_final))
+        refuse_other_derivatives((dy, *d_final))
         given = [d if d is None else d.resolve_neg() for d in (dy, *d_final)]
         if not are_plain([d for d in given if d is not None]):
             raise RuntimeError("cell=fused: the gradients are of another kind than the tensors of the call.")
@@ -302,14 +299,6 @@ class Scan(torch.autograd.Function):
 
 def _description(tensor: Tensor | None) -> Any:
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
-
-
-def refuse_other_gradients(gradients: Sequence[Tensor | None]) -> None:
-    """Raise RuntimeError in a backward pass that is to be differentiated, or is given batched gradients."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
-    if any(d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in gradients):
-        raise RuntimeError(NO_BATCHED_GRADIENTS)
 
 
 def split(kind: str, tensors: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:

@@ -17,9 +17,8 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native
+from .derivatives import NO_FORWARD_MODE, NO_SECOND_DERIVATIVE
 from .kinds import KINDS
-
-NO_FORWARD_MODE = "cell=fused has no forward-mode derivative (jvp, dual tensors): use cell=scratch."
 
 
 def traced_scan(
@@ -242,7 +241,7 @@ class TransformedScanBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        raise RuntimeError(native.NO_SECOND_DERIVATIVE)
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
 
     @staticmethod
     def jvp(ctx, *tangents):
