@@ -5,11 +5,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from lstmlab.benchmarks import compiled
-from lstmlab.cells.library import library
+from lstmlab.cells.library import load_kernel
 from lstmlab.config import PROJECT, plain
 
 
-@pytest.mark.skipif(library() is None or shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.skipif(load_kernel() is None or shutil.which("g++") is None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_step_of_charlm_is_one_graph_for_every_length():
     overrides = ["suite=compile", "run_dir=x", "cell=fused", "cell.hidden_size=16", "data.batch_size=4"]

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lstmlab.cells import BACKENDS, KINDS, build_cell, native
+from lstmlab.cells import BACKENDS, KINDS, build_cell
+from lstmlab.cells.admission import find_precision
+from lstmlab.cells.library import load_kernel
 
 F64 = torch.float64
 every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
@@ -19,16 +21,16 @@ every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
 @pytest.fixture(params=["native", "plain"])
 def path(request, monkeypatch, tmp_path):
     """Both ways that the cell can take on a CPU."""
-    native.library.cache_clear()
+    load_kernel.cache_clear()
     if request.param == "plain":
         monkeypatch.setenv("CXX", "no-such-compiler")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         with pytest.warns(UserWarning, match="plain path"):
-            assert native.library() is None
+            assert load_kernel() is None
     elif shutil.which(os.environ.get("CXX") or "c++") is None:
         pytest.skip("no C++ compiler for the native kernel")
     yield request.param
-    native.library.cache_clear()
+    load_kernel.cache_clear()
 
 
 @pytest.fixture
@@ -298,7 +300,7 @@ def test_bf16_autocast(path, kind):
         gradients.append((output.float(), *state, *(p.grad for p in c.parameters())))
         assert state[0].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        products_alone = native.precision(torch.float32) == "bf16"  # all else in float32
+        products_alone = find_precision(torch.float32) == "bf16"  # all else in float32
     for found, expected in zip(*gradients, strict=True):
         assert (found - expected).norm() < (0.02 if products_alone else 0.05) * expected.norm()
 
@@ -319,7 +321,7 @@ def test_backward_multiplies_what_forward_did(path):
 def test_bf16_products_are_summed_in_float32(path, kind):
     """One step from what bf16 can hold: nothing is rounded before the sums."""
     with torch.autocast("cpu", torch.bfloat16):
-        if native.precision(torch.float32) != "bf16":
+        if find_precision(torch.float32) != "bf16":
             pytest.skip("no native products in bf16 here")
     cell = build("fused", 77, 33, kind=kind)
     exact = build("scratch", 77, 33, kind=kind).double()

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from lstmlab.cells import BACKENDS, KINDS, build_cell, operators
-from lstmlab.cells.library import library
+from lstmlab.cells.library import load_kernel
 
 F64 = torch.float64
 I, H = 5, 7
@@ -24,7 +24,7 @@ DEEP: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
 LENGTHS = torch.tensor([6, 2, 4])
 every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
 pytestmark = [
-    pytest.mark.skipif(library() is None, reason="no C++ compiler for the native kernel"),
+    pytest.mark.skipif(load_kernel() is None, reason="no C++ compiler for the native kernel"),
     pytest.mark.filterwarnings("ignore:`torch.jit"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .dropout import dropout
-from .init import initialise
+from .init import initialise_parameters
 from .kinds import KINDS, HiddenState, State
 from .options import CellOptions
 
@@ -100,7 +100,7 @@ class Recurrent(nn.Module):
         return layers
 
     def reset_parameters(self) -> None:
-        initialise(
+        initialise_parameters(
             self.named_parameters(),
             kind=self.kind,
             hidden_size=self.hidden_size,
@@ -123,7 +123,7 @@ class Recurrent(nn.Module):
         hx: Sequence[Tensor] | Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Any, Any]:
-        return self._call(self._layers, input, hx, lengths)
+        return self._call(self._run_layers, input, hx, lengths)
 
     def _call(self, layers: Callable, input: Any, hx: Any, lengths: Any) -> tuple[Any, Any]:
         """`layers` on (B, T, I), whatever form input, state and lengths have."""
@@ -133,7 +133,7 @@ class Recurrent(nn.Module):
             return self._call_unbatched(layers, input, hx, lengths)
         bare = isinstance(hx, Tensor) and self._state_type is HiddenState
         weights = self._weights()
-        x, state, lengths = self._checked(input, (hx,) if bare else hx, lengths, weights[0][0].dtype)
+        x, state, lengths = self._check_arguments(input, (hx,) if bare else hx, lengths, weights[0][0].dtype)
         output, final = layers(x, state, lengths, weights)
         if final[0].dtype is not state[0].dtype or final[-1].dtype is not state[-1].dtype:  # by autocast
             final = [s.to(given.dtype) for s, given in zip(final, state, strict=True)]
@@ -169,7 +169,7 @@ class Recurrent(nn.Module):
             return output.squeeze(batch_axis), state.squeeze(1)
         return output.squeeze(batch_axis), self._state_type(*(s.squeeze(1) for s in state))
 
-    def _checked(
+    def _check_arguments(
         self, x: Tensor, state: Any, lengths: Any, dtype: torch.dtype
     ) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
         """x as (B, T, I), the state or zeros of `dtype`, the lengths as a tensor or None."""
@@ -183,7 +183,7 @@ class Recurrent(nn.Module):
             x = x.transpose(0, 1)
         B, T, _ = x.shape
         if lengths is not None:
-            lengths = self._checked_lengths(lengths, B, T)
+            lengths = self._check_lengths(lengths, B, T)
 
         names = self._state_type._fields
         batch = (self.num_layers * self._num_directions, B)
@@ -199,7 +199,7 @@ class Recurrent(nn.Module):
                 raise ValueError(f"hx must have the dtype of input, {x.dtype}, not {s.dtype}.")
         return x, state, lengths
 
-    def _checked_lengths(self, lengths: Any, B: int, T: int) -> Tensor:
+    def _check_lengths(self, lengths: Any, B: int, T: int) -> Tensor:
         if not isinstance(lengths, Tensor):
             lengths = torch.as_tensor(lengths, device="cpu")
         if lengths.shape != (B,) or lengths.dtype not in INTEGERS:
@@ -239,7 +239,7 @@ class Recurrent(nn.Module):
             layers.append(weights)
         return layers
 
-    def _layers(
+    def _run_layers(
         self, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """x (B, T, I) through all layers → output (B, T, D·H), the final state's members."""

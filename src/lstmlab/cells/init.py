@@ -10,7 +10,7 @@ from .kinds import KINDS
 
 
 @torch.no_grad()
-def initialise(
+def initialise_parameters(
     named_parameters: Iterable[tuple[str, Tensor]],
     *,
     kind: str,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "gemm.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "scan.h", "cell.h", "gemm.h")]
 # Not -march=native: what lies in a cache folder must run on each machine that shares it.
 CPU_FLAGS = {"AVX512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
 FLAGS = [
@@ -32,12 +32,12 @@ if torch.cpu._is_avx512_bf16_supported():
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def load_kernel() -> ctypes.CDLL | None:
     """The kernel; None, said once, where the cache holds none and no compiler can build it."""
     flags = FLAGS + CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
     key = digest(b"".join(source.read_bytes() for source in SOURCES) + repr(flags).encode())
     try:
-        return load(key) or build(key, flags)
+        return load_cached(key) or compile_kernel(key, flags)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         # Not logging: Hydra's settings may have switched that off
@@ -48,7 +48,7 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def load(key: str) -> ctypes.CDLL | None:
+def load_cached(key: str) -> ctypes.CDLL | None:
     """From the cache, its bytes checked first: loading a file that was cut short can end the process."""
     try:
         for path in cache_folder().glob(f"kernel-{key}-*.so"):
@@ -56,11 +56,11 @@ def load(key: str) -> ctypes.CDLL | None:
                 return ctypes.CDLL(str(path))
             path.unlink()
     except (OSError, RuntimeError):
-        pass  # `build` meets the same obstacle, and says so
+        pass  # `compile_kernel` meets the same obstacle, and says so
     return None
 
 
-def build(key: str, flags: list[str]) -> ctypes.CDLL:
+def compile_kernel(key: str, flags: list[str]) -> ctypes.CDLL:
     """Compile the kernel, keep it in the cache and load it; without a cache, for this process alone."""
     with tempfile.TemporaryDirectory(prefix="lstmlab-") as folder:
         compiled, linked = Path(folder, "kernel.o"), Path(folder, "kernel.so")
@@ -71,7 +71,7 @@ def build(key: str, flags: list[str]) -> ctypes.CDLL:
         ):
             subprocess.run([*compiler(), *arguments], check=True, capture_output=True, text=True)
         try:
-            return ctypes.CDLL(str(store(linked.read_bytes(), key)))
+            return ctypes.CDLL(str(store_in_cache(linked.read_bytes(), key)))
         except (OSError, RuntimeError) as error:
             warnings.warn(
                 f"the native kernel was compiled for this process alone: it cannot be kept ({error})",
@@ -80,7 +80,7 @@ def build(key: str, flags: list[str]) -> ctypes.CDLL:
             return ctypes.CDLL(str(linked))
 
 
-def store(content: bytes, key: str) -> Path:
+def store_in_cache(content: bytes, key: str) -> Path:
     """A file in the cache, there with all its bytes or not at all, whoever else may be storing one."""
     target = cache_folder() / f"kernel-{key}-{digest(content)}.so"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 They are for whatever watches operators: torch.compile, torch.export, tracers, fake tensors, the FLOP counter,
 and torch.func, which gets them through `TransformedScan`. A call that nothing watches goes to the kernel
-directly (`native.scan`, `native.Scan`), because an operator costs more.
+directly (`native.run_scan`, `native.DifferentiableScan`), because an operator costs more.
 
 extra: peephole weights (3H,) or layer norm's gain (4H,). What a kind does not have is None among the
 arguments and an empty tensor among the results.
@@ -17,11 +17,12 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native
+from .admission import is_compiled
 from .derivatives import NO_FORWARD_MODE, NO_SECOND_DERIVATIVE
 from .kinds import KINDS
 
 
-def traced_scan(
+def run_traced_scan(
     kind: str,
     precision: str,
     x: Tensor,
@@ -30,7 +31,7 @@ def traced_scan(
     weights: Sequence[Tensor],
     reverse: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """As `native.scan`, by the operator."""
+    """As `native.run_scan`, by the operator."""
     transformed = not torch.compiler.is_compiling() and is_transformed()
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights))
     # torch.jit.trace runs with gradients and checks without, and wants the same graph
@@ -70,10 +71,10 @@ def scan(
     Raises ValueError for shapes and dtypes that do not fit together, and for lengths out of range.
     """
     tensors = (h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra)
-    x, state, lengths, weights = _checked(kind, precision, x, lengths, tensors)
+    x, state, lengths, weights = _check_operands(kind, precision, x, lengths, tensors)
     cells = x.size(0) * x.size(1)
     buffers = native.empty_buffers(kind, cells, x, h.size(1)) if keep else [None] * 3
-    y, final = native.scan(kind, precision, x, state, lengths, weights, reverse, buffers)
+    y, final = native.run_scan(kind, precision, x, state, lengths, weights, reverse, buffers)
     return _results(x, y, *final, *[None] * (2 - len(final)), *buffers)
 
 
@@ -113,7 +114,7 @@ def scan_backward(
     needs: whether those of x, weight_ih and weight_hh are wanted; one that is not is an empty tensor.
     """
     tensors = (h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra)
-    x, state, lengths, weights = _checked(kind, precision, x, lengths, tensors)
+    x, state, lengths, weights = _check_operands(kind, precision, x, lengths, tensors)
     (B, T, _), H, cells = x.shape, h.size(1), x.size(0) * x.size(1)
     expected = {
         "y": (y, (B, T, H)),
@@ -129,11 +130,11 @@ def scan_backward(
             _expect(name, tensor, shape, x.dtype)
     buffers = [buffer.contiguous() for buffer in (gates, cs, norms)]
     dgates = torch.empty_like(buffers[0])  # an operator may not overwrite its arguments
-    dx, *gradients = native.scan_backward(
+    dx, *gradients = native.run_scan_backward(
         *(kind, precision, x, state, lengths, weights, reverse),
         *(needs, y.contiguous(), buffers, dgates, dy, (dh_n, dc_n)[: len(state)]),
     )
-    d_state, d_weights = native.split(kind, gradients)
+    d_state, d_weights = native.split_state(kind, gradients)
     d_operands = (*d_state, *[None] * (2 - len(state)), *d_weights, *[None] * (5 - len(weights)))
     return _results(x, dx, *d_operands)
 
@@ -155,14 +156,14 @@ def _results(x: Tensor, *tensors: Tensor | None) -> Any:
     return tuple(x.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
-def _checked(
+def _check_operands(
     kind: str, precision: str, x: Tensor, lengths: Tensor | None, tensors: Sequence[Tensor | None]
 ) -> tuple[Tensor, Sequence[Tensor], Tensor | None, Sequence[Tensor]]:
-    """x, state, lengths and weights for `native.scan`; checked, since anyone may call an operator.
+    """x, state, lengths and weights for `native.run_scan`; checked, since anyone may call an operator.
 
     tensors: h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra.
     """
-    if not native.is_compiled(precision):
+    if not is_compiled(precision):
         raise RuntimeError(f"lstmlab::scan needs the native kernel, which has no {precision} here.")
     h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra = tensors
     assert h is not None
@@ -179,7 +180,7 @@ def _checked(
         raise ValueError(f"x must have rows and steps, not {tuple(x.shape)}.")
     _expect("x", x, (B, T, I), dtype)
     present = [_expect(name, tensor, shape, dtype) for name, (tensor, shape) in expected.items()]
-    state, weights = native.split(kind, present)
+    state, weights = native.split_state(kind, present)
     if lengths is not None:
         lengths = _expect("lengths", lengths, (B,), torch.int64).contiguous()
         if not 1 <= lengths.min() <= lengths.max() <= T:
@@ -248,7 +249,7 @@ class TransformedScanBackward(torch.autograd.Function):
         raise RuntimeError(NO_FORWARD_MODE)
 
 
-def one_by_one(operator: Callable) -> Callable:
+def call_one_by_one(operator: Callable) -> Callable:
     """The rule of vmap: a call for each sample."""
 
     def rule(info, in_dims, *arguments):
@@ -266,8 +267,8 @@ def one_by_one(operator: Callable) -> Callable:
 
 
 scan.register_autograd(TransformedScan.backward, setup_context=TransformedScan.setup_context)
-scan.register_vmap(one_by_one(scan))
-scan_backward.register_vmap(one_by_one(scan_backward))
+scan.register_vmap(call_one_by_one(scan))
+scan_backward.register_vmap(call_one_by_one(scan_backward))
 
 
 @register_flop_formula(torch.ops.lstmlab.scan)

@@ -24,7 +24,7 @@ from .derivatives import refuse_other_derivatives
 def run_recurrence(
     kind: str, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """One layer forward in time: the arguments and the results are those of `Stack._steps`.
+    """One layer forward in time: the arguments and the results are those of `Stack._run_steps`.
 
     Raises RuntimeError if the tensors are on several devices, which not every operation with out= notices.
     """
