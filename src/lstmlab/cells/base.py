@@ -20,8 +20,8 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def is_traced() -> bool:
-    """Whether PyTorch must see operators: a compiler, a tracer, a dispatch mode (fake tensors, FLOPs), a
-    function transform (torch.func) or forward-mode differentiation is at work."""
+    """Whether PyTorch must see operators, since a compiler, a tracer, a dispatch mode (fake tensors, FLOPs),
+    a function transform (torch.func) or forward-mode differentiation is at work."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -35,7 +35,7 @@ class Recurrent(nn.Module):
     """`output, state = cell(input, hx=None, lengths=None)`, the call of nn.LSTM.
 
     input: (B, T, I), or (T, B, I) with batch_first=False; (T, I) is one sequence without a batch
-        axis; or a PackedSequence. B may be 0, T may not.
+        axis; or a PackedSequence. B may be 0, but T may not.
     hx: the state before the first step: a tuple or list, each member (L·D, B, H), of one sequence
         (L·D, H): (h, c) for the LSTM kinds, (h,) or the tensor h alone for RNN and GRU. With
         proj_size=P, h has P units in place of H. None: zeros of the weights' dtype.
@@ -49,9 +49,9 @@ class Recurrent(nn.Module):
         batch axis, and in the dtype of hx, if hx was so.
 
     Raises ValueError for a wrong shape of input, hx or a weight, for an hx of another dtype than
-    the input outside of autocast, and for lengths out of range where they are on the CPU and
-    nothing traces the call: on a GPU the check would halt it, so there a longer one counts as T
-    and a shorter one as 0.
+    the input outside of autocast, and for lengths out of range if they are on the CPU and nothing
+    traces the call. On a GPU the check would wait for the device, so there a length above T counts
+    as T and one below 1 as 0.
     """
 
     input_size: int
@@ -74,7 +74,7 @@ class Recurrent(nn.Module):
     _shapes: list[dict[str, tuple[int, ...]]]
 
     def _set_options(self, input_size: int, options: CellOptions) -> None:
-        """Each option becomes an attribute, as those of nn.LSTM are."""
+        """Make each option an attribute, as nn.LSTM does."""
         self.input_size = input_size
         for name, value in vars(options).items():
             setattr(self, name, value)
@@ -126,7 +126,7 @@ class Recurrent(nn.Module):
         return self._call(self._run_layers, input, hx, lengths)
 
     def _call(self, layers: Callable, input: Any, hx: Any, lengths: Any) -> tuple[Any, Any]:
-        """`layers` on (B, T, I), whatever form input, state and lengths have."""
+        """Call `layers` with x (B, T, I), whatever form input, state and lengths have."""
         if isinstance(input, PackedSequence):
             return self._call_packed(layers, input, hx, lengths)
         if input.dim() == 2:
@@ -135,7 +135,8 @@ class Recurrent(nn.Module):
         weights = self._weights()
         x, state, lengths = self._check_arguments(input, (hx,) if bare else hx, lengths, weights[0][0].dtype)
         output, final = layers(x, state, lengths, weights)
-        if final[0].dtype is not state[0].dtype or final[-1].dtype is not state[-1].dtype:  # by autocast
+        # Autocast changes the dtype of the state.
+        if final[0].dtype is not state[0].dtype or final[-1].dtype is not state[-1].dtype:
             final = [s.to(given.dtype) for s, given in zip(final, state, strict=True)]
         if not self.batch_first:
             output = output.transpose(0, 1)  # (T, B, D·H)

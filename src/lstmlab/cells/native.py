@@ -240,7 +240,7 @@ class DifferentiableScan(torch.autograd.Function):
         if ctx.described is not None:
             if ctx.described != [_description(tensor) for tensor in saved]:
                 raise RuntimeError(
-                    "A hook on saved tensors changed their shape, dtype or device; cell=fused cannot use them."
+                    "cell=fused cannot run backward: a hook on saved tensors changed shape, dtype or device."
                 )
             saved = [None if tensor is None else tensor.contiguous() for tensor in saved]
         x, lengths, y, *rest = saved

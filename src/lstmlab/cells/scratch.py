@@ -1,7 +1,7 @@
-"""The ground truth: one step a call, one gate a line, as in the equations.
+"""The ground truth: one step per call and one gate per line, as in the equations.
 
-[h, x] is the concatenation of h_{t−1} and x_t; W_i = [W_hi, W_ii] are the stored matrices side by
-side. Stored biases come in pairs, whose sum is the equations' one.
+[h, x] is the concatenation of h_{t−1} and x_t, and W_i = [W_hi, W_ii] puts the stored matrices side
+by side. Biases are stored in pairs; the equations have their sum.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ STEPS: dict[str, Any] = {}  # of each kind, the class of its equations
 
 
 def step_of(kind: str) -> Callable[[type], type]:
-    """Mark a class as the equations of a kind, made of a layer's weights and called once for each step."""
+    """Make a class the equations of a kind. It is built from a layer's weights and called once per step."""
 
     def register(equations: type) -> type:
         STEPS[kind] = equations
@@ -60,7 +60,7 @@ class LSTM:
 
 @step_of("peephole")
 class Peephole:
-    """Gers & Schmidhuber 2000: the gates see the cell state; i and f the old one, o the new one.
+    """Gers & Schmidhuber 2000: the gates see the cell state, i and f the old one and o the new one.
 
     i = σ(W_i·[h, x] + w_ci ⊙ c + b_i)
     f = σ(W_f·[h, x] + w_cf ⊙ c + b_f)
@@ -98,7 +98,7 @@ class Peephole:
 
 @step_of("layernorm")
 class LayerNorm:
-    """Ba et al. 2016, on each gate's pre-activation over its H units; gain γ and bias come after.
+    """Ba et al. 2016, for each gate's pre-activation over its H units; gain γ and bias come afterwards.
 
     LN(a) = γ ⊙ (a − mean(a)) / √(var(a) + 1e-5) + b
     i = σ(LN_i(W_i·[h, x]))
@@ -220,12 +220,12 @@ class ScratchCell(Stack):
     def trace(
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """As the call, and every gate and state of each layer, direction and step beside it.
+        """The results of the call, and every gate and state of each layer, direction and step.
 
-        The third result maps i, f, g, o, c, h (GRU: r, z, n, h; RNN: h) to (L, D, B, T, H); h and
-        c are those after the step. Past a row's length: zeros.
+        The third result maps i, f, g, o, c, h (GRU: r, z, n, h; RNN: h) to (L, D, B, T, H), where h and
+        c are those after the step. Past a row's length they are zeros.
         """
-        traces: list[dict[str, Tensor]] = []  # one a layer and direction, each (T, B, H)
+        traces: list[dict[str, Tensor]] = []  # one per layer and direction, each (T, B, H)
         scan = partial(self._scan_layer, steps=partial(self._run_steps, traces=traces))
         output, final = self._call(partial(self._run_layers, scan=scan), x, state, lengths)
         D = self._num_directions
