@@ -71,6 +71,7 @@ class Recurrent(nn.Module):
     batch_first: bool
     recompute: bool
 
+    _state_type: type[State]
     _shapes: list[dict[str, tuple[int, ...]]]
 
     def _set_options(self, input_size: int, options: CellOptions) -> None:
@@ -78,6 +79,7 @@ class Recurrent(nn.Module):
         self.input_size = input_size
         for name, value in vars(options).items():
             setattr(self, name, value)
+        self._state_type = KINDS[self.kind].state
 
     def _parameter_shapes(self) -> list[dict[str, tuple[int, ...]]]:
         """Names and shapes of the parameters of each layer and direction, in the order of nn.LSTM."""
@@ -112,10 +114,6 @@ class Recurrent(nn.Module):
     @property
     def _num_directions(self) -> int:
         return 2 if self.bidirectional else 1
-
-    @property
-    def _state_type(self) -> type[State]:
-        return KINDS[self.kind].state
 
     def forward(
         self,
