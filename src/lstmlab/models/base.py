@@ -132,7 +132,10 @@ class Task(L.LightningModule):
             self.log_dict(values, prog_bar=prog_bar, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End in good order: at max_steps Lightning would stop without a last validation."""
+        self.stop_when_done()
+
+    def stop_when_done(self) -> None:
+        """End training at max_steps in good order: Lightning would stop without a last validation."""
         if self.trainer.global_step >= self.config["trainer"]["max_steps"]:
             self.trainer.should_stop = True
 

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import secrets
 import signal
 import threading
 import time
@@ -20,9 +19,8 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -30,8 +28,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lstmlab import checkpoint, data, distributed
 from lstmlab.atomic import replace_file
-from lstmlab.callbacks.metrics_csv import MetricsCSV
 from lstmlab.config import is_sweep
+from lstmlab.loggers import add_wandb_ids, build_loggers
 from lstmlab.models import Task, model_class
 from lstmlab.runs import resume
 from lstmlab.schema import check
@@ -103,9 +101,9 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         raise ValueError(f"trainer.max_steps={steps}, but the run is at step {begun['global_step']} already")
     if begun and begun["hyper_parameters"]["info"] != datamodule.info:
         raise ValueError(f"data={config['data']['name']} are no longer those that the run was begun with")
+    config = config | {"logger": add_wandb_ids(config["logger"])}
     model = model_class(config["model"]["name"])(config, datamodule.info)
     callbacks = [instantiate(settings) for settings in config["callbacks"].values() if settings]
-    identify(config["logger"])
     run_dir.mkdir(parents=True, exist_ok=True)
     if first:
         with replace_file(run_dir / "config.yaml") as file:
@@ -216,29 +214,6 @@ def drop_requeued(run_dir: Path) -> None:
     that unasked, also to test it. The job goes on from last.ckpt."""
     for path in run_dir.glob("hpc_ckpt_*.ckpt"):
         path.unlink()
-
-
-def identify(loggers: dict[str, Any]) -> None:
-    """Give the wandb run an id, to go on with, and a sweep's jobs one group."""
-    sweep = Path(HydraConfig.get().sweep.dir).name if is_sweep() else None
-    for settings in loggers.values():
-        if "id" in settings:
-            settings["id"] = settings["id"] or secrets.token_hex(4)
-            settings["group"] = settings["group"] or sweep
-
-
-def build_loggers(config: dict[str, Any], step: int | None) -> list[Logger]:
-    """metrics.csv, and what the `logger` group names; what they hold after `step` is to come once more."""
-    loggers: list[Logger] = [MetricsCSV(config["run_dir"])]
-    for settings in config["logger"].values():
-        tensorboard = settings["_target_"].endswith("TensorBoardLogger")
-        logger = instantiate(settings, **({"purge_step": step} if tensorboard else {}))
-        if isinstance(logger, WandbLogger) and distributed.rank() == 0:
-            logger.experiment.config.update(config, allow_val_change=True)
-            monitor, mode = config["model"]["monitor"], config["model"]["monitor_mode"]
-            logger.experiment.define_metric(monitor, summary=mode)
-        loggers.append(logger)
-    return loggers
 
 
 def describe(model: Task) -> str:
