@@ -5,6 +5,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import SMALL
 from lstmlab import data
+from lstmlab.models import charlm
+from lstmlab.models.base import Unsupported
 from lstmlab.runs.train import train
 from lstmlab.tables import markdown
 
@@ -52,3 +54,33 @@ def test_a_cell_cannot_break_the_table():
         "| --- | --- |",
         "| x⏎y | 1 |",
     ]
+
+
+def test_a_task_with_nothing_to_show_trains(config, text_file, monkeypatch):
+    """Its examples and its gates are left out, without a word."""
+
+    class Silent(charlm.CharLM):
+        def examples(self, batch):
+            raise Unsupported("no examples")
+
+        def rows_of_batch(self, batch):
+            raise Unsupported("no rows")
+
+        def finish(self) -> str:
+            return ""
+
+    monkeypatch.setattr(charlm, "CharLM", Silent)
+    settings = config(
+        *SMALL,
+        "data=textfile",
+        f"data.path={text_file}",
+        f"data.cache={text_file.parent}/cache",
+        "data.batch_size=4",
+        "data.sequence_length=20",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=1",
+        "trainer.log_every_n_steps=1",
+    )
+    metrics = train(settings)
+    assert "val/loss_stateful" in metrics
+    assert not any((Path(settings["run_dir"]) / name).exists() for name in ("examples.md", "gates"))
