@@ -124,6 +124,48 @@ def test_what_is_shown_of_runs_that_differ_in_much(command, tmp_path):
     assert "also differs" not in printed and "same seed" not in printed
 
 
+def test_values_are_written_as_one_types_them(command, tmp_path):
+    """A key that only some of the runs have is empty elsewhere, and numbers stay numbers in the CSV."""
+    values: list[dict] = [
+        {"a": None, "b": True, "c": [1, 2], "d": 1},
+        {"a": "x", "b": False, "c": 3, "d": 0.5},
+        {"a": "x"},
+    ]
+    write_sweep(tmp_path / "sweep", params=dict.fromkeys("abcd", "choice(0,1)"), _target_="Random")
+    for job, settings in enumerate(values):
+        write_run(tmp_path / f"sweep/{job}", {"val/loss": 1.0, "val/nan": float("nan")}, **settings)
+    code, printed, _ = command("compare", "runs=sweep", "metrics=val/*")
+    assert code == 0 and printed.startswith("| a | b | c | d | n | val/loss |\n")  # a metric that no run has
+    rows = [
+        "| null | true | [1, 2] | 1 | 1 | 1 |",
+        "| x | false | 3 | 0.5 | 1 | 1 |",
+        "| x |  |  |  | 1 | 1 |",
+    ]
+    assert printed.split("\n\n")[0].splitlines()[2:] == rows
+    with (tmp_path / "sweep/compare.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1:3] == [
+            ["null", "true", "[1, 2]", "1", "1", "1.0", ""],
+            ["x", "false", "3", "0.5", "1", "1.0", ""],
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "run_dir: x"),
+        ("config.yaml", "a: [}"),
+        ("metrics.json", '{"a": null}'),
+        ("metrics.json", ""),
+    ],
+)
+def test_files_that_train_did_not_write_are_named(command, tmp_path, name, content):
+    write_run(tmp_path / "run", {"val/loss": 1.0})
+    (tmp_path / "run" / name).write_text(content)
+    code, _, error = command("compare", "runs=run")
+    assert code == 1 and len(error.splitlines()) == 1
+    assert error.startswith("error: runs=run: its config.yaml or metrics.json was not written by train.py (")
+
+
 def test_numbers_ascend_whatever_the_order_of_the_jobs(command, tmp_path):
     for job, size in enumerate([10, 9, 100]):
         write_run(tmp_path / f"sweep/{job}", {"val/loss": 1.0}, size=size)

@@ -7,7 +7,6 @@ import os
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,8 @@ class FoundRuns:
 def compare(config: dict[str, Any]) -> str:
     """Write compare.csv, compare.md and compare.png. Returns the Markdown and names the files.
 
-    Raises:
-        FileNotFoundError: a folder does not exist or holds no run.
-        ValueError: no run has finished, a file is damaged, `metrics` matches nothing or `x` does not vary.
+    Raises FileNotFoundError if a folder does not exist or holds no run, and ValueError if no run has
+    finished, a run's file is damaged, `metrics` matches nothing or `x` does not vary.
     """
     whole = Path(config["runs"])
     folders = [whole] if whole.exists() else [Path(part) for part in config["runs"].split(",")]
@@ -57,6 +55,7 @@ def compare(config: dict[str, Any]) -> str:
     runs = runs.mask(runs.isna(), "").infer_objects()  # "": another run has such a key
     x = config["x"]
     keys, implied = find_compared_keys(runs, found.swept, x)
+
     # Of a study that changes one thing at a time, one column tells what each row changed
     changes = [found.changes[path] for path in paths if path in found.changes]
     if x not in keys and len(changes) == len(runs) and len(keys) > 1 + max(map(len, changes)):
@@ -64,7 +63,7 @@ def compare(config: dict[str, Any]) -> str:
         keys, implied = ["changed"], []
 
     values = pd.DataFrame(measured, dtype=float).dropna(axis=1, how="all")
-    metrics = choose_metrics(values, config["metrics"])
+    metrics = choose_metrics(list(values), config["metrics"])
     runs = runs.join(values).sort_values(
         keys,
         # Numbers ascend; other values keep the order of the runs
@@ -76,15 +75,8 @@ def compare(config: dict[str, Any]) -> str:
 
     target = Path(config["folder"] or folders[0])
     target.mkdir(parents=True, exist_ok=True)
-    parts = [write_table(runs, keys, metrics, target / "compare.csv")]
-    if implied:
-        parts.append(f"What also differs, as a consequence of the above: {', '.join(implied)}.")
-    for _, twice in runs[runs.duplicated(["row", "seed"])].groupby("row"):
-        which = twice[keys].assign(seed=",".join(map(str, twice["seed"].unique())))
-        parts.append(f"The same seed more than once: {describe_runs(which)[0]}.")
-    if found.left_out:
-        parts.append("Left out:\n\n" + "\n".join(f"- {reason}" for reason in found.left_out))
-    text = "\n\n".join(parts)
+    table = write_table(runs, keys, metrics, target / "compare.csv")
+    text = "\n\n".join([table, *list_remarks(runs, keys, implied, found.left_out)])
     (target / "compare.md").write_text(text + "\n", encoding="utf-8")
     draw_comparison(runs, keys, metrics, x).savefig(target / "compare.png", dpi=150)
     return f"{text}\n\n{target}: compare.md, compare.csv, compare.png"
@@ -111,10 +103,10 @@ def read_run(folder: Path, found: FoundRuns) -> None:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         run_dir, settings = config["run_dir"], {"seed": config["seed"]}
         for key, value in pd.json_normalize(config).astype(object).iloc[0].items():
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
+                value = json.dumps(value, default=str, ensure_ascii=False)  # as typed: true, null, [1, 2]
             # A path inside the run's own folder is no difference
-            settings[key] = value if number else text.replace(run_dir, "")
+            settings[key] = value.replace(run_dir, "") if isinstance(value, str) else value
         if (folder / "metrics.json").exists():
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             found.finished.append((folder, settings, {name: float(metrics[name]) for name in metrics}))
@@ -168,7 +160,7 @@ def find_compared_keys(runs: pd.DataFrame, swept: list[str], x: str | None) -> t
     return keys, [key for key in differ if key not in keys]
 
 
-def choose_metrics(metrics: Iterable[str], patterns: str | list[str] | None) -> list[str]:
+def choose_metrics(metrics: list[str], patterns: str | list[str] | None) -> list[str]:
     """The names that match, by the number that they end in: …_delay9, …_delay10."""
     every = sorted(metrics, key=lambda name: int((re.findall(r"\d+$", name) or [-1])[0]))
     tested = any(name.startswith("test/") for name in every)
@@ -191,6 +183,18 @@ def write_table(runs: pd.DataFrame, keys: list[str], metrics: list[str], path: P
     pd.concat([settings, n, numbers], axis=1).to_csv(path, index=False)
     text = pd.concat([settings.map(write_value), n, rows[metrics].agg(write_mean)], axis=1)
     return markdown(list(text), text.to_numpy(object).tolist())
+
+
+def list_remarks(runs: pd.DataFrame, keys: list[str], implied: list[str], left_out: list[str]) -> list[str]:
+    remarks = []
+    if implied:
+        remarks.append(f"What also differs, as a consequence of the above: {', '.join(implied)}.")
+    for _, twice in runs[runs.duplicated(["row", "seed"])].groupby("row"):
+        which = twice[keys].assign(seed=",".join(map(str, twice["seed"].unique())))
+        remarks.append(f"The same seed more than once: {describe_runs(which)[0]}.")
+    if left_out:
+        remarks.append("Left out:\n\n" + "\n".join(f"- {reason}" for reason in left_out))
+    return remarks
 
 
 def write_value(value: object) -> str:
@@ -252,13 +256,13 @@ def draw_lines(points: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
     """A line through the means at each x, and a dot for each run; `points` has line, x and value."""
     figure = Figure((8, 4 + 0.2 * points["line"].nunique()), layout="constrained")
     ax = figure.subplots()
-    markers = itertools.cycle("os^DvXP")
     numeric = is_numeric_dtype(points["x"])
     if not numeric:
         points = points.assign(x=points["x"].map(write_value))
-    for name, line in points.groupby("line", sort=False):
+    lines = points.groupby("line", sort=False)
+    for (name, line), marker in zip(lines, itertools.cycle("os^DvXP"), strict=False):
         means = line.groupby("x", sort=numeric)["value"].mean()
-        [drawn] = ax.plot(means.index, means, marker=next(markers), markersize=6, label=name)
+        [drawn] = ax.plot(means.index, means, marker=marker, markersize=6, label=name)
         ax.scatter(line["x"], line["value"], s=9, color=drawn.get_color(), alpha=0.6, zorder=3)
     if numeric:
         places = sorted(points["x"].unique())

@@ -37,7 +37,7 @@ def test_one_wrong_number_of_many_is_enough():
 
 
 def test_contenders_alternate_and_the_median_counts(monkeypatch):
-    """On a clock that the contenders set. One that takes less than 20 ms is called several times per round."""
+    """On a clock that the contenders set. One that takes under 20 ms is called several times per round."""
     called, now = [], 0.0
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
     pauses = iter([9.0, 0.03, 0.04, 0.03, 0.3])  # two to warm up, then three rounds
