@@ -469,6 +469,7 @@ class Export(Group):
 class Compare(Group):
     runs: str
     metrics: str | list[str] | None
+    x: str | None
     folder: str | None
 
 
