@@ -71,6 +71,7 @@ SIZES = {  # B, T, D, H: around the tiles of 16, 32 and 64 columns and of 3 and 
     "below a tile": (7, 3, 31, 15),
     "above a tile": (13, 2, 65, 33),
     "many rows": (60, 2, 5, 17),
+    "more than a block": (130, 2, 520, 130),  # of 512 columns of x and of gates, and of 256 rows and steps
 }
 
 
