@@ -58,7 +58,7 @@ def newest() -> str:
 @app.function
 def train_a_small_one() -> str:
     """A character model of 64 units, 200 steps on the standard library's source: its checkpoint."""
-    from lstmlab.runs import train  # Lightning's import takes seconds
+    from lstmlab.runs.train import train  # Lightning's import takes seconds
 
     overrides = ["cell.hidden_size=64", "cell.num_layers=1", "cell=fused", "trainer.max_steps=200"]
     overrides += ["data.max_chars=300_000", "data.max_val_chars=10_000", "trainer.enable_progress_bar=false"]

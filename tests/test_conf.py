@@ -13,7 +13,7 @@ import torch
 from conftest import SMALL
 from lstmlab.config import PROJECT
 from lstmlab.data.reviews import made_up_review
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 from lstmlab.schema import Model
 
 CONF = PROJECT / "conf"

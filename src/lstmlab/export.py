@@ -12,9 +12,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lstmlab.cells.base import Recurrent, State
-from lstmlab.checkpoint import digest, load_model
+from lstmlab.checkpoint import FORMAT, digest, load_model
 from lstmlab.models.attention import Memory
-from lstmlab.models.base import FORMAT
 
 # The operator of each kind, and which of our gates stand first, second … in its weights
 OPERATORS = {

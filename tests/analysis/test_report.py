@@ -14,7 +14,7 @@ from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
 from lstmlab.analysis.probes import find_units
 from lstmlab.analysis.traces import read, tokens, trace, validation
 from lstmlab.checkpoint import load_model
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 
 SETS = ["data.train_size=64", "data.val_size=40", "data.test_size=10"]
 TASKS = {

@@ -7,7 +7,7 @@ from conftest import SMALL
 from lstmlab.analysis import traces
 from lstmlab.analysis.traces import Rows, read, stack, tokens, trace, training_text, validation
 from lstmlab.checkpoint import load_model
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 
 SETS = ["data.train_size=64", "data.val_size=40", "data.test_size=10"]
 MODELS = {

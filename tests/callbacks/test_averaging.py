@@ -10,7 +10,8 @@ from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.callbacks.examples import Examples
 from lstmlab.callbacks.throughput import Throughput
-from lstmlab.runs import evaluate, train
+from lstmlab.runs.evaluate import evaluate
+from lstmlab.runs.train import train
 from same_end import TASKS, overrides
 
 AVERAGING = ["callbacks=averaging", "callbacks.averaging.decay=0.8"]

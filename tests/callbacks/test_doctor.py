@@ -21,7 +21,7 @@ from lstmlab.callbacks.throughput import Throughput
 from lstmlab.config import PROJECT
 from lstmlab.data import text
 from lstmlab.models import charlm
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 from same_end import go_on
 
 QUICK = [
@@ -363,7 +363,7 @@ def test_out_of_memory(tmp_path):
     script = f"""
 import re, resource, sys
 sys.path.insert(0, {str(PROJECT / "src")!r})
-import lstmlab.runs, train
+import lstmlab.runs.train, train
 used = int(re.search(r"VmSize:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
 sys.argv[1:] = ["data.batch_size=256", "data.sequence_length=1024", "cell=fused", "threads=1",

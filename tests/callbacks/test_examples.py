@@ -5,7 +5,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import SMALL
 from lstmlab import data
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 from lstmlab.tables import markdown
 
 

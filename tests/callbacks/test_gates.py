@@ -11,7 +11,7 @@ from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.analysis.traces import read, trace
 from lstmlab.callbacks.gates import picture
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 
 QUICK = [
     *SMALL,

@@ -10,7 +10,7 @@ import pytest
 from lstmlab import checkpoint
 from lstmlab.callbacks.last import LastCheckpoint
 from lstmlab.callbacks.throughput import Throughput
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 from same_end import assert_same_end, go_on, overrides
 
 

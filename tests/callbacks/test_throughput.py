@@ -8,7 +8,7 @@ import pytest
 
 from lstmlab import data
 from lstmlab.callbacks import throughput
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 from same_end import HARD, TASKS, overrides
 
 

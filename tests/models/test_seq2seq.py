@@ -14,7 +14,8 @@ from lstmlab import data
 from lstmlab.checkpoint import load_model
 from lstmlab.data.translation import TranslationBatch, encode_sources
 from lstmlab.models.seq2seq import Seq2Seq
-from lstmlab.runs import evaluate, train
+from lstmlab.runs.evaluate import evaluate
+from lstmlab.runs.train import train
 
 INFO = {"vocab_size": 12, "pad": 0, "bos": 1, "eos": 2, "unk": 3, "max_target_length": 9}
 SOURCE_LENGTHS, TARGET_LENGTHS = torch.tensor([7, 2, 5, 1]), torch.tensor([3, 6, 2, 5])

@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from lstmlab.benchmarks.timing import Row, Section, alternate
 from lstmlab.data.text import TextBatch
 from lstmlab.models.charlm import CharLM
-from lstmlab.runs import keep_freed_memory
+from lstmlab.runs.train import keep_freed_memory
 
 VOCABULARY = "\0" + "".join(map(chr, range(32, 127)))
 LENGTHS = (2, 17, 100, 256)  # tried after the first step's own

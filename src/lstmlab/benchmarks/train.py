@@ -17,7 +17,7 @@ from lstmlab import data
 from lstmlab.benchmarks.timing import Row, Section
 from lstmlab.cells import KINDS
 from lstmlab.models import model_class
-from lstmlab.runs import limit_steps, train
+from lstmlab.runs.train import limit_steps, train
 
 
 def section(config: dict) -> Section:

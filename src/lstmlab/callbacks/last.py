@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lstmlab import processes
+from lstmlab import distributed
 from lstmlab.callbacks.metrics_csv import MetricsCSV
 
 
@@ -87,7 +87,7 @@ class LastCheckpoint(Checkpoint):
         if stage == "fit":
             self.path = Path(trainer.default_root_dir) / "checkpoints/last.ckpt"
             trainer.fit_loop.epoch_loop = EpochLoop(trainer, lambda: self.between_batches(trainer))
-            if processes.world_size() > 1:
+            if distributed.world_size() > 1:
                 # Lightning's own handler talks to the other processes in the midst of whatever they do
                 trainer._signal_connector._sigterm_notifier_fn = self.ask
 
@@ -106,8 +106,8 @@ class LastCheckpoint(Checkpoint):
                 pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
             others = self.resumed.get("random_states_of_others", [])
             states = [self.resumed["random_states"], *others]
-            if processes.rank() < len(states):  # there may be more processes than there were
-                set_random_states(states[processes.rank()])
+            if distributed.rank() < len(states):  # there may be more processes than there were
+                set_random_states(states[distributed.rank()])
             self.resumed = None
         self.start = time.monotonic() - earlier
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
@@ -116,7 +116,7 @@ class LastCheckpoint(Checkpoint):
         self.validated = True
 
     def between_batches(self, trainer) -> None:
-        stop, due = processes.anywhere(
+        stop, due = distributed.any_process(
             trainer.received_sigterm or self.asked,
             self.validated
             or trainer.global_step - self.saved_step >= self.steps
@@ -132,7 +132,7 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         csv_logs = [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
         rows = sum(logger.experiment.rows for logger in csv_logs) if trainer.is_global_zero else 0
-        states, *others = processes.everyone(random_states())
+        states, *others = distributed.gather_objects(random_states())
         incomplete = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches
         parameters = pl_module.named_parameters() if incomplete else []
         checkpoint["resume"] = {

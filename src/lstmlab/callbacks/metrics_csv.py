@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from lstmlab.saving import replacing
+from lstmlab.atomic import replace_file
 
 
 class _Writer(ExperimentWriter):
@@ -35,7 +35,7 @@ class _Writer(ExperimentWriter):
         writer = csv.DictWriter(text, fieldnames)
         writer.writeheader()
         writer.writerows(rows)
-        with replacing(self.metrics_file_path) as file:
+        with replace_file(self.metrics_file_path) as file:
             file.write(text.getvalue().encode())
 
 
@@ -57,6 +57,6 @@ class MetricsCSV(CSVLogger):
         path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
         if path.exists():
             lines = path.read_bytes().splitlines(keepends=True)
-            with replacing(path) as file:
+            with replace_file(path) as file:
                 file.writelines(lines[: 1 + rows])
             self._experiment = None  # which has counted the rows

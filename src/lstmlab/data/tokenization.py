@@ -9,6 +9,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from lstmlab.atomic import replace_file
 from lstmlab.data.batching import Ragged
 
 # Said aloud, since the library warns at every fork of a process that has tokenized. The forks, the
@@ -110,9 +111,8 @@ def fit_and_encode(
             encoded = encode(tokenizer, texts)
             arrays |= {f"{name}.flat": encoded.flat, f"{name}.offsets": encoded.offsets}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{os.getpid()}-{path.name}")
-        np.savez(partial, allow_pickle=False, **arrays)
-        partial.replace(path)  # a run beside this one sees the whole file or none
+        with replace_file(path) as file:  # a run beside this one sees the whole file or none
+            np.savez(file, allow_pickle=False, **arrays)
     with np.load(path) as arrays:
         tokenizer = load_tokenizer(arrays["tokenizer"].tobytes().decode())
         return tokenizer, {

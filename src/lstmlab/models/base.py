@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
-from lstmlab import processes
+from lstmlab import distributed
 from lstmlab.cells import build_cell
 from lstmlab.tables import markdown
-
-FORMAT = 1  # of checkpoints: one more whenever those written before could no longer be opened
 
 
 class Task(L.LightningModule):
@@ -116,12 +114,12 @@ class Task(L.LightningModule):
         self.log_step({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
 
     def on_fit_start(self) -> None:
-        if processes.world_size() > 1:  # other dropout masks in each
-            torch.manual_seed(self.config["seed"] + processes.rank())
+        if distributed.world_size() > 1:  # other dropout masks in each
+            torch.manual_seed(self.config["seed"] + distributed.rank())
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log the mean over processes: all must decide alike on what they validate."""
-        if processes.world_size() > 1:
+        if distributed.world_size() > 1:
             kwargs["sync_dist"] = True
         super().log(name, value, *args, **kwargs)
 
@@ -146,7 +144,6 @@ class Task(L.LightningModule):
     # --- checkpoint ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lstmlab_format"] = FORMAT
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         checkpoint["metrics"] = self.resumed.get("metrics", {}) | metrics
         if self.plateau is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lstmlab import processes
+from lstmlab import distributed
 from lstmlab.cells.dropout import Dropout
 from lstmlab.data.text import TextBatch
 from lstmlab.models.base import Task, detach
@@ -63,9 +63,8 @@ class CharLM(Task):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["train_state"] = (
-            None if self.train_state is None else tuple(processes.all_rows(s, 1) for s in self.train_state)
-        )
+        state = self.train_state
+        checkpoint["train_state"] = state and tuple(distributed.gather_rows(s, 1) for s in state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -74,7 +73,7 @@ class CharLM(Task):
     def on_train_start(self) -> None:
         if self.train_state is not None:  # that of a checkpoint
             self.train_state = tuple(
-                member[:, processes.rank() :: processes.world_size()].to(self.device).contiguous()
+                member[:, distributed.rank() :: distributed.world_size()].to(self.device).contiguous()
                 for member in self.train_state
             )
 

@@ -11,8 +11,8 @@ from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryF1Sco
 from lstmlab.cells.dropout import Dropout
 from lstmlab.data.sentiment import SentimentBatch, clean, encode_reviews
 from lstmlab.data.tokenization import PAD, UNK, load_tokenizer
+from lstmlab.distributed import scale_to_global_mean
 from lstmlab.models.base import Task
-from lstmlab.processes import share_of_mean
 
 SHOWN = 8  # reviews in the table of examples, and words that got most attention
 
@@ -91,7 +91,7 @@ class Sentiment(Task):
             (gradient,) = torch.autograd.grad(loss, embedded, retain_graph=True)
             worst = F.normalize(gradient.flatten(1)).view_as(gradient)  # (B, T, E), of length 1 a review
             loss = (loss + self.loss(batch, embedded + self.adversarial * worst)[0]) / 2
-        loss = share_of_mean(loss, len(batch.labels))
+        loss = scale_to_global_mean(loss, len(batch.labels))
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 

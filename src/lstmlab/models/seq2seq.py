@@ -13,10 +13,10 @@ from lstmlab.cells import GATES
 from lstmlab.cells.dropout import Dropout
 from lstmlab.data.tokenization import load_tokenizer
 from lstmlab.data.translation import TranslationBatch, decode_targets, encode_sources
+from lstmlab.distributed import scale_to_global_mean
 from lstmlab.models.attention import ATTENTIONS, Memory
 from lstmlab.models.base import Task
 from lstmlab.models.decoding import State, beam_search
-from lstmlab.processes import share_of_mean
 
 LINES = 64  # of a text that are translated together
 
@@ -177,7 +177,7 @@ class Seq2Seq(Task):
     def training_step(self, batch: TranslationBatch, index: int) -> Tensor:
         model = self.config["model"]
         loss = self.loss(batch, model["label_smoothing"], model["r_drop"])
-        loss = share_of_mean(loss, batch.target_lengths.sum() - len(batch.target))
+        loss = scale_to_global_mean(loss, batch.target_lengths.sum() - len(batch.target))
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 
