@@ -14,7 +14,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra_plugins.lstmlab_study import jobs_of
 from lstmlab.checkpoint import load_model
 from lstmlab.config import PROJECT, plain, quote_raw
-from lstmlab.export import export
 from lstmlab.schema import check
 
 NOT_OURS = {"logs", "multirun", "wandb", "build"}  # what runs and tools write at the top level
@@ -199,11 +198,10 @@ def test_the_doctor_speaks_as_shown(command, tmp_path):
     assert code == 0 and said == shown and shown[-1].startswith("- Try: ")
 
 
-def test_the_onnx_example_runs(trained, tmp_path, capsys):
+def test_the_onnx_example_runs(command, trained, tmp_path, capsys):
     ckpt = str(trained("sentiment"))
-    [file] = export({"ckpt": ckpt, "format": "onnx", "folder": str(tmp_path)})
+    _, printed, _ = command("export", f"ckpt={ckpt}", f"folder={tmp_path}")
     [(_, example)] = FENCED.findall(DOCUMENTS["src/lstmlab/runs/README.md"])
-    capsys.readouterr()
-    exec(example.replace("RUN/export/model.onnx", str(file)), {})
+    exec(example.replace("RUN/export/model.onnx", printed.strip()), {})
     [answer] = load_model(ckpt).respond("not bad at all", {})
     assert answer.startswith(capsys.readouterr().out.strip() + ", probability")
