@@ -19,8 +19,7 @@ from lstmlab.checkpoint import CheckpointIO
 from lstmlab.data.rows import Rows
 from lstmlab.export import onnx_files, safetensors_files
 from lstmlab.loggers import MetricsCSV
-from lstmlab.models import Task
-from lstmlab.models.base import Unsupported
+from lstmlab.models.base import Task, Unsupported
 
 
 class Regression(Task):

@@ -15,7 +15,7 @@ from lstmlab.analysis.traces import load_validation_rows, open_data, trace
 from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data.rows import Rows
-from lstmlab.models import Task
+from lstmlab.models.base import Task
 from lstmlab.tables import markdown
 
 FLOW_STEPS, FLOW_ROWS = 100, 32
