@@ -288,13 +288,16 @@ def test_only_what_is_asked_for_gets_a_gradient(path):
 
 
 @every_kind
-def test_bf16_autocast(path, kind):
-    x = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(0))
-    cell, scratch = (build(backend, 7, 33, kind=kind, init="torch") for backend in ("fused", "scratch"))
+@pytest.mark.parametrize("D, lengths", [(7, [6, 2, 3]), (1030, [3, 2] * 103)], ids=["small", "blocks"])
+def test_bf16_autocast(path, kind, D, lengths):
+    """Blocks: more than 1,024 columns of x, and than 512 rows and steps."""
+    x = torch.randn(len(lengths), max(lengths), D, generator=torch.Generator().manual_seed(0))
+    x *= (7 / D) ** 0.5  # more would saturate the gates, and their gradients be small differences
+    cell, scratch = (build(backend, D, 33, kind=kind, init="torch") for backend in ("fused", "scratch"))
     gradients = []
     for c in (cell, scratch):
         with torch.autocast("cpu", torch.bfloat16, enabled=c is cell):
-            output, state = c(x, None, torch.tensor([6, 2, 3]))
+            output, state = c(x, None, torch.tensor(lengths))
         output.float().square().sum().backward()
         gradients.append((output.float(), *state, *(p.grad for p in c.parameters())))
         assert state[0].dtype == torch.float32
