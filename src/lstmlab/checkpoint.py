@@ -12,7 +12,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lstmlab.atomic import replace_file
-from lstmlab.models import Task, model_class
+from lstmlab.models import model_class
+from lstmlab.models.base import Task
 from lstmlab.schema import Trained, check
 
 FORMAT = 1  # raised whenever checkpoints written before can no longer be opened

@@ -1,6 +1,7 @@
 """PyTorch's tools around a fused cell: they see an operator, and compute what the equations do."""
 
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +16,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from lstmlab.cells import KINDS, build_cell, operators
+from lstmlab.cells import BACKENDS, KINDS, build_cell, operators
 from lstmlab.cells.library import library
 
 F64 = torch.float64
 I, H = 5, 7
 DEEP: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
 LENGTHS = torch.tensor([6, 2, 4])
-every_kind = pytest.mark.parametrize("kind", KINDS["fused"])
+every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
 pytestmark = [
     pytest.mark.skipif(library() is None, reason="no C++ compiler for the native kernel"),
     pytest.mark.filterwarnings("ignore:`torch.jit"),
@@ -164,9 +165,24 @@ def test_flops_are_those_of_the_products_of_scratch(kind):
 
 
 @every_kind
+@pytest.mark.parametrize("wanted", list(itertools.product((False, True), repeat=3)))
+def test_flops_are_those_of_the_gradients_that_are_wanted(kind, wanted):
+    """Of x, W_ih and W_hh, a product each; that of h always, beside the two products of the forward pass."""
+    fused, _ = pair(kind)
+    x = inputs()
+    for tensor, want in zip((x, fused.weight_ih_l0, fused.weight_hh_l0), wanted, strict=True):
+        tensor.requires_grad_(want)
+    (B, T, _), rows = x.shape, len(fused.weight_hh_l0)
+    columns = I + H + H + sum(size * want for size, want in zip((I, I, H), wanted, strict=True))
+    with FlopCounterMode(display=False) as counter:
+        fused(x)[0].sum().backward()
+    assert counter.get_total_flops() == 2 * B * T * rows * columns
+
+
+@every_kind
 def test_the_operators_are_sound_to_pytorch(kind):
     """torch.library.opcheck: schema, fake implementation, autograd and functionalisation."""
-    members = 1 if kind in ("rnn", "gru") else 2
+    members = len(KINDS[kind].state._fields)
     fused, _ = pair(kind)
     W_ih, W_hh, b_ih, b_hh, *own = (p.detach() for p in fused.parameters())
     state = [torch.randn(3, H, dtype=F64) for _ in range(members)] + [None] * (2 - members)

@@ -15,12 +15,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from conftest import SMALL
 from lstmlab.analysis.traces import trace
-from lstmlab.callbacks.metrics_csv import MetricsCSV
 from lstmlab.checkpoint import CheckpointIO
 from lstmlab.data.rows import Rows
 from lstmlab.export import onnx_files, safetensors_files
-from lstmlab.models import Task
-from lstmlab.models.base import Unsupported
+from lstmlab.loggers import MetricsCSV
+from lstmlab.models.base import Task, Unsupported
 
 
 class Regression(Task):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lstmlab import data
 from lstmlab.data.rows import Rows
-from lstmlab.models import Task
+from lstmlab.models.base import Task
 
 ROWS = 64  # read side by side
 WINDOW = 512  # steps that are traced at once, where the state can be carried on: this bounds the memory

@@ -30,7 +30,8 @@ from lstmlab import checkpoint, data, distributed
 from lstmlab.atomic import replace_file
 from lstmlab.config import is_sweep
 from lstmlab.loggers import add_wandb_ids, build_loggers
-from lstmlab.models import Task, model_class
+from lstmlab.models import model_class
+from lstmlab.models.base import Task
 from lstmlab.runs import resume
 from lstmlab.schema import check
 
