@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import SMALL
@@ -56,19 +57,20 @@ def test_a_cell_cannot_break_the_table():
     ]
 
 
-def test_a_task_with_nothing_to_show_trains(config, text_file, monkeypatch):
+@pytest.mark.parametrize("lacking", ["rows_of_batch", "token_texts", "traced_cell"])
+def test_a_task_with_nothing_to_show_trains(config, text_file, monkeypatch, lacking):
     """Its examples and its gates are left out, without a word."""
 
-    class Silent(charlm.CharLM):
-        def examples(self, batch):
-            raise Unsupported("no examples")
+    def refuse(self, *_):
+        raise Unsupported("this task has none")
 
-        def rows_of_batch(self, batch):
-            raise Unsupported("no rows")
+    class Silent(charlm.CharLM):
+        examples = refuse
 
         def finish(self) -> str:
             return ""
 
+    setattr(Silent, lacking, refuse)
     monkeypatch.setattr(charlm, "CharLM", Silent)
     settings = config(
         *SMALL,
