@@ -10,7 +10,7 @@ from lstmlab.config import entry_point
 
 @entry_point("evaluate")
 def main(config: dict) -> None:
-    from lstmlab.runs import evaluate
+    from lstmlab.runs.evaluate import evaluate
 
     for name, value in evaluate(config).items():
         print(f"{name:24} {value:.6f}")

@@ -10,9 +10,9 @@ from lstmlab.config import entry_point
 
 @entry_point("train")
 def main(config: dict) -> float:
-    from lstmlab.runs import train  # with torch and Lightning: seconds that a typo need not wait
+    from lstmlab.runs.launch import launch  # with torch and Lightning: seconds that a typo need not wait
 
-    return train(config)[config["model"]["monitor"]]
+    return launch(config)[config["model"]["monitor"]]
 
 
 if __name__ == "__main__":

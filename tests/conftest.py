@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lstmlab import data
 from lstmlab.config import PROJECT, plain
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 from lstmlab.schema import check
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start

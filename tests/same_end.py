@@ -16,7 +16,7 @@ import yaml
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.config import PROJECT
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 
 TASKS = {
     "charlm": ["data=textfile", "data.batch_size=4", "data.sequence_length=20", "data.val_fraction=0.3"],

@@ -19,7 +19,7 @@ from torch import nn
 
 from conftest import SMALL
 from lstmlab.config import PROJECT
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 
 keys = pytest.importorskip("selenium.webdriver.common.keys", reason="selenium is not installed")
 pytest.importorskip("marimo", reason="marimo is not installed (pip install -e '.[notebooks]')")

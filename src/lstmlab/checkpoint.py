@@ -8,11 +8,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from lstmlab.models import Task, model_class
-from lstmlab.models.base import FORMAT
+from lstmlab.atomic import replace_file
+from lstmlab.models import model_class
+from lstmlab.models.base import Task
 from lstmlab.schema import Trained, check
+
+FORMAT = 1  # raised whenever checkpoints written before can no longer be opened
+
+
+class CheckpointIO(TorchCheckpointIO):
+    """How Lightning writes and reads checkpoints: whole or not at all, and through `load`.
+
+    Lightning's own writes to the system's temporary folder: on another disk, its renaming is a copy.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any = None) -> None:
+        path = Path(path)
+        try:
+            # Only this folder: whoever deletes a run's folder does not want another
+            path.parent.mkdir(exist_ok=True)
+            with replace_file(path) as file:
+                torch.save(checkpoint | {"lstmlab_format": FORMAT}, file)
+        except (OSError, RuntimeError) as error:  # torch raises a RuntimeError if the disk is full
+            cause = error if isinstance(error, OSError) else error.__context__
+            reason = getattr(cause, "strerror", None) or error
+            raise OSError(f"{path} could not be written: {reason}") from error
+
+    def load_checkpoint(self, path, map_location=None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load(str(path))
 
 
 def device(accelerator: str) -> str:

@@ -70,6 +70,11 @@ def sentence(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+def is_sweep() -> bool:
+    """Whether this is a job of `-m`, Hydra's multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 def plain(composed: DictConfig) -> dict[str, Any]:
     """The configuration, resolved, as plain containers. Raises MissingMandatoryValue for a `???`."""
     return cast(dict, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
@@ -111,7 +116,7 @@ def entry_point(config_name: str) -> Callable:
     def decorate(run: Callable[[dict[str, Any]], Any]) -> Callable[[], None]:
         @functools.wraps(run)
         def job(composed: DictConfig) -> Any:
-            sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            sweep = is_sweep()
             try:
                 config = plain(composed)
                 side_by_side = HydraConfig.get().launcher._target_.endswith(

@@ -304,8 +304,9 @@ class Last(Target):
     every_n_steps: PositiveInt | None
 
 
-class Doctor(Target):
-    target: Literal["lstmlab.callbacks.doctor.Doctor"] = Field(alias="_target_")
+class Limits(Group):
+    """Where the doctor speaks; see conf/callbacks/default.yaml and `lstmlab.callbacks.diagnosis`."""
+
     steps: PositiveInt
     patience: PositiveInt
     flat: Share
@@ -317,6 +318,10 @@ class Doctor(Target):
     vanishing: NonNegativeFloat
     exploding: PositiveFloat
     waiting: Annotated[float, Field(gt=0, le=1)]
+
+
+class Doctor(Limits, Target):
+    target: Literal["lstmlab.callbacks.doctor.Doctor"] = Field(alias="_target_")
 
 
 class Gates(Target):
@@ -464,6 +469,7 @@ class Export(Group):
 class Compare(Group):
     runs: str
     metrics: str | list[str] | None
+    x: str | None
     folder: str | None
 
 

@@ -73,6 +73,7 @@ SIZES = {  # B, T, D, H: around the tiles of 16, 32 and 64 columns and of 3 and 
     "below a tile": (7, 3, 31, 15),
     "above a tile": (13, 2, 65, 33),
     "many rows": (60, 2, 5, 17),
+    "more than a block": (130, 2, 520, 130),  # of 512 columns of x and of gates, and of 256 rows and steps
 }
 
 
@@ -289,13 +290,16 @@ def test_only_what_is_asked_for_gets_a_gradient(path):
 
 
 @every_kind
-def test_bf16_autocast(path, kind):
-    x = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(0))
-    cell, scratch = (build(backend, 7, 33, kind=kind, init="torch") for backend in ("fused", "scratch"))
+@pytest.mark.parametrize("D, lengths", [(7, [6, 2, 3]), (1030, [3, 2] * 103)], ids=["small", "blocks"])
+def test_bf16_autocast(path, kind, D, lengths):
+    """Blocks: more than 1,024 columns of x, and than 512 rows and steps."""
+    x = torch.randn(len(lengths), max(lengths), D, generator=torch.Generator().manual_seed(0))
+    x *= (7 / D) ** 0.5  # more would saturate the gates, and their gradients be small differences
+    cell, scratch = (build(backend, D, 33, kind=kind, init="torch") for backend in ("fused", "scratch"))
     gradients = []
     for c in (cell, scratch):
         with torch.autocast("cpu", torch.bfloat16, enabled=c is cell):
-            output, state = c(x, None, torch.tensor([6, 2, 3]))
+            output, state = c(x, None, torch.tensor(lengths))
         output.float().square().sum().backward()
         gradients.append((output.float(), *state, *(p.grad for p in c.parameters())))
         assert state[0].dtype == torch.float32
@@ -334,6 +338,22 @@ def test_bf16_products_are_summed_in_float32(path, kind):
         found = cell(x[:, None], state)
     expected = exact(x.double()[:, None], tuple(s.double() for s in state))
     assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+def test_numbers_are_rounded_to_bf16_as_pytorch_rounds_them(path):
+    """To the nearest one; halfway between two, to the even one."""
+    with torch.autocast("cpu", torch.bfloat16):
+        if find_precision(torch.float32) != "bf16":
+            pytest.skip("no native products in bf16 here")
+    rnn = build_cell("fused", 1, 1, kind="rnn")
+    for weight, value in zip(rnn.parameters(), (1.0, 0.0, 0.0, 0.0), strict=True):
+        weight.data.fill_(value)
+    steps = 1 + torch.arange(256) / 256  # bf16 has every second one
+    last_nan = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    x = torch.cat([steps, -steps, torch.randn(1000), last_nan, torch.tensor([torch.inf, -torch.inf])])
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = rnn(x.view(-1, 1, 1))
+    assert_close(output.view(-1), x.bfloat16().float().tanh(), equal_nan=True)
 
 
 def test_a_bf16_model(path):

@@ -13,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from lstmlab.cells import build_cell
-from lstmlab.cells.library import load_kernel
+from lstmlab.cells.library import CPU_FLAGS, load_kernel
 
 CALL = """
 import warnings, torch
@@ -108,6 +108,15 @@ def test_two_at_once_compile_without_harm(empty_cache, compiler):
 def test_a_library_in_the_cache_needs_no_compiler(filled_cache):
     cache = str(filled_cache.parent.parent)
     assert call(XDG_CACHE_HOME=cache, CXX="no-such-compiler") == ""
+
+
+def test_processors_of_different_kinds_share_a_cache_but_no_library(filled_cache, compiler):
+    """One that lacks an instruction would end the process at it: here PyTorch is told to use none of them."""
+    if torch.backends.cpu.get_cpu_capability() not in CPU_FLAGS:
+        pytest.skip("the flags are the same for all processors of this kind")
+    assert call(XDG_CACHE_HOME=str(filled_cache.parent.parent), ATEN_CPU_CAPABILITY="default") == ""
+    keys = {path.name.split("-")[1] for path in filled_cache.parent.iterdir()}
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut short", "one byte altered"])

@@ -12,7 +12,8 @@ from lstmlab import data
 from lstmlab.checkpoint import load_model
 from lstmlab.data.text import TextBatch
 from lstmlab.models.charlm import CharLM
-from lstmlab.runs import evaluate, train
+from lstmlab.runs.evaluate import evaluate
+from lstmlab.runs.train import train
 
 PLAIN = ["model.dropout=0", "cell.dropout=0"]
 

@@ -11,7 +11,8 @@ from lstmlab import data
 from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
 from lstmlab.models.copytask import CopyTask
-from lstmlab.runs import evaluate, train
+from lstmlab.runs.evaluate import evaluate
+from lstmlab.runs.train import train
 
 TINY = [
     *SMALL,

@@ -16,7 +16,8 @@ from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data.sentiment import SentimentBatch, encode_reviews
 from lstmlab.models.sentiment import Sentiment
-from lstmlab.runs import evaluate, train
+from lstmlab.runs.evaluate import evaluate
+from lstmlab.runs.train import train
 
 POOLINGS = ["last", "max", "mean", "attention"]
 

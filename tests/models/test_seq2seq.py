@@ -14,7 +14,8 @@ from lstmlab import data
 from lstmlab.checkpoint import load_model
 from lstmlab.data.translation import TranslationBatch, encode_sources
 from lstmlab.models.seq2seq import Seq2Seq
-from lstmlab.runs import evaluate, train
+from lstmlab.runs.evaluate import evaluate
+from lstmlab.runs.train import train
 
 INFO = {"vocab_size": 12, "pad": 0, "bos": 1, "eos": 2, "unk": 3, "max_target_length": 9}
 SOURCE_LENGTHS, TARGET_LENGTHS = torch.tensor([7, 2, 5, 1]), torch.tensor([3, 6, 2, 5])
@@ -288,7 +289,7 @@ def test_it_learns_by_heart(run, config, tmp_path):
         assert model.translate(*encode_sources(model.info, sources), beam_size, 1.0) == targets
 
     def rows() -> list[str]:
-        axes = model.attention_map(*encode_sources(model.info, sources[:1]), 4).axes[0]
+        axes = model.draw_attention(*encode_sources(model.info, sources[:1]), 4).axes[0]
         return [label.get_text() for label in axes.get_yticklabels()]
 
     assert rows() == [*targets[0], "<eos>"]
@@ -430,13 +431,13 @@ def test_many_lines_with_a_length_penalty(trained, command, tmp_path, monkeypatc
     lines = [f"{day}.2.2{day:03}" for day in range(1, 67)]
     model, found = load_model(f"{tmp_path}/x.ckpt"), []
     assert isinstance(model, Seq2Seq)
-    drawn, original = [], Seq2Seq.attention_map
+    drawn, original = [], Seq2Seq.draw_attention
 
-    def attention_map(self, source, lengths, *how):
+    def draw_attention(self, source, lengths, *how):
         drawn.append((len(source), *how))
         return original(self, source, lengths, *how)
 
-    monkeypatch.setattr(Seq2Seq, "attention_map", attention_map)
+    monkeypatch.setattr(Seq2Seq, "draw_attention", draw_attention)
     for penalty in (0.0, 2.0):
         how = ["beam_size=4", f"length_penalty={penalty}", f"attention_map={tmp_path}/map.png"]
         code, out, _ = command("predict", f"ckpt={tmp_path}/x.ckpt", "text=" + "\n".join(lines), *how)

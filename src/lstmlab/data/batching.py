@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lstmlab import processes
+from lstmlab import distributed
 
 T = TypeVar("T")
 GENERATED = ("test", "val", "train")  # in this order, so that more training data leaves the test set as it is
@@ -112,7 +112,7 @@ class TrainingLoader(StatefulDataLoader):
             batch_size=None,
             sampler=EpochSampler(plan, length),
             num_workers=num_workers,
-            collate_fn=processes.sharing(),
+            collate_fn=distributed.own_rows_collate(),
             generator=torch.Generator(),  # each pass draws a seed: not from dropout's random numbers
         )
 
@@ -152,10 +152,10 @@ class BucketedData(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         dataset, size = self.datasets["train"], self.config["batch_size"]
-        if 0 < len(dataset) % size < processes.world_size():
+        if 0 < len(dataset) % size < distributed.world_size():
             raise ValueError(
                 f"data.batch_size={size} leaves a last batch of {len(dataset) % size} "
-                f"of {len(dataset)} rows, fewer than there are processes, {processes.world_size()}"
+                f"of {len(dataset)} rows, fewer than there are processes, {distributed.world_size()}"
             )
         return TrainingLoader(
             dataset,

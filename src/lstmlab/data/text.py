@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 import platform
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lstmlab import processes
+from lstmlab import distributed
+from lstmlab.atomic import replace_file
 from lstmlab.data.batching import evaluation_loader
 
 UNKNOWN = "\ufffd"  # id 0: a character that the training part does not hold. Never generated
@@ -120,12 +119,17 @@ class TextData(L.LightningDataModule):
             ColdWindows(file, dtype, train, stop),
         ]
 
+    def read_ids(self, start: int, count: int) -> np.ndarray:
+        """At most `count` ids of the text from character `start` on, int64."""
+        dtype = np.dtype(self.meta["dtype"])
+        return np.fromfile(self.encoded, dtype, count, offset=start * dtype.itemsize).astype(np.int64)
+
     def train_dataloader(self) -> StatefulDataLoader:
         # each pass draws a seed: not from dropout's random numbers
         return StatefulDataLoader(
             self.train_set,
             batch_size=None,
-            collate_fn=processes.sharing(),  # streams are rows
+            collate_fn=distributed.own_rows_collate(),  # streams are rows
             generator=torch.Generator(),
         )
 
@@ -143,7 +147,8 @@ def stdlib(config: dict, cache: Path) -> Path:
         if len(text) < limit:
             text += (folder / f"{name}.py").read_text(encoding="utf-8")
     path = cache / f"stdlib-{platform.python_version()}-{config['max_chars']}.txt"
-    write_atomically(path, [text[:limit].encode()])
+    with replace_file(path) as file:
+        file.write(text[:limit].encode())
     return path
 
 
@@ -161,7 +166,8 @@ def shakespeare(config: dict, cache: Path) -> Path:
 
             files = {split: f"{split}/*.parquet" for split in ("train", "validation", "test")}
             splits = read_splits(config, files, {"text": str}, "data=stdlib")
-            write_atomically(path, ("".join(part["text"]).encode() for part in splits.values()))
+            with replace_file(path) as file:
+                file.writelines("".join(part["text"]).encode() for part in splits.values())
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != SHAKESPEARE_SHA256:
         raise ValueError(f"{path} is not Tiny Shakespeare: its sha256 is {found}, not {SHAKESPEARE_SHA256}")
@@ -176,14 +182,6 @@ def textfile(config: dict, cache: Path) -> Path:
             f"data.path={path}: {'a folder, not a file' if path.is_dir() else 'no such file'}"
         )
     return path
-
-
-def write_atomically(path: Path, chunks) -> None:
-    """Write bytes beside `path`, then rename: another process sees the whole file or none."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        for chunk in chunks:
-            file.write(chunk)
-    os.replace(file.name, path)
 
 
 def characters(path: Path, limit: int | None = None) -> Iterator[np.ndarray]:
@@ -228,7 +226,8 @@ def encode(path: Path, val_fraction: float, cache: Path, vocabulary: str | None 
         dtype = np.uint8 if size <= 2**8 else np.uint16 if size <= 2**16 else np.uint32
         ids = np.zeros(0x110000, dtype)
         ids[[ord(character) for character in vocabulary]] = np.arange(size)
-        write_atomically(encoded, (ids[points].tobytes() for points in characters(path)))
+        with replace_file(encoded) as file:
+            file.writelines(ids[points].tobytes() for points in characters(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from None
     meta = {
@@ -238,5 +237,6 @@ def encode(path: Path, val_fraction: float, cache: Path, vocabulary: str | None 
         "total": total,
         "sha256": digest.hexdigest(),
     }
-    write_atomically(described, [json.dumps(meta).encode()])
+    with replace_file(described) as file:
+        file.write(json.dumps(meta).encode())
     return encoded, meta

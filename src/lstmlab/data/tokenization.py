@@ -9,7 +9,9 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from lstmlab.atomic import replace_file
 from lstmlab.data.batching import Ragged
+from lstmlab.data.rows import Rows
 
 # Said aloud, since the library warns at every fork of a process that has tokenized. The forks, the
 # loaders' workers, never tokenize.
@@ -77,6 +79,17 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Ragged:
     return Ragged(np.concatenate(parts), np.cumsum([0, *lengths]))
 
 
+def token_texts(rows: Rows, tokenizer: str, kind: str) -> list[str]:
+    """The text of each step of `rows`, special tokens included; a line break ends a row.
+
+    tokenizer: a JSON string. kind: one of `KINDS`; words and subwords are followed by a space.
+    """
+    decode, gap = load_tokenizer(tokenizer).decode, "" if kind == "char" else " "
+    return rows.end_lines(
+        [decode([i], skip_special_tokens=False) + gap for i in rows.ids[rows.mask].tolist()]
+    )
+
+
 def delimit(sequences: Ragged, first: int | None, last: int) -> Ragged:
     """Each sequence with the ids `first` (None: nothing) before it and `last` after it."""
     flat = np.insert(sequences.flat, sequences.offsets[1:], last)
@@ -110,9 +123,8 @@ def fit_and_encode(
             encoded = encode(tokenizer, texts)
             arrays |= {f"{name}.flat": encoded.flat, f"{name}.offsets": encoded.offsets}
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{os.getpid()}-{path.name}")
-        np.savez(partial, allow_pickle=False, **arrays)
-        partial.replace(path)  # a run beside this one sees the whole file or none
+        with replace_file(path) as file:  # a run beside this one sees the whole file or none
+            np.savez(file, allow_pickle=False, **arrays)
     with np.load(path) as arrays:
         tokenizer = load_tokenizer(arrays["tokenizer"].tobytes().decode())
         return tokenizer, {

@@ -12,8 +12,8 @@ import yaml
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.callbacks.throughput import Throughput
-from lstmlab.resume import changed, read
-from lstmlab.runs import train
+from lstmlab.runs.resume import changed, read
+from lstmlab.runs.train import train
 
 COPY = [
     "model=copytask",

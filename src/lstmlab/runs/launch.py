@@ -1,90 +1,53 @@
-"""Several processes that train one model: how they start, find each other, share rows, and end together."""
+"""Start a run in as many processes as it asks for, and end them together."""
 
 import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
-import warnings
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-Batch = TypeVar("Batch", bound=tuple)
-GRACE = 20  # seconds that the others get to end, once one has failed
+from lstmlab.config import is_sweep
+from lstmlab.distributed import started_by_torchrun
+
+GRACE = 20  # seconds that the other processes get to end, once one has failed
 SIGTERM_CODE = 128 + signal.SIGTERM
 
 
-def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+def launch(config: dict[str, Any]) -> dict[str, float]:
+    """Train in as many processes as `trainer.devices` asks for, this one if it is one; see `runs.train`.
+
+    Raises what `train` raises, and ValueError if this process cannot start those of `trainer=ddp`.
+    """
+    if config["trainer"]["strategy"] == "ddp" and not started_by_torchrun():
+        refuse_ddp(config["trainer"])
+        return launch_processes(config)
+    from lstmlab.runs.train import train  # with Lightning, which a launcher of processes does not need
+
+    return train(config)
 
 
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def own_rows(batch: Batch, rank: int, world_size: int) -> Batch:
-    """Rows rank, rank + world_size … of each member of a batch."""
-    return type(batch)(*(member[rank::world_size] for member in batch))
-
-
-def sharing() -> Any:
-    """The `collate_fn` that leaves of each whole batch this process's rows; None if there is one process."""
-    return partial(own_rows, rank=rank(), world_size=world_size()) if world_size() > 1 else None
-
-
-def all_rows(member: Tensor, dim: int) -> Tensor:
-    """A copy with the rows of every process along `dim`: the inverse of `own_rows`."""
-    if world_size() == 1:
-        return member.clone()
-    parts = [torch.empty_like(member, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    dist.all_gather(parts, member.contiguous())
-    return torch.stack(parts, dim + 1).flatten(dim, dim + 1)
-
-
-def everyone(value: Any) -> list[Any]:
-    """Every process's plain `value`, in the order of ranks."""
-    if world_size() == 1:
-        return [value]
-    values = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def anywhere(*flags: bool) -> list[bool]:
-    """Each flag, true if it is so in any process."""
-    if world_size() == 1:
-        return list(flags)
-    found = torch.tensor(flags, dtype=torch.int32)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.bool().tolist()
-
-
-def share_of_mean(loss: Tensor, count: int | Tensor) -> Tensor:
-    """This process's mean over `count` items, scaled: the mean over processes is then that of all items."""
-    if world_size() == 1:
-        return loss
-    own = torch.as_tensor(count, dtype=loss.dtype, device=loss.device)
-    total = own.clone()
-    dist.all_reduce(total)
-    return loss * (own * world_size() / total)
-
-
-def join(accelerator: str) -> None:
-    """Become one of the processes that the environment describes (as torchrun does); only the first talks."""
-    dist.init_process_group("cpu:gloo,cuda:nccl" if accelerator == "gpu" else "gloo")
-    if rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
-        warnings.simplefilter("ignore")
-
-
-def started_by_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
+def refuse_ddp(trainer: dict[str, Any]) -> None:
+    """Raise ValueError, with the way to do it, if this process cannot start those of `trainer=ddp`."""
+    if is_sweep():
+        raise ValueError(
+            "trainer=ddp does not go with -m: start one run after the other, "
+            "for seed in 0 1 2; do python src/train.py trainer=ddp seed=$seed; done"
+        )
+    if trainer["num_nodes"] > 1:
+        raise ValueError(
+            f"trainer.num_nodes={trainer['num_nodes']}: start it on each machine with torchrun "
+            f"--nnodes={trainer['num_nodes']} --nproc-per-node={trainer['devices']} "
+            "--rdzv-backend=c10d --rdzv-endpoint=HOST:29500 src/train.py trainer=ddp …"
+        )
+    if trainer["accelerator"] == "gpu" and 0 < torch.cuda.device_count() < trainer["devices"]:
+        raise ValueError(
+            f"trainer.devices={trainer['devices']}, but PyTorch finds {torch.cuda.device_count()} GPUs"
+        )
 
 
 def work(local_rank: int, config: dict[str, Any], port: int, results: Any) -> None:
@@ -98,7 +61,7 @@ def work(local_rank: int, config: dict[str, Any], port: int, results: Any) -> No
     os.environ |= {"WORLD_SIZE": str(config["trainer"]["devices"])}
 
     from lstmlab.config import USER_ERRORS
-    from lstmlab.runs import train
+    from lstmlab.runs.train import train
 
     try:
         metrics = train(config)
@@ -111,7 +74,7 @@ def work(local_rank: int, config: dict[str, Any], port: int, results: Any) -> No
     dist.destroy_process_group()
 
 
-def launch(config: dict[str, Any]) -> dict[str, float]:
+def launch_processes(config: dict[str, Any]) -> dict[str, float]:
     """`train(config)` in `trainer.devices` processes of this machine; its metrics.
 
     Raises what a process raised, and ChildProcessError, naming it, if one was killed: the others then end

@@ -15,7 +15,7 @@ import yaml
 
 from conftest import SMALL
 from lstmlab import checkpoint
-from lstmlab.runs import train
+from lstmlab.runs.train import train
 from same_end import TASKS, assert_same_end, overrides
 
 

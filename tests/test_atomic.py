@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from lstmlab.saving import CheckpointIO, replacing
+from lstmlab.atomic import replace_file
+from lstmlab.checkpoint import CheckpointIO
 
 
 @contextmanager
@@ -40,11 +41,11 @@ def test_no_folder_is_made_but_checkpoints(tmp_path):
 def test_a_file_is_replaced_when_it_is_whole(tmp_path):
     path = tmp_path / "file"
     path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as file:
+    with pytest.raises(KeyboardInterrupt), replace_file(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert path.read_text() == "before"
-    with replacing(path) as file:
+    with replace_file(path) as file:
         file.write(b"whole")
         assert path.read_text() == "before"
     assert path.read_text() == "whole" and list(tmp_path.iterdir()) == [path]

@@ -1,4 +1,4 @@
-"""From a checked configuration to its numbers: a training run, and the evaluation of a checkpoint."""
+"""One training run, in this process, from a checked configuration to its numbers."""
 
 import ctypes
 import gc
@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import secrets
 import signal
 import threading
 import time
@@ -20,19 +19,20 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from lstmlab import checkpoint, data, processes, resume
-from lstmlab.callbacks.metrics_csv import MetricsCSV
-from lstmlab.models import Task, model_class
-from lstmlab.saving import CheckpointIO, replacing
+from lstmlab import checkpoint, data, distributed
+from lstmlab.atomic import replace_file
+from lstmlab.config import is_sweep
+from lstmlab.loggers import add_wandb_ids, build_loggers
+from lstmlab.models import model_class
+from lstmlab.models.base import Task
+from lstmlab.runs import resume
 from lstmlab.schema import check
 
 # Lightning announces what was asked for, and a product of its own
@@ -53,9 +53,6 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         SystemExit: after SIGTERM (code 143) or Ctrl-C (130).
     """
     settings = config["trainer"]
-    if settings["strategy"] == "ddp" and not processes.started_by_torchrun():
-        refuse_ddp(settings)
-        return processes.launch(config)
     if gc.get_freeze_count() == 0:
         gc.freeze()  # what is imported stays: to look for garbage then takes 2 ms in place of 250
     resumed = config["resume"] is not None
@@ -65,8 +62,8 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     if not resumed and (run_dir / "config.yaml").exists():
         begun_with = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
         check("train", begun_with)
-        others = resume.others(begun_with, config) if sweeping() else {}
-        if "SLURM_RESTART_COUNT" in os.environ or (sweeping() and not others):  # the same command once more
+        others = resume.others(begun_with, config) if is_sweep() else {}
+        if "SLURM_RESTART_COUNT" in os.environ or (is_sweep() and not others):  # the same command once more
             if (run_dir / "metrics.json").exists():
                 print(f"{run_dir} has ended already")
                 return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
@@ -77,10 +74,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         )
     checkpoint.device(config["trainer"]["accelerator"])
     if settings["strategy"] == "ddp":
-        processes.join(settings["accelerator"])
-        config["run_dir"], *_ = processes.everyone(config["run_dir"])  # which may name a time
+        distributed.join_process_group(settings["accelerator"])
+        config["run_dir"], *_ = distributed.gather_objects(config["run_dir"])  # which may name a time
         run_dir = Path(config["run_dir"])
-    first = processes.rank() == 0
+    first = distributed.rank() == 0
     if config["threads"] is not None:
         torch.set_num_threads(config["threads"])
     torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing changes on the CPU
@@ -90,7 +87,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
     datamodule = data.build(config["data"], config["seed"])
     if first:
         datamodule.prepare_data()
-    processes.anywhere(True)  # wait: the others read what the first has fetched
+    distributed.any_process(True)  # wait: the others read what the first has fetched
     if not first:
         datamodule.prepare_data()
     datamodule.setup("fit")
@@ -105,12 +102,12 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         raise ValueError(f"trainer.max_steps={steps}, but the run is at step {begun['global_step']} already")
     if begun and begun["hyper_parameters"]["info"] != datamodule.info:
         raise ValueError(f"data={config['data']['name']} are no longer those that the run was begun with")
+    config = config | {"logger": add_wandb_ids(config["logger"])}
     model = model_class(config["model"]["name"])(config, datamodule.info)
     callbacks = [instantiate(settings) for settings in config["callbacks"].values() if settings]
-    identify(config["logger"])
     run_dir.mkdir(parents=True, exist_ok=True)
     if first:
-        with replacing(run_dir / "config.yaml") as file:
+        with replace_file(run_dir / "config.yaml") as file:
             file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
         (run_dir / "metrics.json").unlink(missing_ok=True)
     if first and not begun:
@@ -123,7 +120,7 @@ def train(config: dict[str, Any]) -> dict[str, float]:
         deterministic=config["deterministic"],
         logger=build_loggers(config, begun.get("global_step")),
         callbacks=callbacks,
-        plugins=[CheckpointIO()],
+        plugins=[checkpoint.CheckpointIO()],
         default_root_dir=run_dir,
         # a number of batches is counted on from epoch to epoch, a share within each
         check_val_every_n_epoch=None if isinstance(config["trainer"]["val_check_interval"], int) else 1,
@@ -157,50 +154,10 @@ def train(config: dict[str, Any]) -> dict[str, float]:
                 logger.experiment.finish()  # or a sweep's next job would go on with this run
     print(f"\n{model.finish()}\n")
     if first:
-        with replacing(run_dir / "metrics.json") as file:
+        with replace_file(run_dir / "metrics.json") as file:
             file.write((json.dumps(metrics, indent=2) + "\n").encode())
     print(*(f"{name:24} {value:.5g}" for name, value in metrics.items()), run_dir, sep="\n")
     return metrics
-
-
-def evaluate(config: dict[str, Any]) -> dict[str, float]:
-    """The metrics of checkpoint `config["ckpt"]` on its validation data, and its test data if it has some.
-
-    Raises what `checkpoint.load` and the data module raise, and ValueError if the text is no longer the one
-    that was trained on: it would be cut elsewhere, so that some of its validation part was trained on.
-    """
-    model = checkpoint.load_model(config["ckpt"], config["backend"], config["accelerator"])
-    if config["beam_size"] is not None:
-        if "beam_size" not in model.config["model"]:
-            raise ValueError(
-                f"beam_size={config['beam_size']} is for model=seq2seq; "
-                f"ckpt={config['ckpt']} is of model={model.config['model']['name']}"
-            )
-        model.config["model"]["beam_size"] = config["beam_size"]
-    given = {key: value for key, value in config["data"].items() if value is not None}
-    if unread := sorted(given.keys() - model.config["data"].keys() - {"cache"}):
-        raise ValueError(
-            f"data.{unread[0]}={given[unread[0]]}: data={model.config['data']['name']} has no such key"
-        )
-    datamodule = data.build(model.config["data"] | given, model.config["seed"], model.info)
-    if "source" in model.info and "path" not in given:
-        datamodule.prepare_data()
-        if datamodule.info["source"] != model.info["source"]:
-            raise ValueError(
-                f"ckpt={config['ckpt']} was trained on {model.info['source']}, but here is "
-                f"{datamodule.info['source']}, some of whose validation part it may have been trained on"
-            )
-    trainer = L.Trainer(
-        accelerator=config["accelerator"],
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-    metrics = trainer.validate(model, datamodule, verbose=False)
-    if is_overridden("test_step", model):
-        metrics += trainer.test(model, datamodule, verbose=False)
-    return {name: value for part in metrics for name, value in part.items()}
 
 
 def keep_freed_memory() -> None:
@@ -209,25 +166,6 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
-def refuse_ddp(trainer: dict[str, Any]) -> None:
-    """Raise ValueError, with the way to do it, if this process cannot start those of `trainer=ddp`."""
-    if sweeping():
-        raise ValueError(
-            "trainer=ddp does not go with -m: start one run after the other, "
-            "for seed in 0 1 2; do python src/train.py trainer=ddp seed=$seed; done"
-        )
-    if trainer["num_nodes"] > 1:
-        raise ValueError(
-            f"trainer.num_nodes={trainer['num_nodes']}: start it on each machine with torchrun "
-            f"--nnodes={trainer['num_nodes']} --nproc-per-node={trainer['devices']} "
-            "--rdzv-backend=c10d --rdzv-endpoint=HOST:29500 src/train.py trainer=ddp …"
-        )
-    if trainer["accelerator"] == "gpu" and 0 < torch.cuda.device_count() < trainer["devices"]:
-        raise ValueError(
-            f"trainer.devices={trainer['devices']}, but PyTorch finds {torch.cuda.device_count()} GPUs"
-        )
 
 
 def limit_steps(trainer: dict[str, Any], batches: int) -> None:
@@ -277,33 +215,6 @@ def drop_requeued(run_dir: Path) -> None:
     that unasked, also to test it. The job goes on from last.ckpt."""
     for path in run_dir.glob("hpc_ckpt_*.ckpt"):
         path.unlink()
-
-
-def sweeping() -> bool:
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
-def identify(loggers: dict[str, Any]) -> None:
-    """Give the wandb run an id, to go on with, and a sweep's jobs one group."""
-    sweep = Path(HydraConfig.get().sweep.dir).name if sweeping() else None
-    for settings in loggers.values():
-        if "id" in settings:
-            settings["id"] = settings["id"] or secrets.token_hex(4)
-            settings["group"] = settings["group"] or sweep
-
-
-def build_loggers(config: dict[str, Any], step: int | None) -> list[Logger]:
-    """metrics.csv, and what the `logger` group names; what they hold after `step` is to come once more."""
-    loggers: list[Logger] = [MetricsCSV(config["run_dir"])]
-    for settings in config["logger"].values():
-        tensorboard = settings["_target_"].endswith("TensorBoardLogger")
-        logger = instantiate(settings, **({"purge_step": step} if tensorboard else {}))
-        if isinstance(logger, WandbLogger) and processes.rank() == 0:
-            logger.experiment.config.update(config, allow_val_change=True)
-            monitor, mode = config["model"]["monitor"], config["model"]["monitor_mode"]
-            logger.experiment.define_metric(monitor, summary=mode)
-        loggers.append(logger)
-    return loggers
 
 
 def describe(model: Task) -> str:

@@ -16,8 +16,9 @@ import torch
 from lstmlab import checkpoint
 from lstmlab.config import PROJECT
 from lstmlab.data.text import TextBatch
-from lstmlab.processes import own_rows, work
-from lstmlab.runs import train
+from lstmlab.distributed import take_own_rows
+from lstmlab.runs.launch import work
+from lstmlab.runs.train import train
 from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed
 
 # a small step: Adam's amplify what adding in another order rounds off otherwise
@@ -200,6 +201,6 @@ def test_bench_measures_one_process(command):
 
 def test_rows_are_shared():
     batch = TextBatch(torch.arange(10).view(5, 2), torch.arange(5))
-    tokens, labels = zip(*(own_rows(batch, rank, 2) for rank in (0, 1)), strict=True)
+    tokens, labels = zip(*(take_own_rows(batch, rank, 2) for rank in (0, 1)), strict=True)
     assert [part.tolist() for part in labels] == [[0, 2, 4], [1, 3]]
     assert tokens[1].tolist() == [[2, 3], [6, 7]]
