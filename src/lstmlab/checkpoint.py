@@ -48,6 +48,11 @@ def device(accelerator: str) -> str:
     return "cuda" if accelerator == "gpu" else "cpu"
 
 
+def find_run_folder(ckpt: Path) -> Path:
+    """The folder of the run that wrote a checkpoint; of a file that was moved, the folder where it lies."""
+    return ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
+
+
 def load(path: str) -> dict[str, Any]:
     """Read a checkpoint of lstmlab's, or its safetensors file: only tensors and plain containers, never code.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lstmlab.atomic import replace_file
 from lstmlab.cells.base import Recurrent, State
-from lstmlab.checkpoint import FORMAT, digest, load_model
+from lstmlab.checkpoint import FORMAT, digest, find_run_folder, load_model
 from lstmlab.models.base import Graph, Task
 
 # The operator of each kind, and which of our gates comes first, second … in its weights
@@ -39,9 +39,7 @@ def export(config: dict[str, Any]) -> list[Path]:
     task has no graph, a cell has no ONNX operator or a package is missing.
     """
     model = load_model(config["ckpt"])
-    ckpt = Path(config["ckpt"])
-    run = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
-    folder = Path(config["folder"] or run / "export")
+    folder = Path(config["folder"] or find_run_folder(Path(config["ckpt"])) / "export")
 
     contents = onnx_files(model) if config["format"] == "onnx" else safetensors_files(model)
     folder.mkdir(parents=True, exist_ok=True)

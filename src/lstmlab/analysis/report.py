@@ -13,7 +13,7 @@ from lstmlab.analysis.page import LABELS, write_page
 from lstmlab.analysis.probes import ProbeResult, find_units
 from lstmlab.analysis.traces import load_validation_rows, open_data, trace
 from lstmlab.cells import KINDS
-from lstmlab.checkpoint import load_model
+from lstmlab.checkpoint import find_run_folder, load_model
 from lstmlab.data.rows import Rows
 from lstmlab.models.base import Task
 from lstmlab.tables import markdown
@@ -44,8 +44,7 @@ def analyze(config: dict[str, Any]) -> Path:
     if unknown := [n for n in shown if n not in values]:
         raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
 
-    run = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
-    folder = Path(config["folder"] or run / "analysis")
+    folder = Path(config["folder"] or find_run_folder(ckpt) / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"tokens": np.array(text)} | {n: v.numpy() for n, v in values.items()}
     np.savez(folder / "traces.npz", **arrays)
