@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from lstmlab.analysis.gates import SIGMOIDS
+from lstmlab.analysis.gates import SIGMOIDS, VISIBLE
 from lstmlab.analysis.traces import trace
 from lstmlab.data.rows import Rows
 from lstmlab.loggers import show
@@ -75,8 +75,7 @@ def paint_gates(values: dict[str, np.ndarray], tokens: list[str]) -> Image.Image
     Values between 0 and 1 run from dark to light. Signed values are blue below 0 and red above; for c, the
     colours end at the absolute value that 1 % exceed. Painted in 30 ms: matplotlib takes two seconds.
     """
-    marks = {" ": "␣", "\n": "⏎", "\t": "→"}
-    labels = [marks.get(token, token.strip())[:WORD] for token in tokens]
+    labels = [VISIBLE.get(token, token.strip())[:WORD] for token in tokens]
     words = max(map(len, labels)) > 1
     font = ImageFont.truetype(findfont("DejaVu Sans Mono"), PIXEL)
     width, top = len(tokens) * PIXEL, PIXEL * (WORD * 2 // 3 if words else 2)
