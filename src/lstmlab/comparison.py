@@ -279,7 +279,7 @@ def draw_lines(points: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
 
 
 def draw_bars(runs: pd.DataFrame, settings: pd.DataFrame, metric: str) -> Figure:
-    """A bar for each row, its settings beside it, and a dot for each run; dashed: without a change."""
+    """One bar per row and one dot per run. A dashed line marks the run of a study that changes nothing."""
     rows = runs.groupby("row")[metric]
     means, settings = rows.mean(), settings[~runs["row"].duplicated()]
     texts = [text.removeprefix("changed=") for text in describe_runs(settings)]

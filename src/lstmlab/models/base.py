@@ -196,7 +196,7 @@ class Task(L.LightningModule):
         self.stop_when_done()
 
     def stop_when_done(self) -> None:
-        """End training at max_steps in good order: Lightning would stop without a last validation."""
+        """Ask Lightning to stop at max_steps. Its own limit would skip the last validation."""
         if self.trainer.global_step >= self.config["trainer"]["max_steps"]:
             self.trainer.should_stop = True
 
