@@ -16,7 +16,7 @@ from lstmlab.models import model_class
 from lstmlab.models.base import Task
 from lstmlab.schema import Trained, check
 
-FORMAT = 1  # raised whenever checkpoints written before can no longer be opened
+FORMAT = 2  # raised whenever checkpoints written before can no longer be opened
 
 
 class CheckpointIO(TorchCheckpointIO):
