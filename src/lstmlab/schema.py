@@ -46,6 +46,7 @@ class Cell(Group):
     forget_bias: float
     chrono_steps: Annotated[int, Field(ge=3)] | None
     recompute: bool
+    engine: Literal["auto", "native", "torch", "plain"] = "auto"
 
 
 # --- model --------------------------------------------------------------------------------------
@@ -393,6 +394,8 @@ class Train(Trained):
             return f"cell={cell.backend} has no cell.kind={cell.kind}. There are {pairs}"
         if cell.recompute and cell.backend != "fused":
             return f"cell.recompute=true is for cell=fused, not cell={cell.backend}"
+        if cell.engine != "auto" and cell.backend != "fused":
+            return f"cell.engine={cell.engine} is for cell=fused, not cell={cell.backend}"
         if data.name not in model.data:
             return f"data={data.name} does not fit model={model.name}, which takes {', '.join(model.data)}"
         if model.name == "charlm" and cell.bidirectional:

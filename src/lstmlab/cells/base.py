@@ -70,6 +70,7 @@ class Recurrent(nn.Module):
     chrono_steps: int | None
     batch_first: bool
     recompute: bool
+    engine: str
 
     _state_type: type[State]
     _shapes: list[dict[str, tuple[int, ...]]]
