@@ -477,7 +477,7 @@ class Compare(Group):
 
 
 class Bench(Train):
-    suite: Literal["cells", "ladder", "sample", "compile", "train", "floors"]
+    suite: Literal["cells", "engines", "ladder", "sample", "compile", "train", "floors"]
     rounds: PositiveInt
     steps: PositiveInt
 

@@ -167,7 +167,7 @@ def test_rows_without_a_step_keep_their_state_to_the_last_bit(kind, dtype, rever
     weights = [20 * weight for weight in cell.all_weights[0]]
     x, state = torch.randn(2, 50, 3, dtype=dtype), [5 * torch.randn(2, 5).to(dtype) for _ in "hc"]
     state = state[: len(KINDS[kind].state._fields)]
-    y, final = run_operator_scan(kind, x, state, torch.zeros(2), weights, reverse)
+    y, final = run_operator_scan(kind, x, state, torch.zeros(2, dtype=torch.uint8), weights, reverse)
     assert_close(list(final), state, rtol=0, atol=0)
     assert y.count_nonzero() == 0
 

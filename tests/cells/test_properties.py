@@ -88,7 +88,9 @@ def cells(draw) -> Any:
             parameter.add_(0.3 * torch.randn_like(parameter))
     names = [name for name, _ in cell.named_parameters()]
     for name in draw(st.lists(st.sampled_from(names), max_size=3, unique=True)):
-        change_weight(cell, name, draw(st.sampled_from(CHANGES)))
+        change = draw(st.sampled_from(CHANGES))
+        if not (kind == "layernorm" and change == "constant"):  # of rounding errors alone, 1/σ makes chaos
+            change_weight(cell, name, change)
     return cell
 
 

@@ -7,6 +7,7 @@ import io
 import statistics
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import lightning as L
 import torch
 
 from lstmlab import data
-from lstmlab.benchmarks.timing import Section, TimingRow
+from lstmlab.benchmarks.timing import Section, TimingRow, run_jobs
 from lstmlab.cells import BACKENDS
 from lstmlab.models import model_class
 from lstmlab.runs.train import limit_steps, train
@@ -25,7 +26,8 @@ def measure_training(config: dict) -> Section:
     cell = config["cell"]
     other = "fused" if cell["backend"] == "torch" else "torch"
     rates: dict[str, list[float]] = defaultdict(list)
-    for number in range(config["rounds"]):
+
+    def run_round(number: int) -> None:
         settings = copy.deepcopy(config)
         settings["trainer"] |= {"max_steps": config["steps"], "max_epochs": None}
         settings["trainer"] |= {
@@ -36,10 +38,12 @@ def measure_training(config: dict) -> Section:
         settings["run_dir"] = f"{config['run_dir']}/{number}"
         rates["a bare loop"].append(time_bare_loop(settings))
         if cell["kind"] in BACKENDS[other]:
-            settings["cell"] |= {"backend": other, "recompute": False}
+            settings["cell"] |= {"backend": other, "recompute": False, "engine": "auto"}
             rates[f"a bare loop, cell={other}"].append(time_bare_loop(settings))
             settings["cell"] |= cell
         rates["train.py"].append(time_run(settings))
+
+    run_jobs([(f"round {k}", 1.0, partial(run_round, k)) for k in range(config["rounds"])])
     medians = {name: statistics.median(values) for name, values in rates.items()}
     size = f"{config['model']['name']} on {config['data']['name']}, cell={cell['backend']}"
     return Section("Training steps", "train.py", [TimingRow(size, medians)], unit="tokens/s")

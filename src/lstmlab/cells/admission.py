@@ -37,20 +37,22 @@ def admit(
 
     weights: of all layers. `Recurrent._check_arguments` and `Recurrent._weights` have checked the shapes.
     """
+    dtype = weights[0].dtype
+    precision = find_precision(dtype)
+    if precision is None or x.numel() == 0:
+        return None, False
     tensors = [x, *state, *weights] if lengths is None else [x, *state, *weights, lengths]
     plain = not is_traced() and are_plain(tensors)
     # PyTorch has zeros that take no memory.
     if plain and not (x.data_ptr() and state[0].data_ptr() and state[-1].data_ptr()):
         plain = False
-    if x.numel() == 0 or not (plain or all(tensor.is_cpu for tensor in tensors)):
-        return None, False
-    dtype = weights[0].dtype
-    how = find_precision(dtype)
     if torch.is_autocast_enabled("cpu"):  # The caller casts x and the state.
         fits = x.dtype in CAST_BY_AUTOCAST and all(weight.dtype is dtype for weight in weights)
     else:  # `Recurrent._weights` has refused weights of several types.
         fits = x.dtype is state[0].dtype is state[-1].dtype is dtype
-    return (how, plain) if fits else (None, False)
+    if not fits or not (plain or all(tensor.is_cpu for tensor in tensors)):
+        return None, False
+    return precision, plain
 
 
 def find_precision(dtype: torch.dtype) -> str | None:

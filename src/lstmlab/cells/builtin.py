@@ -1,5 +1,6 @@
 """nn.LSTM, nn.GRU and nn.RNN under the contract of the other cells."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from .options import CellOptions
 
 OPERATORS: dict[str, Any] = {"lstm": torch.lstm, "gru": torch.gru, "rnn": torch.rnn_tanh}
 STEP_OPERATORS: dict[str, Any] = {"lstm": torch.lstm_cell, "gru": torch.gru_cell, "rnn": torch.rnn_tanh_cell}
+# cuDNN copies weights that are not its own, as dropped or padded ones, and advises against it at each call.
+warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
 CLOSED = -1e4  # a pre-activation at which a gate is exactly 0, and its opposite exactly 1, in every precision
 
 
@@ -82,22 +85,24 @@ def run_operator_scan(
         y, final = _call_layer(kind, x.flip(1) if reverse else x, state, weights)
         return y.flip(1) if reverse else y, final
     B, T, _ = x.shape
-    lengths = lengths.to(x.device, non_blocking=True).long().clamp(0, T)
-    t, b = torch.arange(T, device=x.device), torch.arange(B, device=x.device)
-    padding = (t >= lengths[:, None]).unsqueeze(-1)  # (B, T, 1)
+    lengths = lengths.to(x.device, non_blocking=True).long().clamp(0, T).unsqueeze(1)  # unchecked on a GPU
+    t = torch.arange(T, device=x.device)
+    padding = (t >= lengths).unsqueeze(-1)  # (B, T, 1)
+    first = torch.arange(0, B * T, T, device=x.device).unsqueeze(1)  # each row's first step among all
     x = x.masked_fill(padding, 0)  # NaN in the padding must not reach a gradient.
-    steps = torch.where(padding[..., 0], t, lengths[:, None] - 1 - t) + T * b[:, None]  # last one first
     if reverse:
-        x = x.flatten(0, 1).index_select(0, steps.flatten()).view_as(x)
+        order = (first + torch.where(t < lengths, lengths - 1 - t, t)).flatten()
+        x = x.flatten(0, 1).index_select(0, order).view_as(x)
     if kind == "lstm":
         closed = weights[0].new_full((len(weights[0]) // 4, 1), CLOSED)
         x = torch.cat([x, padding.to(x.dtype)], -1)
         weights = [torch.cat([weights[0], torch.cat([closed, -closed, closed, closed])], 1), *weights[1:]]
     y, (_, *c) = _call_layer(kind, x, state, weights)
-    h = torch.where(lengths[:, None] > 0, y[b, (lengths - 1).clamp(min=0)], state[0])
+    last = (first + (lengths - 1).clamp(min=0)).flatten()
+    h = torch.where(lengths > 0, y.flatten(0, 1).index_select(0, last), state[0])
     y = y.masked_fill(padding, 0)
     if reverse:
-        y = y.flatten(0, 1).index_select(0, steps.flatten()).view_as(y)
+        y = y.flatten(0, 1).index_select(0, order).view_as(y)
     return y, [h, *c]
 
 
@@ -107,7 +112,7 @@ def _call_layer(
     """All steps of a layer. The operator for a single one costs less, but it has no oneDNN, and it would read
     numbers from tensors of the meta device."""
     one_step = x.size(1) == 1 and len(weights) == 4 and all(t.is_cpu for t in (x, *state, *weights))
-    if one_step and (kind != "lstm" or x.size(0) < 32 or torch.is_autocast_enabled("cpu")):
+    if one_step and (kind != "lstm" or x.size(0) <= 32 or torch.is_autocast_enabled("cpu")):
         final = STEP_OPERATORS[kind](x[:, 0], tuple(state) if len(state) == 2 else state[0], *weights)
         final = (final,) if isinstance(final, Tensor) else final
         return final[0].unsqueeze(1), final

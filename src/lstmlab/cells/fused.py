@@ -96,10 +96,12 @@ class FusedCell(Stack):
         if not x.is_cpu or not torch.is_autocast_enabled("cpu"):
             return super()._run_layers(x, state, lengths, weights, scan)
         dtype = weights[0][0].dtype
-        x, state = x.to(dtype) if x.dtype in CAST_BY_AUTOCAST else x, [s.to(dtype) for s in state]
+        state = [s.to(dtype) for s in state]
+        if torch.get_autocast_dtype("cpu") is torch.bfloat16 and operator_casts_to_bf16(find_cpu()):
+            return super()._run_layers(x, state, lengths, weights, scan)
+        x = x.to(dtype) if x.dtype in CAST_BY_AUTOCAST else x
         weights = [[weight.to(dtype) for weight in layer] for layer in weights]
-        bf16 = torch.get_autocast_dtype("cpu") is torch.bfloat16 and operator_casts_to_bf16(find_cpu())
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", enabled=False):
             return super()._run_layers(x, state, lengths, weights, scan)
 
     def _run_steps(
