@@ -1,10 +1,14 @@
 """The table of engines, row by row; each against scratch; what is refused; what a run says of it."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 from lstmlab.cells import BACKENDS, KINDS, build_cell, engines
@@ -28,6 +32,17 @@ PAIRS = [
     and not (engine == "plain" and kind in ("gru", "rnn"))
 ]
 needs_kernel = pytest.mark.skipif(load_kernel() is None, reason="no C++ compiler for the native kernel")
+
+
+@pytest.fixture
+def no_kernel(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load_kernel.cache_clear()
+    with pytest.warns(UserWarning, match="does without its native kernel"):
+        assert load_kernel() is None
+    yield
+    load_kernel.cache_clear()
 
 
 def call(size=SIZES[-1], **changes: Any) -> Call:
@@ -186,6 +201,61 @@ def test_the_operator_under_autocast(monkeypatch, kind, T, cast):
     assert_close(output.float(), expected, rtol=0.1, atol=0.05)
     assert {s.dtype for s in state} == {torch.float32}
     assert_close(tuple(state), tuple(expected_state), rtol=0.1, atol=0.05)
+
+
+ON_A_GPU = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from lstmlab.cells import KINDS, build_cell
+from lstmlab.cells.builtin import run_operator_scan
+
+_setup_privateuseone_for_python_backend("gpu")
+cells = {kind: build_cell("fused", 3, 5, kind=kind) for kind in ("lstm", "rnn")}  # nn.GRU does not run there
+with FakeTensorMode(allow_non_fake_inputs=True):
+    for kind, cell in cells.items():
+        shapes = [p.shape for p in cell.parameters()]
+        for lengths in (None, torch.ones(2), torch.ones(2, device="gpu")):
+            for reverse in (False, True):
+                weights = [torch.empty(shape, device="gpu", requires_grad=True) for shape in shapes]
+                state = [torch.empty(2, 5, device="gpu") for _ in KINDS[kind].state._fields]
+                x = torch.empty(2, 6, 3, device="gpu", requires_grad=True)
+                y, final = run_operator_scan(kind, x, state, lengths, weights, reverse)
+                sum(t.sum() for t in (y, *final)).backward()
+                assert {t.device.type for t in (y, *final, x.grad)} == {"gpu"}
+                assert all(w.grad.shape == w.shape for w in weights)
+"""
+
+
+def test_the_operator_on_a_device_mixes_no_devices_and_waits_for_nothing():
+    """On a fake one, in a process of its own; what waits for it, as .item(), raises."""
+    run = subprocess.run([sys.executable, "-c", ON_A_GPU], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("kind", BACKENDS["torch"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo's own
+def test_without_the_kernel_a_compiler_breaks_its_graph(no_kernel, kind):
+    torch._dynamo.reset()
+    cell, breaks = build("fused", kind, num_layers=2, bidirectional=True), torch._dynamo.utils.counters
+    breaks.clear()
+    compiled = torch.compile(cell, backend="eager")
+    for T, lengths in ((5, None), (5, torch.tensor([2, 5])), (1, None)):
+        x = torch.randn(2, T, 3)
+        assert_close(compiled(x, None, lengths), cell(x, None, lengths))
+    assert breaks["graph_break"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kind", BACKENDS["fused"])
+def test_without_the_kernel_other_tracers_see_the_equations(no_kernel, kind):
+    cell, x = build("fused", kind, bidirectional=True), torch.randn(2, 5, 3)
+    expected = cell(x)[0]
+    graph = make_fx(lambda x: cell(x)[0])(x)
+    assert not any("lstmlab" in str(node.target) for node in graph.graph.nodes)
+    assert_close(graph(x), expected)
+    assert_close(torch.export.export(cell, (x,)).module()(x)[0], expected)
+    assert_close(torch.func.vmap(lambda x: cell(x)[0])(x.unsqueeze(0))[0], expected)
 
 
 def test_operators_have_second_derivatives():

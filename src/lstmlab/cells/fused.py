@@ -47,7 +47,7 @@ class FusedCell(Stack):
         elif precision is not None:
             engine = "native"
         elif self.kind in OPERATORS and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            engine = "torch"  # The compiler cannot trace it, and breaks its graph there.
+            return self._run_untraced_operator(x, state, lengths, weights)
         else:
             equations = partial(self._scan_layer, steps=self._run_equations)
             return super()._run_layers(x, state, lengths, weights, equations)
@@ -103,6 +103,10 @@ class FusedCell(Stack):
         weights = [[weight.to(dtype) for weight in layer] for layer in weights]
         with torch.autocast("cpu", enabled=False):
             return super()._run_layers(x, state, lengths, weights, scan)
+
+    @torch._disable_dynamo  # which cannot trace it, and breaks its graph here
+    def _run_untraced_operator(self, *arguments: Any) -> tuple[Tensor, Sequence[Tensor]]:
+        return self._run_operator(*arguments)
 
     def _run_steps(
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights
