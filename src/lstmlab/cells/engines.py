@@ -48,11 +48,10 @@ def operator_is_faster_in_bf16(call: Call, cpu: Cpu) -> bool:
     if "AMX-BF16" in cpu.instruction_sets:  # oneDNN uses the tiles for LSTMs, and the kernel does not
         wide = call.H >= 512 or (call.H >= 128 and not call.ragged)
         return call.kind == "lstm" and call.T > 1 and wide
-    if call.gradients or call.ragged or not cpu.multiplies_bf16_fast:
+    if call.T > 1 or call.gradients or call.ragged or not cpu.multiplies_bf16_fast:
         return False
-    if call.T == 1:  # The kernel's steps multiply in float32.
-        return call.B * len(KINDS[call.kind].gates) * call.H * (call.I + call.H) >= 10**7
-    return call.kind == "lstm" and call.H >= 512
+    # A single step of the kernel multiplies in float32.
+    return call.B * len(KINDS[call.kind].gates) * call.H * (call.I + call.H) >= 10**7
 
 
 def operator_casts_to_bf16(cpu: Cpu) -> bool:
@@ -72,29 +71,21 @@ def describe(model: nn.Module, device: str = "cpu", bf16: bool = False, batch_si
 
 
 def _describe_cell(cell: Any, device: str, bf16: bool, batch_size: int) -> str:
-    cpu, found = find_cpu(), []
+    cpu = find_cpu()
     compiled = device == "cpu" and not cell.proj_size and load_kernel() is not None
-    for gradients in (True, False):
-        call = Call(
-            device, cell.kind, bf16, False, gradients, batch_size, 100, cell.input_size, cell.hidden_size
-        )
-        found.append(choose_engine(call, cpu, compiled) if cell.engine == "auto" else cell.engine)
-    names = [_describe_engine(engine, device, bf16, cpu) for engine in found]
-    why = f" (cell.engine={cell.engine})" if cell.engine != "auto" else ""
-    if not why and device == "cpu" and not compiled:
-        why = " (proj_size)" if cell.proj_size else " (no C++ compiler)"
-    return f"fused: {names[0]}{why}" + (f"; without gradients {names[1]}" if names[0] != names[1] else "")
-
-
-def _describe_engine(engine: str, device: str, bf16: bool, cpu: Cpu) -> str:
+    call = Call(device, cell.kind, bf16, False, True, batch_size, 100, cell.input_size, cell.hidden_size)
+    engine = choose_engine(call, cpu, compiled) if cell.engine == "auto" else cell.engine
+    words = [{"native": "native kernel", "torch": "PyTorch's operator", "plain": "plain PyTorch"}[engine]]
     if engine == "native":
-        if bf16 and cpu.multiplies_bf16_fast:
-            return "native kernel, AVX512-BF16"
-        widest = [name for name in cpu.instruction_sets if not name.endswith("BF16")][-1:]
-        return ", ".join(["native kernel", *widest, *(["in float32"] if bf16 else [])])
-    name = "plain PyTorch" if engine == "plain" else "PyTorch's operator"
-    if device == "cpu":
-        return name + (
-            " in float32" if bf16 and engine == "torch" and not operator_casts_to_bf16(cpu) else ""
-        )
-    return f"{name} on {device}" + (" (cuDNN)" if engine == "torch" and device == "cuda" else "")
+        fast = bf16 and cpu.multiplies_bf16_fast
+        words += [name for name in cpu.instruction_sets if name.endswith("BF16") is fast][-1:]
+    elif device != "cpu":
+        words += ["cuDNN" if (engine, device) == ("torch", "cuda") else device]
+    if bf16 and device == "cpu":
+        in_bf16 = cpu.multiplies_bf16_fast if engine == "native" else operator_casts_to_bf16(cpu)
+        words += ["in bf16" if in_bf16 else "in float32"]
+    if cell.engine != "auto":
+        words += [f"cell.engine={cell.engine}"]
+    elif device == "cpu" and not compiled:
+        words += ["proj_size" if cell.proj_size else "no C++ compiler"]
+    return f"fused: {', '.join(words)}"
