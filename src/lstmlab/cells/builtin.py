@@ -78,8 +78,8 @@ def run_operator_scan(
     """One layer in one direction by PyTorch's operator, with what `Stack._scan_layer` takes and returns.
 
     Ragged rows stay padded: the operator for packed ones is slower on the CPU, and needs lengths that have
-    been fetched from the device. An LSTM's c is held in the padding by one more input, which is 1 there and
-    closes the gates i and o and opens f.
+    been fetched from the device. An LSTM's c is held in the padding by more inputs, which are 1 there and
+    close the gates i and o and open f. They are 16, because an odd size would slow the products down.
     """
     if lengths is None:
         y, final = _call_layer(kind, x.flip(1) if reverse else x, state, weights)
@@ -94,8 +94,8 @@ def run_operator_scan(
         order = (first + torch.where(t < lengths, lengths - 1 - t, t)).flatten()
         x = x.flatten(0, 1).index_select(0, order).view_as(x)
     if kind == "lstm":
-        closed = weights[0].new_full((len(weights[0]) // 4, 1), CLOSED)
-        x = torch.cat([x, padding.to(x.dtype)], -1)
+        closed = weights[0].new_full((len(weights[0]) // 4, 16), CLOSED / 16)
+        x = torch.cat([x, padding.to(x.dtype).expand(-1, -1, 16)], -1)
         weights = [torch.cat([weights[0], torch.cat([closed, -closed, closed, closed])], 1), *weights[1:]]
     y, (_, *c) = _call_layer(kind, x, state, weights)
     last = (first + (lengths - 1).clamp(min=0)).flatten()
