@@ -111,8 +111,9 @@ def _call_layer(
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """All steps of a layer. The operator for a single one costs less, but it has no oneDNN, and it would read
     numbers from tensors of the meta device."""
-    one_step = x.size(1) == 1 and len(weights) == 4 and all(t.is_cpu for t in (x, *state, *weights))
-    if one_step and (kind != "lstm" or x.size(0) <= 32 or torch.is_autocast_enabled("cpu")):
+    one_step = x.size(1) == 1 and len(weights) == 4
+    dense = one_step and all(t.is_cpu and t.layout is torch.strided for t in (x, *state, *weights))
+    if dense and (kind != "lstm" or x.size(0) <= 32 or torch.is_autocast_enabled("cpu")):
         final = STEP_OPERATORS[kind](x[:, 0], tuple(state) if len(state) == 2 else state[0], *weights)
         final = (final,) if isinstance(final, Tensor) else final
         return final[0].unsqueeze(1), final
