@@ -5,10 +5,11 @@ python src/compare.py runs=SWEEP,SWEEP metrics=[test/sequence_accuracy,train/*] 
 """
 
 from lstmlab.config import entry_point
+from lstmlab.schema import CompareConfig
 
 
 @entry_point("compare")
-def main(config: dict) -> None:
+def main(config: CompareConfig) -> None:
     from lstmlab.comparison import compare
 
     print(compare(config))

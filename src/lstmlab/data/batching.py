@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lstmlab import distributed
+from lstmlab.schema import TokensConfig
 
 T = TypeVar("T")
 GENERATED = ("test", "val", "train")  # in this order, so that more training data leaves the test set as it is
@@ -134,7 +135,7 @@ class BucketedData(L.LightningDataModule):
     encoded with that checkpoint's tokenizer.
     """
 
-    def __init__(self, config: dict, seed: int = 0, info: dict | None = None):
+    def __init__(self, config: TokensConfig, seed: int = 0, info: dict | None = None):
         super().__init__()
         self.config, self.seed = config, seed
         self.trained = None if info is None else info["tokenizer"]
@@ -151,7 +152,7 @@ class BucketedData(L.LightningDataModule):
             self.datasets = self.load()
 
     def train_dataloader(self) -> TrainingLoader:
-        dataset, size = self.datasets["train"], self.config["batch_size"]
+        dataset, size = self.datasets["train"], self.config.batch_size
         if 0 < len(dataset) % size < distributed.world_size():
             raise ValueError(
                 f"data.batch_size={size} leaves a last batch of {len(dataset) % size} "
@@ -161,7 +162,7 @@ class BucketedData(L.LightningDataModule):
             dataset,
             lambda epoch: bucketed(dataset.lengths, size, self.seed, epoch),
             -(-len(dataset) // size),
-            self.config["num_workers"],
+            self.config.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -171,7 +172,7 @@ class BucketedData(L.LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, split: str) -> DataLoader:
-        dataset, size = self.datasets[split], self.config["batch_size"]
+        dataset, size = self.datasets[split], self.config.batch_size
         rows = np.argsort(dataset.lengths, kind="stable")
         return evaluation_loader(dataset, np.split(rows, range(size, len(rows), size)))
 

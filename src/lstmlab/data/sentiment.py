@@ -56,7 +56,7 @@ class SentimentData(BucketedData):
             self.trained,
         )
         return {
-            split: SentimentDataset(encoded[split], labels, self.config["max_length"])
+            split: SentimentDataset(encoded[split], labels, self.config.max_length)
             for split, (_, labels) in splits.items()
         }
 
@@ -65,7 +65,7 @@ class SentimentData(BucketedData):
         return {
             "tokenizer": self.tokenizer.to_str(),
             "vocab_size": self.tokenizer.get_vocab_size(),
-            "max_length": self.config["max_length"],
+            "max_length": self.config.max_length,
             "labels": LABELS,
         }
 
@@ -95,7 +95,7 @@ class IMDB(SentimentData):
         splits = read_splits(self.config, files, columns, "data=reviews")
         for split, table in splits.items():
             if wrong := set(table["label"]) - {0, 1}:
-                raise ValueError(f"{split} of data={self.config['name']} has label {min(wrong)}, not 0 or 1")
+                raise ValueError(f"{split} of data={self.config.name} has label {min(wrong)}, not 0 or 1")
         test, train = splits["test"], splits["train"]
         tested = set(test["text"])
         reviews = {
@@ -103,7 +103,7 @@ class IMDB(SentimentData):
             for text, label in zip(train["text"], train["label"], strict=True)
             if text not in tested
         }
-        texts, held_out = list(reviews), self.config["val_size"]
+        texts, held_out = list(reviews), self.config.val_size
         if held_out >= len(texts):
             raise ValueError(
                 f"data.val_size={held_out} must be less than the {len(texts)} training reviews that are "

@@ -1,19 +1,14 @@
-"""One LightningModule a task; see `model_class`."""
+"""One LightningModule per task; see `build_model`."""
 
 import importlib
 
 from lstmlab.models.base import Task
+from lstmlab.schema import CheckpointConfig
 
-__all__ = ["Task", "model_class"]
-
-CLASSES = {
-    "charlm": "CharLM",
-    "copytask": "CopyTask",
-    "sentiment": "Sentiment",
-    "seq2seq": "Seq2Seq",
-}
+__all__ = ["Task", "build_model"]
 
 
-def model_class(name: str) -> type[Task]:
-    """The LightningModule of `model=NAME`; only its own file is imported."""
-    return getattr(importlib.import_module(f"lstmlab.models.{name}"), CLASSES[name])
+def build_model(config: CheckpointConfig, info: dict) -> Task:
+    """The model that `config.model` names, untrained. `info`: what its data module knows (vocabulary …)."""
+    module, name = config.model.module.split(".")
+    return getattr(importlib.import_module(f"lstmlab.models.{module}"), name)(config, info)
