@@ -16,11 +16,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck
 from omegaconf import DictConfig, OmegaConf
+from pydantic import TypeAdapter
 
-from lstmlab import data
-from lstmlab.config import PROJECT, plain
+from lstmlab.config import PROJECT, to_plain
+from lstmlab.data import build_data
 from lstmlab.runs.train import train
-from lstmlab.schema import check
+from lstmlab.schema import AnyData, TrainConfig, check
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
@@ -45,12 +46,10 @@ def pytest_addoption(parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="of each task, at random moments")
 
 
-def compose_train(*overrides: str) -> dict:
+def compose_train(*overrides: str) -> TrainConfig:
     """The checked configuration that train.py would run."""
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
-        settings = plain(compose("train", list(overrides)))
-    check("train", settings)
-    return settings
+        return check("train", to_plain(compose("train", list(overrides))))
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def real_data() -> Path:
 
 
 @pytest.fixture
-def config(tmp_path) -> Callable[..., dict]:
+def config(tmp_path) -> Callable[..., TrainConfig]:
     """config("model=charlm", …): what train.py would run, its outputs under tmp_path."""
 
     numbers = itertools.count()
@@ -147,7 +146,8 @@ def module(tmp_path) -> Callable:
         written = OmegaConf.load(PROJECT / f"conf/data/{name}.yaml")
         settings = OmegaConf.merge(written, {"cache": str(tmp_path / "cache")}, changes)
         assert isinstance(settings, DictConfig)
-        built = data.build(plain(settings), seed, info)
+        checked = TypeAdapter(AnyData).validate_python(to_plain(settings))
+        built = build_data(checked, seed, info)
         built.prepare_data()
         built.setup("fit")
         return built

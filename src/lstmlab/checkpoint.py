@@ -36,7 +36,18 @@ class CheckpointIO(TorchCheckpointIO):
             reason = getattr(cause, "strerror", None) or error
             raise OSError(f"{path} could not be written: {reason}") from error
 
-    def find_checkpoint(path: str) -> Path:
+    def load_checkpoint(self, path, map_location=None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(str(path))
+
+
+def find_device(accelerator: str) -> str:
+    """PyTorch's name of `cpu` or `gpu`. Raises ValueError if there is no GPU."""
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("gpu was asked for, but PyTorch finds none on this machine; use cpu")
+    return "cuda" if accelerator == "gpu" else "cpu"
+
+
+def find_checkpoint(path: str) -> Path:
     """The file that ckpt= names: a checkpoint, or the best one of a run's folder.
 
     Raises FileNotFoundError if there is none.
@@ -45,7 +56,7 @@ class CheckpointIO(TorchCheckpointIO):
     if file.is_dir():
         file /= "checkpoints/best.ckpt"
     if not file.is_file():
-        raise FileNotFoundError(f"ckpt={path}: no such file" if file == Path(path) else f"ckpt={path}: no {file}")
+        raise FileNotFoundError(f"ckpt={path}: no such file: {file}")
     return file
 
 
@@ -91,15 +102,17 @@ def read_zip(file: Path) -> Any:
 def is_intact(file: Path) -> bool:
     """Whether a zip archive is one that `torch.save` can have written, with every checksum right.
 
-    torch.save compresses nothing, sets no attributes, and names each entry once, whatever the case. torch.load
-    would leave unread what is marked as a directory and, of two entries by one name, may read the one that
-    testzip does not.
+    torch.save compresses nothing, sets no attributes, and names each entry once, whatever the case.
+    torch.load would leave unread what is marked as a directory and, of two entries by one name, may read the
+    one that testzip does not.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             return (
-                all(entry.compress_type == zipfile.ZIP_STORED and not entry.external_attr for entry in entries)
+                all(
+                    entry.compress_type == zipfile.ZIP_STORED and not entry.external_attr for entry in entries
+                )
                 and len({entry.filename.lower() for entry in entries}) == len(entries)
                 and sum(entry.file_size for entry in entries) <= file.stat().st_size
                 and archive.testzip() is None
@@ -157,7 +170,8 @@ def read_config(checkpoint: dict[str, Any], path: str) -> CheckpointConfig:
     """The configuration of a checkpoint, as far as opening it needs it."""
     settings = checkpoint["hyper_parameters"]["config"]
     try:
-        return check("checkpoint", {key: settings[key] for key in CheckpointConfig.model_fields if key in settings})
+        needed = {key: settings[key] for key in CheckpointConfig.model_fields if key in settings}
+        return check("checkpoint", needed)
     except ValueError as error:
         raise ValueError(f"ckpt={path} was written by another version of lstmlab: {error}") from error
 

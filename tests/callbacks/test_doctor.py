@@ -22,7 +22,7 @@ from lstmlab.config import PROJECT
 from lstmlab.data import text
 from lstmlab.models import charlm
 from lstmlab.runs.train import train
-from same_end import go_on
+from same_end import resume
 
 QUICK = [
     "trainer.enable_progress_bar=false",
@@ -211,7 +211,7 @@ def test_a_run_that_goes_on_says_what_it_would_have_said(config, monkeypatch):
             train(broken)
     reports = [Path(settings["run_dir"]) / "doctor.md" for settings in (broken, whole)]
     assert reports[0].read_bytes() == reports[1].read_bytes()  # of step 2, and of step 6 after the checkpoint
-    go_on(broken)
+    resume(broken)
     assert reports[0].read_bytes() == reports[1].read_bytes()
     assert list(findings(whole)) == ["exploding gradient", "vanishing gradient"]
     assert "## Step 2: exploding" in reports[0].read_text() and "## Step 6: van" in reports[0].read_text()

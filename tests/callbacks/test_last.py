@@ -11,7 +11,7 @@ from lstmlab import checkpoint
 from lstmlab.callbacks.last import LastCheckpoint
 from lstmlab.callbacks.throughput import Throughput
 from lstmlab.runs.train import train
-from same_end import assert_same_end, go_on, overrides
+from same_end import assert_same_end, overrides, resume
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_the_end_is_the_same(name, more, task, stop):
         with pytest.raises(SystemExit) as ended:
             run(broken)
         assert ended.value.code == 128 + signal.SIGTERM
-        run = go_on
-    go_on(broken)
+        run = resume
+    resume(broken)
     assert_same_end(broken, whole)
 
 
@@ -82,10 +82,10 @@ def test_early_stopping_goes_on_counting(task, stop):
     stop("on_train_batch_end", 12)
     with pytest.raises(SystemExit):
         train(broken)
-    go_on(broken)
+    resume(broken)
     assert_same_end(broken, whole)
     (Path(broken["run_dir"]) / "metrics.json").unlink()  # as if it had been killed in the test that follows
-    go_on(broken)
+    resume(broken)
     assert_same_end(broken, whole)
 
 
@@ -98,7 +98,7 @@ def test_a_run_that_was_moved_goes_on(task, stop, tmp_path):
         train(broken)
     elsewhere = broken | {"run_dir": str(tmp_path / "elsewhere")}
     shutil.move(broken["run_dir"], elsewhere["run_dir"])
-    go_on(elsewhere)
+    resume(elsewhere)
     assert_same_end(elsewhere, whole)
 
 
@@ -140,7 +140,7 @@ def test_a_checkpoint_keeps_the_metrics_of_before(task, stop):
         with pytest.raises(SystemExit):
             run(settings)
         found.append(checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["metrics"])
-        run = go_on
+        run = resume
     names = ("val/loss", "val/sequence_accuracy")
     assert [found[0][name] for name in names] == [found[1][name] for name in names]
 
@@ -158,7 +158,7 @@ def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(task, stop, capsys):
     assert signal.getsignal(signal.SIGINT) == handler
     stop("on_train_batch_end", 2, [signal.SIGINT, signal.SIGINT])
     with pytest.raises(SystemExit) as ended:
-        go_on(settings)
+        resume(settings)
     assert ended.value.code == 130
     assert checkpoint.load(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3
     assert signal.getsignal(signal.SIGINT) == handler

@@ -19,6 +19,7 @@ from lstmlab.data.text import TextBatch
 from lstmlab.distributed import take_own_rows
 from lstmlab.runs.launch import work
 from lstmlab.runs.train import train
+from lstmlab.schema import TrainConfig
 from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed
 
 # a small step: Adam's amplify what adding in another order rounds off otherwise
@@ -47,12 +48,12 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def two(settings: dict) -> list:
+def two(settings: TrainConfig) -> list:
     """What the command starts, without the seconds that it takes to import torch in each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [fork(work, rank, settings, port, RESULTS) for rank in (0, 1)]
+    return [fork(work, rank, settings.to_plain(), port, RESULTS) for rank in (0, 1)]
 
 
 def codes(processes: list) -> list[int]:
@@ -85,7 +86,7 @@ def test_two_processes_give_the_numbers_of_one(name, config, text_file):
     one, two_of_them = (config(*overrides(name, text_file), *NO_DROPOUT[name], *o) for o in ([], DDP))
     train(one)
     assert codes(two(two_of_them)) == [0, 0]
-    folders = [Path(settings["run_dir"]) for settings in (one, two_of_them)]
+    folders = [Path(settings.run_dir) for settings in (one, two_of_them)]
     expected, found = map(losses, folders)
     assert len(expected) > 5
     assert found == pytest.approx(expected, abs=1e-5)
@@ -93,7 +94,7 @@ def test_two_processes_give_the_numbers_of_one(name, config, text_file):
     assert found.keys() == expected.keys()
     for key in expected.keys() - {"train/seconds", "train/tokens_per_second"}:
         assert found[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-4), key
-    ends = [checkpoint.load(f"{folder}/checkpoints/last.ckpt") for folder in folders]
+    ends = [checkpoint.load_checkpoint(f"{folder}/checkpoints/last.ckpt") for folder in folders]
     if name == "charlm":  # the states of all streams, in their order
         for found, expected in zip(*(end["train_state"] for end in ends), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -105,13 +106,13 @@ def test_the_end_is_the_same(name, config, text_file):
     more = ["model.r_drop=1", "callbacks=averaging"] if name == "seq2seq" else []
     whole, broken = (config(*overrides(name, text_file), *DDP, *more) for _ in range(2))
     assert codes(two(whole)) == [0, 0]
-    last = Path(broken["run_dir"]) / "checkpoints/last.ckpt"
+    last = Path(broken.run_dir) / "checkpoints/last.ckpt"
     begun = two(broken)
     wait_for_checkpoint(last)
     begun[1].terminate()
     assert codes(begun) == [143, 143]
-    loaded = checkpoint.load(str(last))
-    assert 0 < loaded["global_step"] < len(losses(Path(whole["run_dir"])))
+    loaded = checkpoint.load_checkpoint(str(last))
+    assert 0 < loaded["global_step"] < len(losses(Path(whole.run_dir)))
     (other,) = loaded["resume"]["random_states_of_others"]  # and so other dropout masks
     assert not torch.equal(other["torch"], loaded["resume"]["random_states"]["torch"])
     assert codes(two(resumed(broken))) == [0, 0]
@@ -125,13 +126,14 @@ def test_a_run_goes_on_in_more_processes_or_fewer(config, text_file):
         settings = config(*given)
         for count, epochs in zip(devices, (1, 2), strict=True):
             strategy = "ddp" if count == 2 else "auto"
-            settings["trainer"] |= {"strategy": strategy, "devices": count, "max_epochs": epochs}
+            changes = {"strategy": strategy, "devices": count, "max_epochs": epochs}
+            settings = settings.replace({f"trainer.{key}": value for key, value in changes.items()})
             if count == 2:
                 assert codes(two(settings)) == [0, 0]
             else:
                 train(settings)
-            settings = resumed(settings) | {"exact": False}
-        found.append(losses(Path(settings["run_dir"])))
+            settings = resumed(settings).replace({"exact": False})
+        found.append(losses(Path(settings.run_dir)))
     assert len(found[0]) == 10
     assert found[1] == pytest.approx(found[0], abs=1e-5)
     assert found[2] == pytest.approx(found[0], abs=1e-5)
@@ -167,8 +169,8 @@ def test_whatever_is_stopped_or_killed(text_file, tmp_path):
             assert f"resume={run}" in said
         else:
             assert code == -signal.SIGKILL
-        assert checkpoint.load(str(last))["global_step"] > step or stop == "command, early"
-        step = checkpoint.load(str(last))["global_step"]
+        assert checkpoint.load_checkpoint(str(last))["global_step"] > step or stop == "command, early"
+        step = checkpoint.load_checkpoint(str(last))["global_step"]
         given = [f"resume={run}"]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lstmlab.data.batching import TrainingLoader, evaluation_loader
+from lstmlab.schema import CopyConfig
 
 TRAIN, VAL, TEST = range(3)  # the first number of every seed
 
@@ -61,9 +62,7 @@ class CopyData(L.LightningDataModule):
         super().__init__()
         self.config, self.seed = config, seed
         if info is not None and info["symbols"] != config.symbols:
-            raise ValueError(
-                f"data.symbols={config.symbols}, but the model knows {info['symbols']} symbols"
-            )
+            raise ValueError(f"data.symbols={config.symbols}, but the model knows {info['symbols']} symbols")
         delay, tests = config.delay, config.test_delay
         if isinstance(delay, tuple) and (len(delay) != 2 or delay[0] > delay[1]):
             raise ValueError(f"data.delay={list(delay)} must be a number of steps or a range [low, high]")

@@ -110,7 +110,9 @@ def find_start(config: TrainConfig) -> Start:
     changes = find_changes(before, config.to_plain())
     longer = [key for key in changes if key in LENGTH]
     if of_run and not longer and read_metrics(config.run_dir) is not None:
-        raise ValueError(f"resume={path.parents[1]}: this run has ended; to extend it, raise trainer.max_epochs")
+        raise ValueError(
+            f"resume={path.parents[1]}: this run has ended; to extend it, raise trainer.max_epochs"
+        )
     refuse_changes(before, changes, checkpoint["global_step"], exact)
     if len(longer) == 1:  # the other one was worked out from it
         (other,) = set(LENGTH) - set(longer)

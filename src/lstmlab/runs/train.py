@@ -91,7 +91,7 @@ def train(config: TrainConfig) -> dict[str, float]:
 
 
 def check_targets(config: TrainConfig) -> None:
-    """Import the classes that the configuration names, before anything runs. Raises what `load_target` does."""
+    """Import the classes that the configuration names. Raises what `load_target` raises."""
     load_target("optimizer", config.optimizer, Optimizer, positional=1)
     if isinstance(config.scheduler, OwnSchedulerConfig):
         load_target("scheduler", config.scheduler, LRScheduler, positional=1)
@@ -121,7 +121,7 @@ def set_up_process(config: TrainConfig) -> TrainConfig:
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory: it would return large tensors to the system, and ask again at each step."""
+    """Have glibc keep freed memory: it would return large tensors, and ask for them again at each step."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
@@ -148,7 +148,7 @@ def load_data(config: TrainConfig) -> Any:
 
 
 def with_step_limits(config: TrainConfig, batches: int) -> TrainConfig:
-    """The configuration with max_steps and max_epochs that the run will reach, for schedules that end with it."""
+    """The configuration with the max_steps and max_epochs that the run will reach: schedules end with it."""
     trainer = config.trainer
     batches = min(batches, trainer.limit_train_batches or batches)
     steps_per_epoch = -(-batches // trainer.accumulate_grad_batches)
