@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lstmlab import checkpoint
+from lstmlab.schema import TrainConfig
 from same_end import TASKS, assert_same_end, overrides, resumed, start
 
 

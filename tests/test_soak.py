@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from lstmlab.schema import TrainConfig
 from same_end import HARD, TASKS, overrides, start
 
 LONG = [  # as long a run as one likes, its data read many times over
