@@ -16,12 +16,12 @@ with app.setup:
     from matplotlib.figure import Figure
 
     from lstmlab.analysis import gates, plots
-    from lstmlab.analysis.features import features
     from lstmlab.analysis.page import LABELS
     from lstmlab.analysis.probes import find_units
-    from lstmlab.analysis.traces import Rows, read, tokens, trace, validation
+    from lstmlab.analysis.traces import load_validation_rows, trace
     from lstmlab.checkpoint import load_model
     from lstmlab.config import PROJECT, plain
+    from lstmlab.data.rows import Rows
     from lstmlab.schema import check
     from lstmlab.tables import markdown
 
@@ -42,7 +42,7 @@ def _():
 
     ```python
     model = load_model("RUN/checkpoints/best.ckpt", "scratch")
-    values = trace(model, read(model, "any text"))  # values["f"]: (layers, directions, steps, units)
+    values = trace(model, model.read_text("any text"))  # values["f"]: (layers, directions, steps, units)
     ```
     """)
     return
@@ -118,21 +118,21 @@ def _(ckpt_box):
         f"{cell['backend']} {cell['kind']}, {cell['num_layers']} × {cell['hidden_size']}, "
         f"{_size:,} parameters."
     )
-    return cell, ckpt, config, model
+    return cell, ckpt, model
 
 
 @app.cell
 def _(model, text_box):
     try:
         if text_box.value.strip():
-            rows, held_out = read(model, text_box.value), None
+            rows, held_out = model.read_text(text_box.value), None
         else:
-            rows, _ = validation(model, {}, PROBED)
+            rows, _ = load_validation_rows(model, {}, PROBED)
             held_out = rows.head(PROBED)
     except (ValueError, OSError) as _error:
         mo.stop(True, mo.callout(mo.md(str(_error)), "danger"))
     rows = rows.head(SHOWN)
-    values, text = trace(model, rows), tokens(model, rows)
+    values, text = trace(model, rows), model.token_texts(rows)
     return held_out, rows, text, values
 
 
@@ -209,7 +209,7 @@ def _(cell, values):
     Here the median unit keeps half for **{_middle:.3g} steps**, the best one for {half_lives.max():.4g}.
     """
             ),
-            plots.half_lives(half_lives),
+            plots.draw_half_lives(half_lives),
         ]
     mo.vstack(_parts)
     return half_lives, retain
@@ -218,7 +218,7 @@ def _(cell, values):
 @app.cell
 def _(half_lives, retain, text, values):
     _order = torch.arange(values["h"].size(-1)) if half_lives is None else half_lives[-1, 0].argsort()
-    _parts = [mo.md("## All units"), plots.gates(values, _order, text)]
+    _parts = [mo.md("## All units"), plots.draw_gates(values, _order, text)]
     if retain:
         _kept = gates.kept_by_token(values[retain][-1, 0], text, max(2, len(text) // 300))
         _words = [f"`{token!r}` {mean:.2f}" for token, _, mean in _kept]
@@ -243,14 +243,14 @@ def _(values):
                 "closed (below 0.1), and as good as open (above 0.9). Units near the diagonal act as "
                 "switches; units near the origin are never decided."
             ),
-            plots.saturations(_found),
+            plots.draw_saturations(_found),
         ]
     )
     return
 
 
 @app.cell
-def _(config, held_out, model):
+def _(held_out, model):
     _parts = [mo.md("## What single units know")]
     if held_out is None:
         _parts.append(mo.md("Of the validation data alone: leave the text box empty."))
@@ -258,11 +258,10 @@ def _(config, held_out, model):
         _rows: Rows = held_out
         if len(_rows.ids) == 1:
             _rows = _rows.side_by_side(16)
-        _names = "ch" if "f" in trace(model, _rows.head(1)) else "h"
-        _findings = find_units(trace(model, _rows, _names), features(model, _rows, None))
+        _results = find_units(trace(model, _rows, "ch"), model.text_features(_rows, None))
         _cells = [
             [f.feature, f"{f.best[0][0]}", f"{f.best[0][1]:+.2f}", f"{f.control_r:.2f}", f"{f.probe:.2f}"]
-            for f in _findings
+            for f in _results
         ]
         _parts.append(
             mo.md(
@@ -273,9 +272,8 @@ def _(config, held_out, model):
                 + markdown(["feature", "best unit", "r", "control", "R²"], _cells)
             )
         )
-    if config["model"]["name"] == "seq2seq" and config["model"]["attention"] != "none" and held_out:
-        _first = held_out.lengths[:1]
-        _parts += [mo.md("## Attention"), model.attention_map(held_out.ids[:1, : _first[0]], _first)]
+    if held_out and (_figure := model.draw_rows(held_out)) is not None:
+        _parts += [mo.md("## Attention"), _figure]
     mo.vstack(_parts)
     return
 

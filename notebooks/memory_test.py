@@ -15,7 +15,7 @@ with app.setup:
     from torch.nn import functional as F
 
     from lstmlab.analysis.gradient_flow import at_initialisation
-    from lstmlab.analysis.plots import gradient_flows
+    from lstmlab.analysis.plots import draw_gradient_flows
     from lstmlab.cells import build_cell
     from lstmlab.data.copy_task import copy_batch
     from lstmlab.tables import markdown
@@ -97,7 +97,7 @@ def _(flow_steps, hidden):
         f"{flow_steps.value - 1} steps back",
         "falls to 1 % after",
     ]
-    mo.vstack([gradient_flows(flows), mo.md(markdown(_columns, _rows))])
+    mo.vstack([draw_gradient_flows(flows), mo.md(markdown(_columns, _rows))])
     return
 
 

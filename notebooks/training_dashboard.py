@@ -266,7 +266,7 @@ def _(folder, now, written):
         _step, _arrays = _found
         _values = {name: torch.from_numpy(_arrays[name]) for name in "fioczr" if name in _arrays}
         _values = _values or {"h": torch.from_numpy(_arrays["h"])}
-        _figure = plots.gates(_values, torch.arange(len(_arrays["units"])), _arrays["tokens"].tolist())
+        _figure = plots.draw_gates(_values, torch.arange(len(_arrays["units"])), _arrays["tokens"].tolist())
         _word = (
             f"## Gates at step {_step}\n\nOf {len(_arrays['units'])} units of the last layer, on one text."
         )

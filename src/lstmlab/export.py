@@ -5,17 +5,18 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lstmlab.atomic import replace_file
 from lstmlab.cells.base import Recurrent, State
 from lstmlab.checkpoint import FORMAT, digest, load_model
-from lstmlab.models.attention import Memory
+from lstmlab.models.base import Graph, Task
 
-# The operator of each kind, and which of our gates stand first, second … in its weights
+# The operator of each kind, and which of our gates comes first, second … in its weights
 OPERATORS = {
     "lstm": ("LSTM", [0, 3, 1, 2]),  # i, o, f, g
     "peephole": ("LSTM", [0, 3, 1, 2]),
@@ -23,68 +24,81 @@ OPERATORS = {
     "rnn": ("RNN", [0]),
 }
 OPSET = 20
+STEPS = torch.export.Dim("steps")
+DIMS = {"B": torch.export.Dim("batch"), "T": STEPS, "S": STEPS}  # the axes of a `Graph` that may change
 
 
 def export(config: dict[str, Any]) -> list[Path]:
     """Write checkpoint `config["ckpt"]` as `config["format"]`; returns the files.
 
-    ONNX: model.onnx, for any number of rows and steps; of seq2seq encoder.onnx and decoder.onnx, which takes
-    one step. Their metadata `config` and `info` hold, as JSON, the configuration and the vocabulary.
-    safetensors: model.safetensors, which `checkpoint.load` reads.
+    onnx: a file for each of the task's `graphs`, for any number of rows and steps: model.onnx, or for seq2seq
+    encoder.onnx and decoder.onnx, which takes one step. The metadata `config` and `info` hold, as JSON, the
+    configuration and the vocabulary. safetensors: model.safetensors, which `checkpoint.load` reads.
 
-    Raises what `checkpoint.load` raises, and ValueError for layernorm cells as ONNX or missing packages.
+    Nothing is written unless all of it can be. Raises what `checkpoint.load` raises, and ValueError if the
+    task has no graph, a cell has no ONNX operator or a package is missing.
     """
-    model: Any = load_model(config["ckpt"])
-    described = {"config": model.config, "info": model.info}
+    model = load_model(config["ckpt"])
     ckpt = Path(config["ckpt"])
     run = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
     folder = Path(config["folder"] or run / "export")
-    if config["format"] == "onnx":
-        return export_onnx(model, described, folder)
+
+    contents = onnx_files(model) if config["format"] == "onnx" else safetensors_files(model)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # none shared
+    for name, content in contents.items():
+        with replace_file(folder / name) as file:
+            file.write(content)
+    return [folder / name for name in contents]
+
+
+def safetensors_files(model: Task) -> dict[str, bytes]:
+    """The weights and the configuration of `model` as the content of one file, by name."""
+    described = {"config": model.config, "info": model.info}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # none shares memory
     written = json.dumps({"lstmlab_format": FORMAT, "hyper_parameters": described})
-    metadata = {"lstmlab": written, "sha256": digest(written, state)}
-    file = folder / "model.safetensors"
-    file.write_bytes(save(state, metadata))
-    return [file]
+    return {"model.safetensors": save(state, {"lstmlab": written, "sha256": digest(written, state)})}
 
 
-def export_onnx(model: Any, described: dict[str, dict], folder: Path) -> list[Path]:
-    """The graphs of `model` as files in `folder`."""
-    kind = model.config["cell"]["kind"]
-    if kind not in OPERATORS:
-        raise ValueError(f"format=onnx has no operator for cell.kind={kind}; use format=safetensors")
+def onnx_files(model: Task) -> dict[str, bytes]:
+    """The graphs of `model` as the contents of files, by name. Its cells are replaced by `OperatorCell`s."""
+    graphs = model.graphs()
+    cells = {name: cell for name, cell in model.named_modules() if isinstance(cell, Recurrent)}
+    if missing := {cell.kind for cell in cells.values()} - OPERATORS.keys():
+        raise ValueError(f"format=onnx has no operator for cell.kind={min(missing)}; use format=safetensors")
     try:
-        import onnxscript  # noqa: F401  torch.onnx would find out later
+        import onnxscript  # noqa: F401  torch.onnx would only find out later
     except ModuleNotFoundError as error:
         raise ValueError(f"format=onnx needs pip install -e '.[export]': {error}") from error
-    for name, cell in [(name, cell) for name, cell in model.named_modules() if isinstance(cell, Recurrent)]:
-        setattr(model, name, OperatorCell(cell))
+
+    for name, cell in cells.items():
+        model.set_submodule(name, OperatorCell(cell))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    files = []
-    for name, graph in graphs(model).items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch about itself
-            program: Any = torch.onnx.export(
-                Call(model, graph.function),
-                tuple(graph.inputs.values()),
-                input_names=list(graph.inputs),
-                output_names=graph.outputs,
-                dynamic_shapes=(tuple(AXES[name] for name in graph.inputs),),
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
-        program.model.metadata_props.update({key: json.dumps(part) for key, part in described.items()})
-        folder.mkdir(parents=True, exist_ok=True)
-        program.save(folder / f"{name}.onnx")
-        files.append(folder / f"{name}.onnx")
-    return files
+    described = {"config": json.dumps(model.config), "info": json.dumps(model.info)}
+    return {f"{name}.onnx": onnx_file(model, graph, described) for name, graph in graphs.items()}
+
+
+def onnx_file(model: Task, graph: Graph, metadata: dict[str, str]) -> bytes:
+    inputs, axes = zip(*graph.inputs.values(), strict=True)
+    shapes = tuple({k: DIMS[axis] for k, axis in enumerate(names) if axis in DIMS} for names in axes)
+    with warnings.catch_warnings():
+        # Torch warns about its own code
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(
+            Call(model, graph.function),
+            inputs,
+            input_names=list(graph.inputs),
+            output_names=graph.outputs,
+            dynamic_shapes=(shapes,),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    program.model.metadata_props.update(metadata)
+    return program.model_proto.SerializeToString()
 
 
 class OperatorCell(nn.Module):
-    """A cell as one ONNX operator a layer, whatever the number of steps; for `torch.onnx.export` alone."""
+    """A cell as one ONNX operator per layer, for any number of steps; only `torch.onnx.export` runs it."""
 
     def __init__(self, cell: Recurrent):
         super().__init__()
@@ -136,14 +150,8 @@ class OperatorCell(nn.Module):
         return x.transpose(0, 1), self.state_type(*(torch.cat(parts) for parts in zip(*finals, strict=True)))
 
 
-class Graph(NamedTuple):
-    function: Callable[..., Any]
-    inputs: dict[str, Tensor]  # an example
-    outputs: list[str]
-
-
 class Call(nn.Module):
-    """A function of a model's as the module that `torch.onnx.export` asks for."""
+    """A function of a model's as the module that `torch.onnx.export` requires."""
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]):
         super().__init__()
@@ -151,51 +159,3 @@ class Call(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.function(*inputs)
-
-
-BATCH, STEPS = torch.export.Dim("batch"), torch.export.Dim("steps")
-ROWS_AND_STEPS = ("tokens", "source", "values", "keys", "mask")  # (B, T, …) or (B, S, …)
-AXES: dict[str, dict] = {name: {0: BATCH, 1: STEPS} for name in ROWS_AND_STEPS}
-AXES |= {"h": {1: BATCH}, "c": {1: BATCH}, "lengths": {0: BATCH}, "token": {0: BATCH}, "readout": {0: BATCH}}
-
-
-def graphs(model: Any) -> dict[str, Graph]:
-    """What becomes a file of its own: one graph, of seq2seq two."""
-    config = model.config
-    name, cell = config["model"]["name"], config["cell"]
-    lengths = torch.tensor([5, 3])
-    B, T = 2, int(lengths[0])
-    if name == "copytask":
-        tokens = torch.zeros(B, 2 * model.length + model.info["max_delay"] + 1, dtype=torch.long)
-        return {"model": Graph(model, {"tokens": tokens}, ["logits"])}
-    tokens = torch.ones(B, T, dtype=torch.long)
-    if name == "sentiment":
-        outputs = ["logits", "attention"] if model.pooling == "attention" else ["logits"]
-        return {"model": Graph(model, {"tokens": tokens, "lengths": lengths}, outputs)}
-
-    recurrent = model.cell if name == "charlm" else model.decoder
-    members = recurrent.state_type._fields
-    state = {member: torch.zeros(cell["num_layers"], B, cell["hidden_size"]) for member in members}
-    after = [f"next_{member}" for member in members]
-    if name == "charlm":
-        return {
-            "model": Graph(
-                lambda tokens, *s: model(tokens, s), {"tokens": tokens} | state, ["logits", *after]
-            )
-        }
-
-    def decode(token: Tensor, readout: Tensor, *rest: Tensor) -> Any:
-        memory, state = Memory(*rest[:3]), rest[3:]
-        embedded = model.embed(model.target_embedding, token[:, None])  # (B, 1, E)
-        readout, weights, state = model.step(embedded, readout, state, memory)
-        return model.projection(readout)[:, 0], weights[:, 0], readout, state
-
-    with torch.no_grad():
-        memory, _ = model.encode(tokens, lengths)
-    step = {"token": tokens[:, 0], "readout": torch.zeros(B, 1, config["model"]["embedding_size"])}
-    return {
-        "encoder": Graph(model.encode, {"source": tokens, "lengths": lengths}, [*Memory._fields, *members]),
-        "decoder": Graph(
-            decode, step | memory._asdict() | state, ["logits", "attention", "next_readout", *after]
-        ),
-    }

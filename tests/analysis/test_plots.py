@@ -9,14 +9,15 @@ from matplotlib.collections import PathCollection
 
 from lstmlab.analysis import plots
 from lstmlab.analysis.gates import Saturation
-from lstmlab.analysis.probes import Finding, Unit
+from lstmlab.analysis.probes import ProbeResult, Unit
+from lstmlab.analysis.written import Measured
 
 
 def test_saturations():
     """A column a gate, a row a layer and direction, a point a unit: closed to the right, open upwards."""
     torch.manual_seed(0)
     found = {name: Saturation(torch.rand(2, 2, 3), torch.rand(2, 2, 3)) for name in "fi"}
-    axes = plots.saturations(found).axes
+    axes = plots.draw_saturations(found).axes
     places = ["layer 0", "layer 0, backwards", "layer 1", "layer 1, backwards"]
     assert [ax.get_title() for ax in axes] == [f"{name}, {place}" for place in places for name in "fi"]
     for k, ax in enumerate(axes):
@@ -28,7 +29,7 @@ def test_saturations():
 
 def test_half_lives():
     """Two of six units forget at once, one never does."""
-    figure: Any = plots.half_lives(torch.tensor([[[0.01, 0.05, 3.0, 3.01, 20.0, torch.inf]]]))
+    figure: Any = plots.draw_half_lives(torch.tensor([[[0.01, 0.05, 3.0, 3.01, 20.0, torch.inf]]]))
     [ax] = figure.axes
     [outline] = ax.patches
     x, y = outline.get_xy().T
@@ -46,7 +47,7 @@ def test_gates():
         "h": torch.rand(2, 2, 130, 3),
     }
     order, tokens = torch.tensor([2, 0, 1]), [*" \n\ta电\U000f0000" * 21, "no", *"more" * 3]
-    figure = plots.gates(traces, order, tokens)
+    figure = plots.draw_gates(traces, order, tokens)
     axes = [ax for ax in figure.axes if ax.get_ylabel().endswith(": units")]
     assert [ax.get_ylabel()[0] for ax in axes] == ["f", "c", "h"]
     for ax, (name, values) in zip(axes, traces.items(), strict=True):
@@ -60,11 +61,11 @@ def test_gates():
 
 
 def test_probes():
-    findings = [
-        Finding("one", [(Unit("h", 0, 0, 3), -0.75)], (-0.7, -0.8), 0.25, 0.5, 0.125),
-        Finding("two", [(Unit("c", 1, 1, 2), 0.5)], (0.5, 0.5), 0.375, -3.0, -4.0),
+    results = [
+        ProbeResult("one", [(Unit("h", 0, 0, 3), -0.75)], (-0.7, -0.8), 0.25, 0.5, 0.125),
+        ProbeResult("two", [(Unit("c", 1, 1, 2), 0.5)], (0.5, 0.5), 0.375, -3.0, -4.0),
     ]
-    left, right = plots.probes(findings).axes
+    left, right = plots.draw_probes(results).axes
     assert [[bar.get_width() for bar in bars] for bars in left.containers] == [[0.75, 0.5], [0.25, 0.375]]
     assert [[bar.get_width() for bar in bars] for bars in right.containers] == [[0.5, 0], [0.125, 0]]
     assert [bars.get_label() for bars in right.containers] == ["truth", "shifted labels, the best"]
@@ -75,7 +76,7 @@ def test_probes():
 def test_gradient_flows():
     """Against steps back from the end, where h is 1; of c from a step before it on."""
     h, c = torch.tensor([0.125, 0.25, 0.5, 1.0]), torch.tensor([0.0625, 0.375, 0.75, 0.0])
-    [ax] = plots.gradient_flows({"a": {"h": h}, "b": {"h": h[1:], "c": c[1:]}}).axes
+    [ax] = plots.draw_gradient_flows({"a": {"h": h}, "b": {"h": h[1:], "c": c[1:]}}).axes
     drawn = {line.get_label(): line for line in ax.lines if not str(line.get_label()).startswith("_")}
     found = {label: np.array(line.get_data()).tolist() for label, line in drawn.items()}
     assert found == {
@@ -90,10 +91,16 @@ def test_gradient_flows():
 
 
 def test_writing():
-    measured = {"loss": [1.0, 2.0, 3.0, 4.0], "copy": [5.0, 6.0, 7.0, 8.0]}
-    axes = plots.writing([0.5, 1.0], measured).axes
-    for ax, (name, (held_out, *model, ngrams)) in zip(axes, measured.items(), strict=True):
-        assert ax.get_title() == name
+    """Four measures of held-out text, of two temperatures and of n-grams."""
+    measured = [Measured("", [], n, 9, n / 8, [], 9, 2 * n, 0.5, [0.1, n / 4, 0.9]) for n in (1, 2, 3, 4)]
+    axes = plots.draw_writing([0.5, 1.0], measured).axes
+    assert [ax.get_title() for ax in axes] == [
+        "loss, nats per character",
+        "share of words known",
+        "mean copy, characters",
+        "distinct-2",
+    ]
+    for ax, scale in zip(axes, (1, 1 / 8, 2, 1 / 4), strict=True):
         shown = {line.get_label(): np.array(line.get_data()).tolist() for line in ax.lines}
-        assert shown["the model"] == [[0.5, 1.0], model]
-        assert shown["held-out text"][1] == [held_out] * 2 and shown["n-grams"][1] == [ngrams] * 2
+        assert shown["the model"] == [[0.5, 1.0], [2 * scale, 3 * scale]]
+        assert shown["held-out text"][1] == [scale] * 2 and shown["n-grams"][1] == [4 * scale] * 2

@@ -59,8 +59,8 @@ def test_linear_probe_is_ridge_regression(generator):
 def test_the_probe_is_fitted_to_the_first_half_alone(generator):
     """So many units as a fourth of the steps fit any label, but only where they have seen it."""
     noise, label = torch.randn(1, 1, 400, 100, generator=generator), torch.randn(400, generator=generator)
-    [finding] = find_units({"h": noise}, {"noise": label.numpy()})
-    assert finding.probe < -0.5 and finding.control_probe < 0
+    [result] = find_units({"h": noise}, {"noise": label.numpy()})
+    assert result.probe < -0.5 and result.control_probe < 0
 
 
 def test_planted_units_are_found(generator):
@@ -72,7 +72,7 @@ def test_planted_units_are_found(generator):
     noise = 3 * torch.randn(N, generator=generator)
     c[0, 0, :, 2], c[1, 0, :, 3] = second + noise, second - noise
     features = {"first": first.numpy(), "second": second.numpy(), "constant": np.ones(N, np.float32)}
-    found = {finding.feature: finding for finding in find_units({"c": c, "h": h}, features)}
+    found = {result.feature: result for result in find_units({"c": c, "h": h}, features)}
     assert found.keys() == {"first", "second"}
     unit, r = found["first"].best[0]
     assert unit == Unit("h", 1, 0, 4) and str(unit) == "h, layer 1, unit 4"
@@ -80,8 +80,8 @@ def test_planted_units_are_found(generator):
     assert found["first"].probe == pytest.approx(0.64, abs=0.03)
     assert abs(found["second"].best[0][1]) < 0.25
     assert found["second"].probe > 0.98
-    for finding in found.values():
-        assert finding.control_r < 0.15 and finding.control_probe < 0.02
+    for result in found.values():
+        assert result.control_r < 0.15 and result.control_probe < 0.02
 
 
 def test_each_half_is_looked_at(generator):
@@ -92,9 +92,9 @@ def test_each_half_is_looked_at(generator):
     first, second = torch.zeros(N), torch.zeros(N)
     first[:half:2], second[half::2] = 1, 1
     features = {"signal": signal.numpy(), "first": first.numpy(), "second": second.numpy()}
-    [finding] = find_units({"h": h}, features)
-    assert finding.feature == "signal" and finding.best[0][0] == Unit("h", 0, 0, 1)
-    assert finding.halves == pytest.approx((1, 0), abs=0.05)
+    [result] = find_units({"h": h}, features)
+    assert result.feature == "signal" and result.best[0][0] == Unit("h", 0, 0, 1)
+    assert result.halves == pytest.approx((1, 0), abs=0.05)
     assert len(find_units({"h": h}, features, top=2)[0].best) == 2
 
 
@@ -103,15 +103,15 @@ def test_the_control_is_the_best_of_all_shifts(generator):
     label = torch.randint(2, (N // 10,), generator=generator).repeat(10).float()
     h = torch.randn(1, 1, N, 3, generator=generator)
     h[0, 0, :, 2] = label + 0.1 * h[0, 0, :, 2]
-    [finding] = find_units({"h": h}, {"label": label.numpy()})
-    assert finding.best[0][1] > 0.95 and finding.control_r == pytest.approx(finding.best[0][1], abs=1e-3)
-    assert finding.probe > 0.9 and finding.control_probe == pytest.approx(finding.probe, abs=1e-3)
+    [result] = find_units({"h": h}, {"label": label.numpy()})
+    assert result.best[0][1] > 0.95 and result.control_r == pytest.approx(result.best[0][1], abs=1e-3)
+    assert result.probe > 0.9 and result.control_probe == pytest.approx(result.probe, abs=1e-3)
 
 
 def test_the_control_shows_what_slowness_alone_gives(generator):
     """Random walks and a slow label correlate by chance; labels that are shifted do so as well."""
     walks = torch.randn(1, 1, N, 50, generator=generator).cumsum(2)
     label = torch.randn(N, generator=generator).cumsum(0)
-    [finding] = find_units({"h": walks}, {"slow": label.numpy()})
-    assert finding.control_r > 0.7
-    assert abs(finding.best[0][1]) < finding.control_r + 0.1
+    [result] = find_units({"h": walks}, {"slow": label.numpy()})
+    assert result.control_r > 0.7
+    assert abs(result.best[0][1]) < result.control_r + 0.1

@@ -8,12 +8,12 @@ import torch
 
 from conftest import SMALL
 from lstmlab.analysis import plots, report
-from lstmlab.analysis.features import english
 from lstmlab.analysis.gates import Saturation
 from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
 from lstmlab.analysis.probes import find_units
-from lstmlab.analysis.traces import read, tokens, trace, validation
+from lstmlab.analysis.traces import load_validation_rows, trace
 from lstmlab.checkpoint import load_model
+from lstmlab.data.features import english
 from lstmlab.runs.train import train
 
 SETS = ["data.train_size=64", "data.val_size=40", "data.test_size=10"]
@@ -58,17 +58,17 @@ def cells(table: str) -> list[list[str]]:
 
 def test_memory():
     steps = torch.stack([torch.arange(11.0), torch.arange(110.0, -1, -11)])[:, None]  # (2, 1, 11)
-    assert cells(report.memory(steps, "f")) == [
+    assert cells(report.report_memory(steps, "f")) == [
         ["layer 0", "1", "5", "9", "10 (unit 10), 9 (unit 9), 8 (unit 8)"],
         ["layer 1", "11", "55", "99", "110 (unit 0), 99 (unit 1), 88 (unit 2)"],
     ]
-    assert "ln 2 / mean(ln z)" in report.memory(steps, "z")
+    assert "ln 2 / mean(ln z)" in report.report_memory(steps, "z")
 
 
 def test_saturated():
     low, high = torch.tensor([[[0.25, 0.75]], [[0.0, 0.5]]]), torch.tensor([[[0.125, 0.125]], [[0.0, 1.0]]])
     found = {"i": Saturation(low, high), "f": Saturation(high, low)}
-    assert cells(report.saturated(found)) == [
+    assert cells(report.report_saturation(found)) == [
         ["layer 0", "f", "12.5%", "50.0%"],
         ["layer 0", "i", "50.0%", "12.5%"],
         ["layer 1", "f", "50.0%", "25.0%"],
@@ -82,7 +82,7 @@ def test_forgetting():
     kept = torch.tensor([0.25, 0.5, 0.75, 0.9, 0.1] * 4)[:, None].expand(20, 2).clone()
     kept[12] = torch.tensor([0.0, 0.125])
     f = torch.stack([kept, 1 - kept])[:, None]  # (2, 1, 20, 2)
-    said = report.forgetting(f, text)
+    said = report.report_forgetting(f, text)
     first, second = said.split("Layer 1: ")
     assert first.splitlines()[2] == (
         "Layer 0: least is kept at '\\n' 0.10, 'a' 0.25, 'b' 0.50, 'c' 0.58, ' ' 0.90; "
@@ -97,8 +97,8 @@ def test_forgetting():
 def test_gradient_flow(trained, tmp_path):
     """Cells that are as PyTorch makes them, and the model's own on rows of the text side by side."""
     model: Any = load_model(f"{trained('charlm')}/checkpoints/last.ckpt", "scratch")
-    rows = read(model, "line 1: é 5\n" * 40)
-    said = report.flowing(model, rows, tmp_path)
+    rows = model.read_text("line 1: é 5\n" * 40)
+    said = report.report_gradient_flow(model, rows, tmp_path)
     flows = at_initialisation(100)
     flows["trained"] = gradient_flow(model.cell, model.embedding(rows.ids.view(4, 120)[:, :100]).detach())
     expected = []
@@ -115,18 +115,16 @@ def test_gradient_flow(trained, tmp_path):
 
 def test_what_the_units_know(trained, tmp_path):
     model: Any = load_model(f"{trained('charlm')}/checkpoints/last.ckpt", "scratch")
-    rows, _ = validation(model, {}, 400)
-    said = report.probed(model, rows, " A note.", "english", tmp_path)
-    findings = find_units(trace(model, rows, "ch"), english("".join(tokens(model, rows))))
+    rows, _ = load_validation_rows(model, {}, 400)
+    said = report.report_units(model, rows, " A note.", "english", tmp_path)
+    results = find_units(trace(model, rows, "ch"), english("".join(model.token_texts(rows))))
     assert said.startswith(
-        f"## What the units know\n\n{rows.lengths.sum()} steps of validation data. A note. r: "
+        f"## What the units know\n\n{rows.lengths.sum()} steps of validation data. A note. r is "
     )
-    assert "Left out, since constant: inside quotes." in said
+    assert "Left out because they are constant: inside quotes." in said
     found = {row[0]: row[1:] for row in cells(said)}
-    assert (
-        list(found) == [finding.feature for finding in findings] == ["position in line", "position in word"]
-    )
-    for f in findings:
+    assert list(found) == [result.feature for result in results] == ["position in line", "position in word"]
+    for f in results:
         (unit, r), *others = f.best
         assert found[f.feature] == [
             str(unit),
@@ -142,13 +140,13 @@ def test_what_the_units_know(trained, tmp_path):
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task(task, trained, command, tmp_path, monkeypatch):
     run = trained(task)
-    orders, original = [], plots.gates
+    orders, original = [], plots.draw_gates
 
-    def gates(traces, order, text):
+    def draw_gates(traces, order, text):
         orders.append(order.tolist())
         return original(traces, order, text)
 
-    monkeypatch.setattr(plots, "gates", gates)
+    monkeypatch.setattr(plots, "draw_gates", draw_gates)
     arguments = ["page_steps=200", "probe_steps=400", f"ckpt={run}/checkpoints/last.ckpt"]
     if task.startswith("charlm"):
         arguments.append(f"data.cache={tmp_path}/cache")

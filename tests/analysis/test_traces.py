@@ -5,10 +5,11 @@ import torch
 
 from conftest import SMALL
 from lstmlab.analysis import traces
-from lstmlab.analysis.traces import Rows, read, stack, tokens, trace, training_text, validation
+from lstmlab.analysis.traces import load_validation_rows, open_data, trace
 from lstmlab.checkpoint import load_model
 from lstmlab.runs.train import train
 
+UNSEEN = str.maketrans("<>br", "\ufffd" * 4)  # of the text file
 SETS = ["data.train_size=64", "data.val_size=40", "data.test_size=10"]
 MODELS = {
     "charlm": (["data=textfile", "data.batch_size=4", "data.sequence_length=20"], "line 12: é 5\nline" * 60),
@@ -57,11 +58,11 @@ def test_the_trace_is_what_the_trained_backend_computes(checkpoint, overrides):
     path = checkpoint(*overrides)
     own: Any = load_model(path)
     model: Any = load_model(path, "scratch")
-    rows = read(model, text_for(name, model))
+    rows = model.read_text(text_for(name, model))
     assert name != "seq2seq" or (len(rows.ids) == 70 > traces.ROWS and len(set(rows.lengths.tolist())) > 2)
     values = trace(model, rows)
     outputs: list[torch.Tensor] = []
-    stack(own).register_forward_hook(lambda module, given, result: outputs.append(result[0]))
+    own.traced_cell().register_forward_hook(lambda module, given, result: outputs.append(result[0]))
     with torch.inference_mode():
         lengths = (rows.lengths,) if name in ("sentiment", "seq2seq") else ()
         (own.encode if name == "seq2seq" else own)(rows.ids, *lengths)
@@ -77,8 +78,8 @@ def test_the_trace_is_what_the_trained_backend_computes(checkpoint, overrides):
 
 def test_gates_and_states_obey_the_equations(checkpoint):
     model = load_model(checkpoint("charlm", "cell.num_layers=2"), "scratch")
-    rows = read(model, "line 1: é\n" * 120)
-    assert len(tokens(model, rows)) > 2 * traces.WINDOW
+    rows = model.read_text("line 1: é\n" * 120)
+    assert len(model.token_texts(rows)) > 2 * traces.WINDOW
     v = trace(model, rows)
     before = torch.cat([torch.zeros_like(v["c"][:, :, :1]), v["c"][:, :, :-1]], 2)
     torch.testing.assert_close(v["c"], v["f"] * before + v["i"] * v["g"])
@@ -89,15 +90,16 @@ def test_gates_and_states_obey_the_equations(checkpoint):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_validation_data_and_their_tokens(checkpoint, name, text_file):
-    model = load_model(checkpoint(name), "scratch")
-    rows, note = validation(model, {}, 300)
+    model: Any = load_model(checkpoint(name), "scratch")
+    rows, note = load_validation_rows(model, {}, 300)
     assert note == ""
-    text = tokens(model, rows)
+    text = model.token_texts(rows)
     assert len(text) == rows.lengths.sum() == rows.mask.sum() >= 300
     if name == "charlm":
+        module = open_data(model, {})
         assert "".join(text) == text_file.read_text(encoding="utf-8")[5400:5700]
-        assert training_text(model, {}, 100) == text_file.read_text(encoding="utf-8")[:100]
-        assert training_text(model, {}, 6000) == text_file.read_text(encoding="utf-8")[:5400]
+        assert model.training_text(module, 100) == text_file.read_text(encoding="utf-8")[:100]
+        assert model.training_text(module, 6000) == text_file.read_text(encoding="utf-8")[:5400]
     else:
         assert sum(token.endswith("\n") for token in text) == len(rows.ids)
 
@@ -105,28 +107,20 @@ def test_validation_data_and_their_tokens(checkpoint, name, text_file):
 def test_another_text_than_that_trained_with_is_named(checkpoint, text_file):
     model = load_model(checkpoint("charlm"), "scratch")
     text_file.write_text(text_file.read_text(encoding="utf-8").replace("line", "lime"), encoding="utf-8")
-    rows, note = validation(model, {}, 300)
-    assert "not the text trained with" in note and "\ufffd" in tokens(model, rows)
+    rows, note = load_validation_rows(model, {}, 300)
+    assert "not the text trained with" in note and "\ufffd" in model.token_texts(rows)
 
 
 def test_tokens_of_a_typed_text(checkpoint):
     charlm = load_model(checkpoint("charlm"), "scratch")
-    assert tokens(charlm, read(charlm, "line\n电 1")) == [*"line\n\ufffd 1"]
+    assert charlm.token_texts(charlm.read_text("line\n电 1")) == [*"line\n\ufffd 1"]
     copy = load_model(checkpoint("copytask", "data.length=2", "data.delay=3"), "scratch")
-    assert "".join(tokens(copy, read(copy, "01"))) == "01···?··\n"
+    assert "".join(copy.token_texts(copy.read_text("01"))) == "01···?··\n"
     dates = load_model(checkpoint("seq2seq"), "scratch")
-    assert "".join(tokens(dates, read(dates, "May 3\n1999"))) == "May 3<eos>\n1999<eos>\n"
-    with pytest.raises(ValueError, match="empty"):
-        read(charlm, "")
-
-
-def test_rows():
-    ids = torch.arange(12).view(3, 4)
-    rows = Rows(ids, torch.tensor([2, 3, 4]), torch.tensor([0.0, 1.0, 0.0]))
-    head = rows.head(5)
-    assert ids[:2, :3].equal(head.ids) and head.lengths.tolist() == [2, 3]
-    assert head.labels is not None and head.labels.tolist() == [0, 1]
-    assert rows.ids[rows.mask].tolist() == [0, 1, 4, 5, 6, 8, 9, 10, 11]
-    long = Rows(ids.view(1, 12), torch.tensor([12]))
-    assert long.head(5).ids.tolist() == [[0, 1, 2, 3, 4]]
-    assert long.side_by_side(5).ids.tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert "".join(dates.token_texts(dates.read_text("May 3\n1999"))) == "May 3<eos>\n1999<eos>\n"
+    for blank in (" ", "\n", "<br>"):  # which a character model may have read as well
+        assert "".join(charlm.token_texts(charlm.read_text(blank))) == blank.translate(UNSEEN)
+    reviews = load_model(checkpoint("sentiment"), "scratch")
+    for model, empty in ((charlm, ""), (dates, " \n "), (reviews, "<br>"), (copy, "")):
+        with pytest.raises(ValueError, match=r"text= (is empty|holds 0 symbols)"):
+            model.read_text(empty)

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import SMALL
 from lstmlab import checkpoint
-from lstmlab.analysis.traces import read, trace
+from lstmlab.analysis.traces import trace
 from lstmlab.callbacks.gates import picture
 from lstmlab.runs.train import train
 
@@ -39,7 +39,7 @@ def test_the_gates_of_one_text_at_each_validation_in_every_logger(config, text_f
 
     # those of the checkpoint that was saved at that very step
     model = checkpoint.load_model(str(folder / "checkpoints/last.ckpt"), "scratch")
-    expected = trace(model, read(model, "".join(second["tokens"])))
+    expected = trace(model, model.read_text("".join(second["tokens"])))
     for name, values in expected.items():
         np.testing.assert_allclose(second[name], values[..., [0, 3, 7]], atol=1e-6)
         assert not np.array_equal(first[name], second[name])

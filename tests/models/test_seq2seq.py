@@ -289,7 +289,7 @@ def test_it_learns_by_heart(run, config, tmp_path):
         assert model.translate(*encode_sources(model.info, sources), beam_size, 1.0) == targets
 
     def rows() -> list[str]:
-        axes = model.attention_map(*encode_sources(model.info, sources[:1]), 4).axes[0]
+        axes = model.draw_attention(*encode_sources(model.info, sources[:1]), 4).axes[0]
         return [label.get_text() for label in axes.get_yticklabels()]
 
     assert rows() == [*targets[0], "<eos>"]
@@ -431,13 +431,13 @@ def test_many_lines_with_a_length_penalty(trained, command, tmp_path, monkeypatc
     lines = [f"{day}.2.2{day:03}" for day in range(1, 67)]
     model, found = load_model(f"{tmp_path}/x.ckpt"), []
     assert isinstance(model, Seq2Seq)
-    drawn, original = [], Seq2Seq.attention_map
+    drawn, original = [], Seq2Seq.draw_attention
 
-    def attention_map(self, source, lengths, *how):
+    def draw_attention(self, source, lengths, *how):
         drawn.append((len(source), *how))
         return original(self, source, lengths, *how)
 
-    monkeypatch.setattr(Seq2Seq, "attention_map", attention_map)
+    monkeypatch.setattr(Seq2Seq, "draw_attention", draw_attention)
     for penalty in (0.0, 2.0):
         how = ["beam_size=4", f"length_penalty={penalty}", f"attention_map={tmp_path}/map.png"]
         code, out, _ = command("predict", f"ckpt={tmp_path}/x.ckpt", "text=" + "\n".join(lines), *how)

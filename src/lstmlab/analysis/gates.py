@@ -1,4 +1,4 @@
-"""What the gates do: when memories are dropped, how long they last, which gates are stuck."""
+"""What the gates do: when memories are dropped, how long they last and which gates are stuck."""
 
 import math
 from typing import NamedTuple
@@ -12,31 +12,33 @@ RETAINS = {"lstm": "f", "peephole": "f", "layernorm": "f", "gru": "z"}
 
 
 class Saturation(NamedTuple):
-    low: Tensor  # share of the steps below 0.1
-    high: Tensor  # and above 0.9
+    low: Tensor  # the share of steps below 0.1
+    high: Tensor  # the share of steps above 0.9
 
 
 def saturation(gate: Tensor) -> Saturation:
-    """How often each unit's gate is as good as closed or open: (…, N, H) → (…, H) each."""
+    """How often each unit's gate is almost closed and almost open: (…, N, H) → (…, H) each."""
     return Saturation((gate < 0.1).float().mean(-2), (gate > 0.9).float().mean(-2))
 
 
 def half_life(f: Tensor) -> Tensor:
     """Steps after which half of a memory is left, (…, N, H) → (…, H): ln 2 / |mean over steps of ln f|.
 
-    After t steps Π f is left of what the cell held: with a constant f, −ln 2 / ln f. Infinite if f = 1.
+    After t steps the share Π f is left of what the cell held. A constant f gives −ln 2 / ln f, and f = 1
+    infinity.
     """
     return math.log(2) / f.double().log().mean(-2).abs()
 
 
 def least_kept(f: Tensor, top: int) -> list[tuple[int, float]]:
-    """The steps at which a layer forgets most: f (N, H) → (step, mean over units of f), lowest first."""
+    """The steps at which a layer forgets most: f (N, H) → (step, mean of f over units), lowest first."""
     lowest = f.mean(1).topk(min(top, len(f)), largest=False)
     return list(zip(lowest.indices.tolist(), lowest.values.tolist(), strict=True))
 
 
 def kept_by_token(f: Tensor, tokens: list[str], least: int) -> list[tuple[str, int, float]]:
-    """(token, how often it occurs, mean of f (N, H) at it), lowest first; rarer than `least`: left out."""
+    """(token, how often it occurs, mean of f (N, H) at it), lowest first; tokens rarer than `least` are
+    left out."""
     kinds = sorted(set(tokens))
     numbers = {token: k for k, token in enumerate(kinds)}
     index = torch.tensor([numbers[token] for token in tokens])
@@ -47,6 +49,6 @@ def kept_by_token(f: Tensor, tokens: list[str], least: int) -> list[tuple[str, i
 
 
 def context(tokens: list[str], step: int, width: int = 30) -> tuple[str, str, str]:
-    """What was read before a step, its token, and what follows, each side `width` characters at most."""
+    """What comes before a step, its token, and what follows; at most `width` characters on each side."""
     before, after = "".join(tokens[max(0, step - width) : step]), "".join(tokens[step + 1 : step + width])
     return before[-width:], tokens[step], after[:width]

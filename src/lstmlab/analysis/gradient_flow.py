@@ -10,10 +10,10 @@ from lstmlab.cells import build_cell
 
 
 def gradient_flow(cell: Callable, x: Tensor) -> dict[str, Tensor]:
-    """‖∂loss/∂h_t‖ for t = 1 … T as a share of ‖∂loss/∂h_T‖, and of c_t likewise for the LSTM kinds.
+    """‖∂loss/∂h_t‖ for t = 1 … T as a share of ‖∂loss/∂h_T‖, and likewise of c_t for the LSTM kinds.
 
-    The loss is vᵀ h_T of the last layer, v a random direction. Norms are over layers and units, for each
-    row, and averaged over the rows: member of the state → (T,). Of c_T it is 0: the loss reads h_T alone.
+    The loss is vᵀ h_T of the last layer, for a random direction v. Each norm is over layers and units and
+    averaged over the rows: member of the state → (T,). For c_T it is 0, since the loss reads only h_T.
 
     cell: called `output, state = cell(x_t, state)` step by step, x (B, T, I); one direction only.
     """
@@ -36,11 +36,16 @@ def gradient_flow(cell: Callable, x: Tensor) -> dict[str, Tensor]:
     return flow
 
 
-def at_initialisation(T: int = 100, hidden_size: int = 128, seed: int = 0) -> dict[str, dict[str, Tensor]]:
-    """The gradient flow of untrained cells on Gaussian noise, 32 rows: name → `gradient_flow`.
+def steps_reached(norms: Tensor, share: float) -> int:
+    """How many steps back from the last of `norms` (T,) all of them are at least `share`."""
+    return int((norms.flip(0)[1:] >= share).long().cumprod(0).sum())
 
-    RNN and LSTM, each as PyTorch initialises it and with orthogonal recurrent weights (the LSTM with a
-    forget bias of 1); and the LSTM with biases drawn for memories of up to T steps (chrono).
+
+def at_initialisation(T: int = 100, hidden_size: int = 128, seed: int = 0) -> dict[str, dict[str, Tensor]]:
+    """The gradient flow of untrained cells on 32 rows of Gaussian noise: name → `gradient_flow`.
+
+    They are the RNN and the LSTM, each as PyTorch initialises it and with orthogonal recurrent weights (and
+    a forget bias of 1), and the LSTM with biases drawn for memories of up to T steps (chrono).
     """
     kinds: dict[str, dict[str, Any]] = {
         "RNN, PyTorch's": {"kind": "rnn", "init": "torch"},

@@ -1,6 +1,6 @@
-"""One HTML file in which a person looks at any unit's values on the text. It needs no network.
+"""One HTML file that shows any unit's values on the text. It needs no network.
 
-Values are quantised to 8 bits and deflated; the browser unpacks what it shows.
+The values are quantised to 8 bits and deflated; the browser unpacks what it shows.
 """
 
 import base64
@@ -33,8 +33,8 @@ LABELS = {  # in the order in which the page offers them
 def quantise(name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values (N, H) → bytes (H, N) and each unit's scale (H,).
 
-    Gates between 0 and 1: byte = 255 · value. Others: byte = 128 + 127 · value / scale, so that 0 stays 0;
-    scale is 1, of a cell state the largest |value| of the unit.
+    For gates between 0 and 1, byte = 255 · value. For others, byte = 128 + 127 · value / scale, so that 0
+    stays 0; scale is the largest |value| of the unit for a cell state, and otherwise 1.
     """
     scale = np.ones(values.shape[1], np.float32)
     if name in SIGMOIDS:
@@ -45,7 +45,7 @@ def quantise(name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack(values: np.ndarray) -> str:
-    """Bytes, raw deflate, base64."""
+    """The bytes, deflated without a header, in base64."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     return base64.b64encode(compressor.compress(values.tobytes()) + compressor.flush()).decode()
 
@@ -61,7 +61,7 @@ def write_page(
 ) -> None:
     """Write the page of N tokens.
 
-    traces: name → (L, D, N, H), the first to be shown first. features: name → (N,), by which units can be
+    traces: name → (L, D, N, H); the page opens with the first. features: name → (N,), by which units can be
     ranked. half_lives: (L, D, H) in steps.
     """
     blocks, scales = [], {}
@@ -103,7 +103,7 @@ def write_page(
 
 
 def _finite(values: Any) -> Any:
-    """Nested lists with None for infinity, which JSON lacks."""
+    """Nested lists with None for infinity, which JSON does not have."""
     if isinstance(values, list):
         return [_finite(value) for value in values]
     return round(values, 2) if math.isfinite(values) else None

@@ -9,7 +9,8 @@ from matplotlib.font_manager import findfont, get_font
 from torch import Tensor
 
 from lstmlab.analysis.gates import SIGMOIDS, Saturation
-from lstmlab.analysis.probes import Finding
+from lstmlab.analysis.probes import ProbeResult
+from lstmlab.analysis.written import Measured
 
 SHOWN = 120  # steps in the picture of the gates
 
@@ -23,8 +24,8 @@ def place(layer: int, direction: int) -> str:
     return f"layer {layer}" + (", backwards" if direction else "")
 
 
-def saturations(found: Mapping[str, Saturation]) -> Figure:
-    """A point a unit: how often its gate is as good as closed, and as good as open (Karpathy et al. 2015)."""
+def draw_saturations(found: Mapping[str, Saturation]) -> Figure:
+    """One point per unit: how often its gate is almost closed and almost open (Karpathy et al. 2015)."""
     L, D, _ = next(iter(found.values())).low.shape
     figure, axes = grid(L * D, len(found), 3, 3)
     for gate, name in enumerate(found):
@@ -37,8 +38,8 @@ def saturations(found: Mapping[str, Saturation]) -> Figure:
     return figure
 
 
-def half_lives(steps: Tensor) -> Figure:
-    """Units by the half-life of their memory (L, D, H)."""
+def draw_half_lives(steps: Tensor) -> Figure:
+    """How many units have a memory of which half-life: steps (L, D, H)."""
     figure, [[ax]] = grid(1, 1, 6, 3.5)
     finite = steps[steps.isfinite()].clamp(min=0.1)
     bins = np.geomspace(0.1, max(10.0, float(finite.max()) if len(finite) else 10.0), 40)
@@ -50,9 +51,10 @@ def half_lives(steps: Tensor) -> Figure:
     return figure
 
 
-def gates(traces: Mapping[str, Tensor], order: Tensor, tokens: list[str]) -> Figure:
-    """All values of the last layer over the first steps; units sorted by `order` (H,), a row each."""
-    font = get_font(findfont("DejaVu Sans"))  # matplotlib's own, which lacks some scripts
+def draw_gates(traces: Mapping[str, Tensor], order: Tensor, tokens: list[str]) -> Figure:
+    """All values of the last layer over the first steps, one row per unit, sorted by `order` (H,)."""
+    # Matplotlib's own font lacks some scripts
+    font = get_font(findfont("DejaVu Sans"))
     marks = {" ": "␣", "\n": "⏎", "\t": "→"}
     shown = [
         "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in token.strip(" "))
@@ -78,14 +80,14 @@ def gates(traces: Mapping[str, Tensor], order: Tensor, tokens: list[str]) -> Fig
     return figure
 
 
-def probes(findings: list[Finding]) -> Figure:
-    """Best unit and probe of each feature, beside what the shifted labels give."""
-    figure, [[left, right]] = grid(1, 2, 5, 1.2 + 0.4 * len(findings))
-    y = np.arange(len(findings))
-    names = [f"{f.feature}\n{f.best[0][0]}" for f in findings]
+def draw_probes(results: list[ProbeResult]) -> Figure:
+    """The best unit and the probe of each feature, beside what shifted labels give."""
+    figure, [[left, right]] = grid(1, 2, 5, 1.2 + 0.4 * len(results))
+    y = np.arange(len(results))
+    names = [f"{f.feature}\n{f.best[0][0]}" for f in results]
     bars = {
-        left: ([abs(f.best[0][1]) for f in findings], [f.control_r for f in findings]),
-        right: ([f.probe for f in findings], [f.control_probe for f in findings]),
+        left: ([abs(f.best[0][1]) for f in results], [f.control_r for f in results]),
+        right: ([f.probe for f in results], [f.control_probe for f in results]),
     }
     for ax, (found, control) in bars.items():
         ax.barh(y, np.maximum(found, 0), color="tab:blue", label="truth")
@@ -100,7 +102,7 @@ def probes(findings: list[Finding]) -> Figure:
     return figure
 
 
-def gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
+def draw_gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     """‖∂loss/∂h_t‖, and ‖∂loss/∂c_t‖ dashed, against T − t."""
     figure, [[ax]] = grid(1, 1, 8, 5)
     longest = 1
@@ -110,7 +112,7 @@ def gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
             steps = np.arange(len(back))
             longest = max(longest, len(back))
             style = f"C{k}" + ("-" if member == "h" else "--")
-            first = int(member == "c")  # ∂loss/∂c_T is 0: the loss reads h_T
+            first = int(member == "c")  # ∂loss/∂c_T is 0: the loss reads only h_T
             ax.plot(steps[first:], back[first:], style, label=f"{name}: ∂loss/∂{member}ₜ")
     for share in (0.85, 0.98):
         ax.plot(share ** np.arange(longest), ":", color="black", linewidth=1)
@@ -120,10 +122,16 @@ def gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     return figure
 
 
-def writing(temperatures: Sequence[float], measured: Mapping[str, Sequence[float]]) -> Figure:
-    """Each measure of texts: held out, written by the model at each temperature, by n-grams."""
-    figure, [axes] = grid(1, len(measured), 3, 3)
-    for ax, (name, (held_out, *model, ngrams)) in zip(axes, measured.items(), strict=True):
+def draw_writing(temperatures: Sequence[float], measured: Sequence[Measured]) -> Figure:
+    """Measures of held-out text, of what the model writes at each temperature, and of an n-gram text."""
+    measures = {
+        "loss, nats per character": [group.loss for group in measured],
+        "share of words known": [group.known_words for group in measured],
+        "mean copy, characters": [group.mean_copy for group in measured],
+        "distinct-2": [group.distinct[1] for group in measured],
+    }
+    figure, [axes] = grid(1, len(measures), 3, 3)
+    for ax, (name, (held_out, *model, ngrams)) in zip(axes, measures.items(), strict=True):
         ax.plot(temperatures, model, "o-", label="the model")
         ax.axhline(held_out, color="black", linestyle="--", label="held-out text")
         ax.axhline(ngrams, color="grey", linestyle=":", label="n-grams")

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHIFTS = 10  # circular shifts of the labels that make the control
-RIDGE = 1e-3  # λ, for units of variance 1 and a mean over the steps
+SHIFTS = 10  # circular shifts of the labels, for the control
+RIDGE = 1e-3  # λ, for units of variance 1 and the mean over the steps
 
 
 class Unit(NamedTuple):
@@ -24,12 +24,12 @@ class Unit(NamedTuple):
         return f"{self.name}, layer {self.layer}{backwards}, unit {self.number}"
 
 
-class Finding(NamedTuple):
-    """How well a feature can be read off."""
+class ProbeResult(NamedTuple):
+    """How well a feature can be read off the units."""
 
     feature: str
-    best: list[tuple[Unit, float]]  # the units with the largest |r|, with r
-    halves: tuple[float, float]  # r of the best one in each half of the steps
+    best: list[tuple[Unit, float]]  # the units with the largest |r|, each with its r
+    halves: tuple[float, float]  # r of the best unit in each half of the steps
     control_r: float  # the largest |r| of any unit with the shifted labels
     probe: float  # R² on the second half of a ridge regression on all units, fitted to the first
     control_probe: float  # the largest R² with the shifted labels
@@ -57,12 +57,12 @@ def linear_probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> Tensor
 
 def find_units(
     traces: Mapping[str, Tensor], features: Mapping[str, np.ndarray], top: int = 5
-) -> list[Finding]:
+) -> list[ProbeResult]:
     """For each feature (N,) the units of `traces`, name → (L, D, N, H), that track it.
 
-    Labels shifted circularly are the control, with the same choice among units: a shift keeps their
-    autocorrelation, by which two slow signals correlate without any connection. Features that are
-    constant in a half of the steps are left out.
+    Circularly shifted labels are the control, with the same choice among units: a shift keeps their
+    autocorrelation, which makes two slow signals correlate without any connection. A feature that is
+    constant in either half of the steps is left out.
     """
     places = [
         Unit(name, layer, direction, number)
@@ -83,11 +83,11 @@ def find_units(
     r = correlation(x, both).unflatten(1, (-1, len(varying)))  # (U, 1 + SHIFTS, F)
     halves = torch.stack([correlation(x[:half], y[:half]), correlation(x[half:], y[half:])])  # (2, U, F)
     scores = linear_probe(x[:half], both[:half], x[half:], both[half:]).unflatten(0, (-1, len(varying)))
-    findings = []
+    results = []
     for f, feature in enumerate(varying):
         best = r[:, 0, f].abs().topk(min(top, len(r))).indices.tolist()
-        findings.append(
-            Finding(
+        results.append(
+            ProbeResult(
                 feature,
                 [(places[u], r[u, 0, f].item()) for u in best],
                 (halves[0, best[0], f].item(), halves[1, best[0], f].item()),
@@ -96,4 +96,4 @@ def find_units(
                 scores[1:, f].max().item(),
             )
         )
-    return findings
+    return results

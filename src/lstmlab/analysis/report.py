@@ -1,46 +1,44 @@
-"""All analyses of a checkpoint, written into a folder."""
+"""All analyses of a checkpoint, put into words and pictures and written into a folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from lstmlab.analysis import gates, plots, written
-from lstmlab.analysis.features import features
-from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
+from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow, steps_reached
 from lstmlab.analysis.page import LABELS, write_page
-from lstmlab.analysis.probes import find_units
-from lstmlab.analysis.traces import Rows, embed, read, stack, tokens, trace, training_text, validation
-from lstmlab.cells import GATES
+from lstmlab.analysis.probes import ProbeResult, find_units
+from lstmlab.analysis.traces import load_validation_rows, open_data, trace
 from lstmlab.checkpoint import load_model
+from lstmlab.data.rows import Rows
+from lstmlab.models import Task
 from lstmlab.tables import markdown
 
 FLOW_STEPS, FLOW_ROWS = 100, 32
 TEMPERATURES, SHOWN = (0.5, 0.8, 1.0), 0.8
-SAMPLES, PROMPT, LENGTH = 20, 100, 500  # of each temperature; characters
-CORPUS = 2_000_000  # characters of the training text that what is written is compared with, at most
-CONTEXT = 5  # characters that the n-gram model beside it goes by
-COPIED = 30  # characters in a row that hardly come about by chance
+SAMPLES, PROMPT, LENGTH = 20, 100, 500  # texts at each temperature; characters of a prompt and of a text
+CORPUS = 2_000_000  # characters of the training text to compare with, at most
 
 
 def analyze(config: dict[str, Any]) -> Path:
     """Look inside checkpoint `config["ckpt"]`; returns the folder: report.md, page.html, traces.npz, plots.
 
-    Raises what `checkpoint.load`, `traces.read` and the data module raise.
+    Raises what `checkpoint.load`, the task's `read_text` and the data module raise, and Unsupported for a
+    task that has no cell or no text.
     """
-    ckpt = Path(config["ckpt"])
+    ckpt, changes = Path(config["ckpt"]), {k: v for k, v in config["data"].items() if v is not None}
     model: Any = load_model(config["ckpt"], "scratch")
-    name, cell = model.config["model"]["name"], model.config["cell"]
-    given = {key: value for key, value in config["data"].items() if value is not None}
     held_out: Any = None
+    note = ""
     if config["text"] is None or config["probe_steps"]:
-        steps_needed = max(config["probe_steps"], config["page_steps"], SAMPLES * (PROMPT + LENGTH))
-        held_out, note = validation(model, given, steps_needed)
-    rows = held_out if config["text"] is None else read(model, config["text"])
+        count = max(config["probe_steps"], config["page_steps"], SAMPLES * (PROMPT + LENGTH))
+        held_out, note = load_validation_rows(model, changes, count)
+    rows = held_out if config["text"] is None else model.read_text(config["text"])
     rows = rows.head(config["page_steps"])
-    values, text = trace(model, rows), tokens(model, rows)
+    values, text = trace(model, rows), model.token_texts(rows)
     shown = config["page_values"] or [n for n in LABELS if n in values]
     if unknown := [n for n in shown if n not in values]:
         raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
@@ -50,50 +48,54 @@ def analyze(config: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"tokens": np.array(text)} | {n: v.numpy() for n, v in values.items()}
     np.savez(folder / "traces.npz", **arrays)
+
+    task, cell = model.config["model"]["name"], model.config["cell"]
     shape = f"{cell['kind']}, {cell['num_layers']} × {cell['hidden_size']}"
-    parts = [f"# Inside {ckpt}\n\n{name}: {shape}. {len(text):,} steps traced."]
-
-    steps, order = None, torch.arange(cell["hidden_size"])
-    if cell["kind"] in gates.RETAINS:
-        retain = gates.RETAINS[cell["kind"]]
-        steps = gates.half_life(values[retain])  # (L, D, H)
-        order = steps[-1, 0].argsort()
-        parts += [forgetting(values[retain], text), memory(steps, retain)]
-        plots.half_lives(steps).savefig(folder / "half_life.png")
-    found = {gate: gates.saturation(v) for gate, v in values.items() if gate in gates.SIGMOIDS}
-    if found:
-        parts.append(saturated(found))
-        plots.saturations(found).savefig(folder / "saturation.png")
-    plots.gates(values, order, text).savefig(folder / "gates.png")
+    retain = gates.RETAINS.get(cell["kind"])
+    half_lives = None if retain is None else gates.half_life(values[retain])  # (L, D, H)
+    parts = [f"# Inside {ckpt}\n\n{task}: {shape}. {len(text):,} steps traced."]
+    parts += report_gates(values, text, retain, half_lives, folder)
     if config["probe_steps"]:
-        parts.append(probed(model, held_out.head(config["probe_steps"]), note, config["language"], folder))
-    parts.append(flowing(model, rows, folder))
-    if name == "charlm" and held_out is None:
-        parts.append(
-            "## What it writes\n\nLeft out: with text= and probe_steps=0 no data are read to compare with."
-        )
-    elif name == "charlm":
-        parts.append(writing(model, held_out, note, training_text(model, given, CORPUS), folder))
-    if name == "seq2seq" and model.config["model"]["attention"] != "none":
-        first = rows.lengths[:1]
-        model.attention_map(rows.ids[:1, : first[0]], first).savefig(folder / "attention.png")
+        probed = held_out.head(config["probe_steps"])
+        parts.append(report_units(model, probed, note, config["language"], folder))
+    parts.append(report_gradient_flow(model, rows, folder))
+    if model.writes_text:
+        parts.append(report_writing(model, held_out, note, lambda: open_data(model, changes), folder))
+    if (figure := model.draw_rows(rows)) is not None:
+        figure.savefig(folder / "attention.png")
 
-    write_page(
-        folder / "page.html",
-        f"Inside {name}",
-        f"{shape} · {len(text):,} steps · {ckpt}",
-        text,
-        {n: values[n] for n in shown},
-        features(model, rows, config["language"]),
-        steps,
-    )
+    subtitle = f"{shape} · {len(text):,} steps · {ckpt}"
+    features = model.text_features(rows, config["language"])
+    page = {name: values[name] for name in shown}
+    write_page(folder / "page.html", f"Inside {task}", subtitle, text, page, features, half_lives)
     report = "\n\n".join(parts)
     (folder / "report.md").write_text(report + "\n", encoding="utf-8")
     print(report)
     return folder
 
 
-def forgetting(f: torch.Tensor, text: list[str]) -> str:
+def report_gates(
+    values: dict[str, torch.Tensor],
+    text: list[str],
+    retain: str | None,
+    half_lives: torch.Tensor | None,
+    folder: Path,
+) -> list[str]:
+    """What the gates do: values (L, D, N, H) by name, half-lives (L, D, H) of the gate `retain`."""
+    parts, order = [], torch.arange(next(iter(values.values())).size(-1))
+    if retain is not None and half_lives is not None:
+        order = half_lives[-1, 0].argsort()
+        parts += [report_forgetting(values[retain], text), report_memory(half_lives, retain)]
+        plots.draw_half_lives(half_lives).savefig(folder / "half_life.png")
+    saturations = {name: gates.saturation(v) for name, v in values.items() if name in gates.SIGMOIDS}
+    if saturations:
+        parts.append(report_saturation(saturations))
+        plots.draw_saturations(saturations).savefig(folder / "saturation.png")
+    plots.draw_gates(values, order, text).savefig(folder / "gates.png")
+    return parts
+
+
+def report_forgetting(f: torch.Tensor, text: list[str]) -> str:
     """Where each layer drops what it holds: f (L, D, N, H)."""
     parts = ["## Forgetting"]
     words = [token if token.isspace() else token.strip(" \n") for token in text]
@@ -112,11 +114,11 @@ def forgetting(f: torch.Tensor, text: list[str]) -> str:
     return "\n\n".join(parts)
 
 
-def memory(steps: torch.Tensor, retain: str) -> str:
-    """Half-lives (L, D, H)."""
+def report_memory(half_lives: torch.Tensor, retain: str) -> str:
+    """How long the units remember: half_lives (L, D, H) of the gate `retain`."""
     rows = []
-    for layer, direction in np.ndindex(*steps.shape[:2]):
-        values = steps[layer, direction]
+    for layer, direction in np.ndindex(*half_lives.shape[:2]):
+        values = half_lives[layer, direction]
         longest = values.topk(min(3, len(values)))
         rows.append(
             [
@@ -125,11 +127,11 @@ def memory(steps: torch.Tensor, retain: str) -> str:
                 ", ".join(f"{v:.4g} (unit {u})" for v, u in zip(*longest, strict=True)),
             ]
         )
-    table = markdown(["", "a tenth below", "median", "a tenth above", "longest"], rows)
+    table = markdown(["", "a tenth is below", "median", "a tenth is above", "longest"], rows)
     return f"## Memory\n\nHalf-life of the units in steps, −ln 2 / mean(ln {retain}):\n\n{table}"
 
 
-def saturated(found: dict[str, gates.Saturation]) -> str:
+def report_saturation(found: dict[str, gates.Saturation]) -> str:
     rows = [
         [place, name, f"{low:.1%}", f"{high:.1%}"]
         for name, shares in found.items()
@@ -138,63 +140,65 @@ def saturated(found: dict[str, gates.Saturation]) -> str:
             for at in np.ndindex(*shares.low.shape[:2])
         )
     ]
-    table = markdown(["", "gate", "of the time below 0.1", "above 0.9"], sorted(rows))
+    table = markdown(["", "gate", "share of steps below 0.1", "above 0.9"], sorted(rows))
     return f"## Saturation\n\n{table}"
 
 
-def probed(model: Any, rows: Rows, note: str, language: str | None, folder: Path) -> str:
-    """What single units and a linear probe know of the features, on validation data."""
+def report_units(model: Task, rows: Rows, note: str, language: str | None, folder: Path) -> str:
+    """What single units and a linear probe know of the task's features, on validation data."""
     if len(rows.ids) == 1:
         rows = rows.side_by_side(min(16, 1 + rows.ids.size(1) // 2000))
-    truth = features(model, rows, language)
-    members = "ch" if "f" in GATES[model.config["cell"]["kind"]] else "h"
-    findings = find_units(trace(model, rows, members), truth)
-    left_out = sorted(truth.keys() - {finding.feature for finding in findings})
+    features = model.text_features(rows, language)
+    results = find_units(trace(model, rows, "ch"), features)
     text = (
-        f"## What the units know\n\n{rows.mask.sum():,} steps of validation data.{note} r: of the best unit, "
-        "and in each half. R²: of a linear probe of all units, fitted to the first half, on the second. The "
-        "controls: the best that labels shifted circularly give."
+        f"## What the units know\n\n{rows.mask.sum():,} steps of validation data.{note} r is that of the "
+        "best unit, also in each half. R² is that of a linear probe of all units, fitted to the first half "
+        "and scored on the second. The controls are the best that circularly shifted labels give."
     )
-    if left_out:
-        text += f" Left out, since constant: {', '.join(left_out)}."
-    if not findings:
+    if constant := sorted(features.keys() - {result.feature for result in results}):
+        text += f" Left out because they are constant: {', '.join(constant)}."
+    if not results:
         return text
-    plots.probes(findings).savefig(folder / "probes.png")
+    plots.draw_probes(results).savefig(folder / "probes.png")
+    return f"{text}\n\n{tabulate_probes(results)}"
+
+
+def tabulate_probes(results: list[ProbeResult]) -> str:
     table = [
         [
-            f.feature,
-            str(f.best[0][0]),
-            f"{f.best[0][1]:+.3f}",
-            "{:+.2f}, {:+.2f}".format(*f.halves),
-            f"{f.control_r:.3f}",
-            f"{f.probe:.3f}",
-            f"{f.control_probe:.3f}",
-            "; ".join(f"{unit} {r:+.2f}" for unit, r in f.best[1:]),
+            result.feature,
+            str(result.best[0][0]),
+            f"{result.best[0][1]:+.3f}",
+            "{:+.2f}, {:+.2f}".format(*result.halves),
+            f"{result.control_r:.3f}",
+            f"{result.probe:.3f}",
+            f"{result.control_probe:.3f}",
+            "; ".join(f"{unit} {r:+.2f}" for unit, r in result.best[1:]),
         ]
-        for f in findings
+        for result in results
     ]
     columns = ["feature", "best unit", "r", "halves", "control |r|", "R²", "control R²", "next units"]
-    return f"{text}\n\n{markdown(columns, table)}"
+    return markdown(columns, table)
 
 
-def flowing(model: Any, rows: Rows, folder: Path) -> str:
-    """How far gradients reach: untrained cells, and the model's own on the rows."""
-    flows = at_initialisation(FLOW_STEPS)
+def report_gradient_flow(model: Task, rows: Rows, folder: Path) -> str:
+    """How far gradients reach: in untrained cells, and in the model's own on the rows."""
+    flows, cell = at_initialisation(FLOW_STEPS), model.traced_cell()
     text = f"## Gradient flow\n\n‖∂loss/∂h_t‖ as a share of that at T = {FLOW_STEPS}, by steps back."
-    if stack(model).bidirectional:
-        text += " The model itself is left out: it is bidirectional, and its gradient goes both ways."
+    if cell.bidirectional:
+        text += " The model itself is left out: it is bidirectional, so its gradient goes both ways."
     else:
         if len(rows.ids) == 1:
             rows = rows.side_by_side(max(1, rows.ids.size(1) // FLOW_STEPS))
         longest = rows.lengths.argsort(descending=True)[:FLOW_ROWS]
         T = min(FLOW_STEPS, int(rows.lengths[longest].min()))
-        flows["trained"] = gradient_flow(stack(model), embed(model, rows.ids[longest, :T]).detach())
-    plots.gradient_flows(flows).savefig(folder / "gradient_flow.png")
+        flows["trained"] = gradient_flow(cell, model.embed_ids(rows.ids[longest, :T]).detach())
+    plots.draw_gradient_flows(flows).savefig(folder / "gradient_flow.png")
     back = (10, 30, 99)
     table = [
         [name, member]
         + [f"{norms[-1 - k]:.1e}" if k < len(norms) else "" for k in back]
-        + [str(int((norms.flip(0)[1:] >= 0.01).long().cumprod(0).sum()))]
+        + [str(steps_reached(norms, 0.01))]
         for name, flow in flows.items()
         for member, norms in flow.items()
     ]
@@ -202,62 +206,49 @@ def flowing(model: Any, rows: Rows, folder: Path) -> str:
     return f"{text}\n\n{markdown(columns, table)}"
 
 
-@torch.inference_mode()
-def writing(model: Any, held_out: Rows, note: str, corpus: str, folder: Path) -> str:
+def report_writing(
+    model: Any, held_out: Rows | None, note: str, open_module: Callable[[], Any], folder: Path
+) -> str:
     """What a language model writes after held-out prompts, beside what stands there and an n-gram model's."""
-    vocabulary = np.array(list(model.vocabulary))
-    known = {character: i for i, character in enumerate(model.vocabulary)}
-    step = held_out.ids.size(1) // SAMPLES
-    length = min(PROMPT + LENGTH, step)
-    cut = length * PROMPT // (PROMPT + LENGTH)
-    T = length - cut
-    windows = held_out.ids[0].unfold(0, length, step)[:SAMPLES]  # (SAMPLES, length), none overlaps
-    prompts = windows[:, :cut]
-    heads = ["".join(row) for row in vocabulary[prompts]]
-    ids = {"held-out text": windows[:, cut:]}
-    for t in TEMPERATURES:
-        ids[f"the model, temperature {t}"] = torch.cat(list(model.sample_ids(prompts, T, t)), 1)
-    ngrams = [written.ngram_text(corpus, head, T, CONTEXT, seed) for seed, head in enumerate(heads)]
-    ids[f"n-grams, {CONTEXT} characters of context"] = torch.tensor([[known[c] for c in n] for n in ngrams])
-
-    texts = {name: ["".join(row) for row in vocabulary[rows]] for name, rows in ids.items()}
-    runs = iter(written.copied_runs([text for group in texts.values() for text in group], corpus))
-    lexicon, table, plotted = set(written.words(corpus)), [], []
-    for name, group in texts.items():
-        logits, _ = model(torch.cat([prompts, ids[name]], 1)[:, :-1])  # (SAMPLES, length − 1, V)
-        loss = F.cross_entropy(logits[:, -T:].flatten(0, 1).float(), ids[name].flatten())
-        found = [written.words(text) for text in group]
-        new = [word for words in found for word in words if word not in lexicon]
-        count = sum(map(len, found))
-        known_words = 1 - len(new) / max(1, count)
-        copied = [next(runs) for _ in group]
-        copy = float(np.mean(copied))
-        diverse = [written.distinct(found, n) for n in (1, 2, 3)]
-        plotted.append((float(loss), known_words, copy, diverse[1]))
-        table.append(
-            [
-                name,
-                f"{loss:.3f}",
-                f"{known_words:.1%} of {count:,}",
-                f"{max(run.max() for run in copied)}",
-                f"{copy:.1f}",
-                f"{np.mean([written.covered(run, COPIED) for run in copied]):.1%}",
-                *(f"{share:.2f}" for share in diverse),
-                ", ".join(list(dict.fromkeys(new))[:5]),
-            ]
-        )
-    names = ("loss, nats a character", "share of words known", "mean copy, characters", "distinct-2")
-    measured = dict(zip(names, zip(*plotted, strict=True), strict=True))
-    plots.writing(TEMPERATURES, measured).savefig(folder / "writing.png")
-    columns = ["", "loss", "words known", "longest copy", "mean copy", f"in copies ≥ {COPIED}"]
-    columns += ["distinct-1", "distinct-2", "distinct-3", "words not known"]
-    shown = texts[f"the model, temperature {SHOWN}"][0].replace("\n", "\n    ")
-    text = (
-        f"## What it writes\n\n{SAMPLES} texts of {T} characters, each after {cut} held-out ones; beside "
-        "them what stands there, and what n-grams of the training text make of it (Shannon 1948). Compared "
-        f"with the first {len(corpus):,} characters of the training text.{note} Loss: the model's, nats a "
-        "character. Copy: how many characters from a place on stand in a row in the training text too. "
-        "Distinct-n: different n-grams of words as a share of all (Li et al. 2016)."
+    title = "## What it writes"
+    if held_out is None:
+        return f"{title}\n\nLeft out: with text= and probe_steps=0 no data are read to compare with."
+    corpus = model.training_text(open_module(), CORPUS)
+    prompts, truth = written.cut_windows(held_out, SAMPLES, PROMPT, LENGTH)
+    heads, groups = written.write_texts(model, prompts, truth, corpus, TEMPERATURES)
+    measured = written.measure_texts(model, prompts, groups, corpus)
+    plots.draw_writing(TEMPERATURES, measured).savefig(folder / "writing.png")
+    shown = measured[1 + TEMPERATURES.index(SHOWN)].texts[0].replace("\n", "\n    ")
+    return "\n\n".join(
+        [
+            title,
+            f"{len(truth)} texts of {truth.size(1)} characters, each after {prompts.size(1)} held-out ones, "
+            "beside the held-out text itself and what n-grams of the training text make of the prompt "
+            f"(Shannon 1948). Compared with the first {len(corpus):,} characters of the training text.{note} "
+            "The loss is the model's, in nats per character. A copy is a run of characters that also occurs "
+            "in the training text. Distinct-n is the share of different n-grams among all n-grams of words "
+            "(Li et al. 2016).",
+            tabulate_writing(measured),
+            f"After `{heads[0][-40:]!r}`, at temperature {SHOWN}:",
+            f"    {shown}",
+        ]
     )
-    after = f"After `{heads[0][-40:]!r}`, at temperature {SHOWN}:"
-    return f"{text}\n\n{markdown(columns, table)}\n\n{after}\n\n    {shown}"
+
+
+def tabulate_writing(measured: list[written.Measured]) -> str:
+    columns = ["", "loss", "words known", "longest copy", "mean copy", f"in copies ≥ {written.COPIED}"]
+    columns += ["distinct-1", "distinct-2", "distinct-3", "words not known"]
+    table = [
+        [
+            group.name,
+            f"{group.loss:.3f}",
+            f"{group.known_words:.1%} of {group.words:,}",
+            f"{group.longest_copy}",
+            f"{group.mean_copy:.1f}",
+            f"{group.copied:.1%}",
+            *(f"{share:.2f}" for share in group.distinct),
+            ", ".join(group.new_words[:5]),
+        ]
+        for group in measured
+    ]
+    return markdown(columns, table)

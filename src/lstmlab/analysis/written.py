@@ -3,44 +3,124 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-from lstmlab.analysis.features import WORD
+from lstmlab.data.features import WORD
+from lstmlab.data.rows import Rows
+
+CONTEXT = 5  # characters that the n-gram model goes by
+COPIED = 30  # characters in a row that are hardly the same by chance
+
+
+class Measured(NamedTuple):
+    """A group of texts, measured."""
+
+    name: str
+    texts: list[str]
+    loss: float  # of the language model, nats per character
+    words: int  # in all texts
+    known_words: float  # the share of them that the training text has
+    new_words: list[str]  # the others, each once
+    longest_copy: int  # characters
+    mean_copy: float  # the mean of `copied_runs` over all positions
+    copied: float  # the mean share of a text that lies in copies of at least COPIED characters
+    distinct: list[float]  # distinct-1, -2 and -3
+
+
+def cut_windows(held_out: Rows, samples: int, prompt: int, length: int) -> tuple[Tensor, Tensor]:
+    """Windows of one long row, evenly spaced, none of which overlap: prompts (samples, prompt) and what
+    follows them (samples, length). If the row is too short, both are shorter in the same proportion."""
+    step = held_out.ids.size(1) // samples
+    width = min(prompt + length, step)
+    cut = width * prompt // (prompt + length)
+    windows = held_out.ids[0].unfold(0, width, step)[:samples]
+    return windows[:, :cut], windows[:, cut:]
+
+
+def write_texts(
+    model: Any, prompts: Tensor, truth: Tensor, corpus: str, temperatures: Sequence[float]
+) -> tuple[list[str], dict[str, Tensor]]:
+    """The prompts (B, P) as texts, and ids (B, T) by name: the truth, what the model writes at each
+    temperature, and what n-grams of the corpus write."""
+    vocabulary, T = np.array(list(model.vocabulary)), truth.size(1)
+    heads = ["".join(row) for row in vocabulary[prompts]]
+    groups = {"held-out text": truth}
+    for t in temperatures:
+        groups[f"the model, temperature {t}"] = torch.cat(list(model.sample_ids(prompts, T, t)), 1)
+    known = {character: i for i, character in enumerate(model.vocabulary)}
+    ngrams = [ngram_text(corpus, head, T, CONTEXT, seed) for seed, head in enumerate(heads)]
+    ids = torch.tensor([[known[character] for character in text] for text in ngrams])
+    return heads, groups | {f"n-grams, {CONTEXT} characters of context": ids}
+
+
+@torch.inference_mode()
+def measure_texts(model: Any, prompts: Tensor, groups: dict[str, Tensor], corpus: str) -> list[Measured]:
+    """Each group of ids (B, T), which continue the prompts (B, P), beside the training text."""
+    vocabulary = np.array(list(model.vocabulary))
+    texts = {name: ["".join(row) for row in vocabulary[ids]] for name, ids in groups.items()}
+    runs = iter(copied_runs([text for group in texts.values() for text in group], corpus))
+    lexicon, measured = set(words(corpus)), []
+    for name, ids in groups.items():
+        logits, _ = model(torch.cat([prompts, ids], 1)[:, :-1])  # (B, P + T − 1, V)
+        loss = F.cross_entropy(logits[:, -ids.size(1) :].flatten(0, 1).float(), ids.flatten())
+        found = [words(text) for text in texts[name]]
+        new = [word for text in found for word in text if word not in lexicon]
+        count = sum(map(len, found))
+        copies = [next(runs) for _ in found]
+        measured.append(
+            Measured(
+                name,
+                texts[name],
+                loss.item(),
+                count,
+                1 - len(new) / max(1, count),
+                list(dict.fromkeys(new)),
+                int(max(run.max() for run in copies)),
+                float(np.mean(copies)),
+                float(np.mean([covered(run, COPIED) for run in copies])),
+                [distinct(found, n) for n in (1, 2, 3)],
+            )
+        )
+    return measured
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters, digits and apostrophes within, in lower case; without those that touch either end of
-    the text, since they may have been cut."""
+    """Runs of letters and digits, with apostrophes within, in lower case. Those that touch either end of the
+    text are left out, since they may have been cut."""
     return [m[0].lower() for m in WORD.finditer(text) if m.start() > 0 and m.end() < len(text)]
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    """Distinct-n: the different n-grams of lists of words as a share of all, 1 if none repeats; nan of none.
+    """Distinct-n: the share of different n-grams among those of lists of words; nan if there are none.
 
-    Li et al. 2016, who divide by the number of words. It falls with the length: compare equal lengths alone.
+    Li et al. 2016, who divide by the number of words. It falls with the length: compare equal lengths only.
     """
     ngrams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else float("nan")
 
 
 def copied_runs(texts: Sequence[str], corpus: str) -> list[np.ndarray]:
-    """For each position of each text the length in characters, (T,), of the longest run that starts there
-    and occurs in the corpus: the matching statistics of Chang & Lawler 1994.
+    """For each text (T,): the length in characters of the longest run that starts at each position and
+    occurs in the corpus. These are the matching statistics of Chang & Lawler 1994.
 
-    All are sorted into one suffix array, by prefix doubling (Manber & Myers 1993); the longest match of a
-    suffix is with one of its nearest neighbours from the corpus. O(N log N log T) time.
+    All are sorted into one suffix array, by prefix doubling (Manber & Myers 1993). The longest match of a
+    suffix is with one of its nearest neighbours from the corpus. It takes O(N log N log T) time.
     """
     parts: list[Any] = []
     for number, text in enumerate([corpus, *texts]):
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        parts += [points.astype(np.int64), [-1 - number]]  # each ends in a character of its own
+        parts += [points.astype(np.int64), [-1 - number]]  # each ends in its own character
     _, rank = np.unique(np.concatenate(parts), return_inverse=True)
-    N, ranks = len(rank), []  # ranks[k][i]: that of the 2^k characters from i on
+    N, ranks = len(rank), []  # ranks[k][i]: the rank of the 2^k characters from i on
     for k in range(max(map(len, texts)).bit_length()):
         ranks.append(rank.astype(np.int32))
-        following = np.zeros(N, np.int64)  # past the end: what holds the last character is unique anyhow
+        # 0 past the end: what holds the last character is unique anyway
+        following = np.zeros(N, np.int64)
         following[: -(1 << k)] = rank[1 << k :]
         _, rank = np.unique(rank * N + following, return_inverse=True)
 
@@ -62,7 +142,7 @@ def copied_runs(texts: Sequence[str], corpus: str) -> list[np.ndarray]:
 
 
 def covered(runs: np.ndarray, least: int) -> float:
-    """The share of a text's characters that lie in a run of at least `least`; runs (T,) of `copied_runs`."""
+    """The share of a text's characters that lie in a run of at least `least`, for runs (T,) of one text."""
     reach = np.maximum.accumulate(np.where(runs >= least, np.arange(len(runs)) + runs, 0))
     return float((np.arange(len(runs)) < reach).mean())
 
@@ -70,8 +150,8 @@ def covered(runs: np.ndarray, least: int) -> float:
 def ngram_text(corpus: str, prompt: str, length: int, order: int, seed: int) -> str:
     """Continue `prompt` by `length` characters, as Shannon (1948, section 3) did with a book.
 
-    Each is the one that follows the next occurrence, from a random place of the corpus on, of the `order`
-    characters before it; any one of the corpus if they don't occur.
+    From a random place of the corpus on, the next occurrence of the last `order` characters is looked up,
+    and the character after it is taken. If they do not occur, the character is any one of the corpus.
     """
     random, text = Random(seed), prompt
     for _ in range(length):

@@ -8,11 +8,12 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from lstmlab.models.base import Unsupported
 from lstmlab.tables import markdown
 
 
 class Examples(L.Callback):
-    """Write the task's `examples(batch)` and `picture(batch)` at each validation.
+    """Write the task's `examples(batch)` and `draw_example(batch)` at each validation.
 
     The batch is the middle one, since data may come sorted by length. The table is appended to
     RUN_DIR/examples.md, the picture is RUN_DIR/examples.png, the latest one; wandb and TensorBoard keep all.
@@ -38,11 +39,14 @@ class Examples(L.Callback):
         if not trainer.is_global_zero:
             return
         step = trainer.global_step
-        columns, rows = pl_module.examples(self.batch)
+        try:
+            columns, rows = pl_module.examples(self.batch)
+        except Unsupported:
+            return
         table = markdown(columns, rows)
         with self.table.open("a", encoding="utf-8") as file:
             file.write(f"## Step {step}\n\n{table}\n\n")
-        figure = pl_module.picture(self.batch)
+        figure = pl_module.draw_example(self.batch)
         if figure is not None:
             figure.savefig(self.table.with_suffix(".png"))
         for logger in trainer.loggers:

@@ -12,7 +12,9 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 from lstmlab.analysis.gates import SIGMOIDS
-from lstmlab.analysis.traces import Rows, of_batch, tokens, trace
+from lstmlab.analysis.traces import trace
+from lstmlab.data.rows import Rows
+from lstmlab.models.base import Unsupported
 
 PIXEL = 9  # the side of one value in the picture, and the height of a character
 WORD = 12  # characters of a token that the picture shows
@@ -35,7 +37,12 @@ class Gates(L.Callback):
     ) -> None:
         # the middle one, since data may come sorted by length
         if self.rows is None and dataloader_idx == 0 and batch_idx == trainer.num_val_batches[0] // 2:
-            rows = of_batch(pl_module, batch)
+            try:
+                rows = pl_module.rows_of_batch(batch)
+                pl_module.token_texts(rows)
+                pl_module.traced_cell()
+            except Unsupported:
+                return
             self.rows = Rows(rows.ids[:1], rows.lengths[:1]).head(self.steps)
             cell = pl_module.config["cell"] | {"backend": "scratch", "recompute": False}
             with torch.random.fork_rng():  # the run's own numbers go on as they would
@@ -49,7 +56,7 @@ class Gates(L.Callback):
         size = next(iter(traces.values())).size(-1)
         units = np.linspace(0, size - 1, min(self.units, size)).astype(int)
         values = {name: value[..., units].numpy() for name, value in traces.items()}
-        read = tokens(self.twin, self.rows)
+        read = self.twin.token_texts(self.rows)
         arrays: dict[str, Any] = {"tokens": read, "units": units, **values}
         step, folder = trainer.global_step, Path(trainer.default_root_dir)
         (folder / "gates").mkdir(exist_ok=True)

@@ -120,6 +120,11 @@ class TextData(L.LightningDataModule):
             ColdWindows(file, dtype, train, stop),
         ]
 
+    def read_ids(self, start: int, count: int) -> np.ndarray:
+        """At most `count` ids of the text from character `start` on, int64."""
+        dtype = np.dtype(self.meta["dtype"])
+        return np.fromfile(self.encoded, dtype, count, offset=start * dtype.itemsize).astype(np.int64)
+
     def train_dataloader(self) -> StatefulDataLoader:
         # each pass draws a seed: not from dropout's random numbers
         return StatefulDataLoader(

@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from lstmlab.atomic import replace_file
 from lstmlab.data.batching import Ragged
 from lstmlab.schema import TokensConfig
+from lstmlab.data.rows import Rows
 
 # Said aloud, since the library warns at every fork of a process that has tokenized. The forks, the
 # loaders' workers, never tokenize.
@@ -77,6 +78,17 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Ragged:
         lengths += [len(i) for i in ids]
         parts.append(np.concatenate([np.array(i, np.int32) for i in ids]))
     return Ragged(np.concatenate(parts), np.cumsum([0, *lengths]))
+
+
+def token_texts(rows: Rows, tokenizer: str, kind: str) -> list[str]:
+    """The text of each step of `rows`, special tokens included; a line break ends a row.
+
+    tokenizer: a JSON string. kind: one of `KINDS`; words and subwords are followed by a space.
+    """
+    decode, gap = load_tokenizer(tokenizer).decode, "" if kind == "char" else " "
+    return rows.end_lines(
+        [decode([i], skip_special_tokens=False) + gap for i in rows.ids[rows.mask].tolist()]
+    )
 
 
 def delimit(sequences: Ragged, first: int | None, last: int) -> Ragged:

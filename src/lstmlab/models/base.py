@@ -1,19 +1,41 @@
-"""What all tasks share: optimizer, scheduler, clipping, and what goes into a checkpoint."""
+"""What all tasks share: the optimizer, its schedule, clipping, and what goes into a checkpoint.
 
-import math
-from collections.abc import Iterator
-from typing import Any
+A task must have `training_step`, `validation_step` and `count_tokens`. What else it offers is up to it: the
+commands and callbacks call the methods below, and an `Unsupported` says what a task does not have.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
-from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lstmlab import distributed
 from lstmlab.cells import build_cell
+from lstmlab.data.features import Features
+from lstmlab.data.rows import Rows
+from lstmlab.models.schedules import build_schedules
 from lstmlab.tables import markdown
+
+
+class Unsupported(ValueError):
+    """A task does not have what it was asked for: one sentence that names the task."""
+
+
+class Graph(NamedTuple):
+    """A function of a model's, to be exported as one file.
+
+    inputs: by name, an example and its axes, one letter each: B rows and T steps may change from call to
+        call, any other axis keeps its size.
+    """
+
+    function: Callable[..., Any]
+    inputs: dict[str, tuple[Tensor, str]]
+    outputs: list[str]
 
 
 class Task(L.LightningModule):
@@ -27,6 +49,8 @@ class Task(L.LightningModule):
     """
 
     options: tuple[str, ...] = ()  # the keys of conf/predict.yaml that this task's `respond` reads
+    # True for a language model: it has `sample_ids`, `training_text` and a `vocabulary`, as CharLM has them
+    writes_text = False
 
     def __init__(self, config: dict, info: dict):
         super().__init__()
@@ -34,74 +58,108 @@ class Task(L.LightningModule):
         self.config, self.info = config, info
         self.plateau: ReduceLROnPlateau | None = None
         self.grad_norm: Tensor | None = None  # of the latest step, before clipping
-        self.resumed: dict[str, Any] = {}  # the checkpoint that training goes on from
+        self.resumed: dict[str, Any] = {}  # from the checkpoint that training resumes from
 
     def build_cell(self, input_size: int, **changes: Any) -> nn.Module:
-        """The recurrent stack that the `cell` group describes, some of its settings changed."""
+        """The recurrent stack that the `cell` group describes, with some of its settings changed."""
         return build_cell(input_size=input_size, **(self.config["cell"] | changes))
 
     def count_tokens(self, batch: Any) -> int | Tensor:
-        """How many tokens a training batch holds; what the throughput counts."""
-        raise NotImplementedError
+        """How many tokens a training batch holds: what the throughput counts."""
+        raise NotImplementedError(f"{type(self).__name__} must define count_tokens(batch)")
 
     def targets(self, batch: Any) -> Tensor | None:
         """The classes (integers, any shape) over which a training batch's loss is the mean, if it is one.
 
-        Their entropy is the baseline to judge a loss by: what knowing their frequencies alone gives.
+        Their entropy is the baseline to judge a loss by: the loss of knowing their frequencies alone.
         """
         return None
 
+    def unsupported(self, what: str) -> Unsupported:
+        return Unsupported(f"model={self.config['model']['name']} {what}")
+
+    # --- what predict.py and the callbacks ask for ---
+
     def respond(self, text: str, options: dict) -> Iterator[str]:
         """The answer to `text`, piece by piece; `options` are the keys of conf/predict.yaml."""
-        raise NotImplementedError
+        raise self.unsupported("has no answer to a text")
 
     def examples(self, batch: Any) -> tuple[list[str], list[list]]:
-        """Column names and a few rows: what the model makes of a validation batch, beside the truth."""
-        raise NotImplementedError
+        """Column names and a few rows: the model's output on a validation batch, beside the truth."""
+        raise self.unsupported("has no examples to show")
 
-    def picture(self, batch: Any) -> Any:
+    def draw_example(self, batch: Any) -> Any:
         """A matplotlib Figure of the model at work on a validation batch, or None."""
         return None
 
     def finish(self) -> str:
-        """What to print when training is over: a look at what the model does."""
+        """What to print when training is over: a look at what the model does. Empty if there is none."""
         trainer: Any = self.trainer
         batch = next(iter(trainer.datamodule.val_dataloader()))
-        with torch.inference_mode():
-            return markdown(*self.eval().examples(batch))
+        try:
+            with torch.inference_mode():
+                return markdown(*self.eval().examples(batch))
+        except Unsupported:
+            return ""
+
+    # --- what analyze.py asks for ---
+    # The gates callback asks for traced_cell, embed_ids, rows_of_batch and token_texts as well
+
+    def traced_cell(self) -> Any:
+        """The recurrent stack that reads the input."""
+        raise self.unsupported("has no cell to analyse")
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Ids (B, T) → what `traced_cell` sees of them (B, T, I)."""
+        raise self.unsupported("has no ids to embed")
+
+    def read_text(self, text: str) -> Rows:
+        """A typed text as the model reads it. Raises ValueError for one that it cannot read."""
+        raise self.unsupported("reads no text")
+
+    def rows_of_batch(self, batch: Any) -> Rows:
+        """The sequences of a training or validation batch, on the CPU."""
+        raise self.unsupported("has no rows of ids in its batches")
+
+    def validation_rows(self, datamodule: Any, count: int) -> Rows:
+        """Validation data of `count` steps or slightly more, or all if there are fewer."""
+        raise self.unsupported("has no validation data to analyse")
+
+    def token_texts(self, rows: Rows) -> list[str]:
+        """The text of each of the N steps. Joined they can be read, one row per line."""
+        raise self.unsupported("has no tokens to show")
+
+    def text_features(self, rows: Rows, language: str | None) -> Features:
+        """What a reader of the rows knows after each step: units are ranked by how well they track it.
+
+        language: python or english, what to look for in a text; None: what suits the training data.
+        """
+        return {}
+
+    def draw_rows(self, rows: Rows) -> Any:
+        """A matplotlib Figure of the model at work on the first row, or None."""
+        return None
+
+    # --- what export.py asks for ---
+
+    def graphs(self) -> dict[str, Graph]:
+        """File names, without their ending, and the graphs that they are to hold."""
+        raise self.unsupported("has no graph to export as format=onnx; use format=safetensors")
 
     # --- optimisation ---
 
     def configure_optimizers(self):
-        config = self.config["scheduler"]
         matrices = [p for p in self.parameters() if p.ndim > 1]
         vectors = [p for p in self.parameters() if p.ndim <= 1]  # biases and gains
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = instantiate(self.config["optimizer"], groups, _convert_="all")
-        warmup = config["warmup_steps"]
-        if config["name"] == "plateau":
-            mode = self.config["model"]["monitor_mode"]
-            self.plateau = ReduceLROnPlateau(
-                optimizer, mode, factor=config["factor"], patience=config["patience"] - 1
-            )
+        scheduler, self.plateau = build_schedules(optimizer, self.config)
+        if self.plateau is not None:
             self.plateau.load_state_dict(self.resumed.get("plateau", {}))
-            # LinearLR multiplies what it finds, so that both can act on one optimizer
-            scheduler: Any = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
-        else:
-            final = config.get("final_lr", 1.0)
-            decay = max(1, self.config["trainer"]["max_steps"] - warmup)
-
-            def share(step: int) -> float:
-                if step < warmup:
-                    return (step + 1) / (warmup + 1)
-                cosine = (1 + math.cos(math.pi * min(1.0, (step - warmup) / decay))) / 2
-                return final + (1 - final) * cosine
-
-            scheduler = LambdaLR(optimizer, share)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Clip as the `clipping` group says, and log the norm before it, computed once."""
+        """Clip as the `clipping` group says, and log the norm before clipping, computed once."""
         config = self.config["clipping"]
         parameters = list(self.parameters())
         if config["name"] == "norm":
@@ -114,30 +172,36 @@ class Task(L.LightningModule):
         self.log_step({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
 
     def on_fit_start(self) -> None:
-        if distributed.world_size() > 1:  # other dropout masks in each
+        if distributed.world_size() > 1:
+            # Each process draws its own dropout masks
             torch.manual_seed(self.config["seed"] + distributed.rank())
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Log the mean over processes: all must decide alike on what they validate."""
+        """Log the mean over processes, so that all decide alike on what they validated."""
         if distributed.world_size() > 1:
             kwargs["sync_dist"] = True
         super().log(name, value, *args, **kwargs)
 
     def log_step(self, values: dict[str, Any], prog_bar: bool = False) -> None:
-        """Log a training step's values, at the steps that are recorded: Lightning's `log` costs a third of
-        a millisecond also where what it logs is thrown away. The last step is one: Lightning writes a row
-        for it anyhow, which else would repeat what was logged before."""
+        """Log a training step's values at the steps that are recorded.
+
+        Lightning's `log` costs a third of a millisecond even where its values are thrown away. The last step
+        is recorded: Lightning writes a row for it anyway, which would otherwise repeat the values before it.
+        """
         step, trainer = self.trainer.global_step + 1, self.config["trainer"]
         if step % trainer["log_every_n_steps"] == 0 or step == trainer["max_steps"]:
             self.log_dict(values, prog_bar=prog_bar, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End in good order: at max_steps Lightning would stop without a last validation."""
+        self.stop_when_done()
+
+    def stop_when_done(self) -> None:
+        """End training at max_steps in good order: Lightning would stop without a last validation."""
         if self.trainer.global_step >= self.config["trainer"]["max_steps"]:
             self.trainer.should_stop = True
 
     def on_validation_epoch_end(self) -> None:
-        """Let the plateau scheduler see each validation; Lightning would show it one an epoch."""
+        """Show the plateau scheduler each validation; Lightning would show it one per epoch."""
         if self.plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.plateau.step(self.trainer.callback_metrics[self.config["model"]["monitor"]])
 
@@ -157,5 +221,5 @@ class Task(L.LightningModule):
 
 
 def detach(state: tuple[Tensor, ...] | None):
-    """The same state, cut off from the graph that made it: where truncated BPTT truncates."""
+    """The same state, cut off from the graph that made it: this is where truncated BPTT truncates."""
     return None if state is None else type(state)(*(member.detach() for member in state))

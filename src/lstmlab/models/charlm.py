@@ -4,26 +4,30 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lstmlab import distributed
 from lstmlab.cells.dropout import Dropout
+from lstmlab.data import features
+from lstmlab.data.rows import Rows
 from lstmlab.data.text import TextBatch
-from lstmlab.models.base import Task, detach
+from lstmlab.models.base import Graph, Task, detach
 
-TRANSFER = 16  # characters sampled on the device before they are fetched from it together
+TRANSFER = 16  # characters that are sampled on the device before they are fetched together
 
 
 class CharLM(Task):
     """p(x_t | x_<t): embedding → dropout → recurrent stack → dropout → projection (V).
 
-    Loss in nats a character. With `tie_weights` the projection is the embedding's matrix, after a
+    The loss is in nats per character. With `tie_weights` the projection is the embedding's matrix, after a
     linear map to its size where that differs from the stack's (Press & Wolf 2017).
     """
 
     options = ("length", "temperature", "top_k", "seed")
+    writes_text = True
 
     def __init__(self, config: dict, info: dict):
         super().__init__(config, info)
@@ -33,19 +37,20 @@ class CharLM(Task):
         self.embedding = nn.Embedding(len(self.vocabulary), embedding_size)
         self.cell = self.build_cell(embedding_size)
         self.dropout = Dropout(model["dropout"])
-        features = embedding_size if model["tie_weights"] else hidden_size
-        self.resize = (
-            nn.Identity() if features == hidden_size else nn.Linear(hidden_size, features, bias=False)
-        )
-        self.projection = nn.Linear(features, len(self.vocabulary))
+        size = embedding_size if model["tie_weights"] else hidden_size
+        self.resize = nn.Identity() if size == hidden_size else nn.Linear(hidden_size, size, bias=False)
+        self.projection = nn.Linear(size, len(self.vocabulary))
         if model["tie_weights"]:
             self.projection.weight = self.embedding.weight
         self.train_state: tuple[Tensor, ...] | None = None
         self.val_state: tuple[Tensor, ...] | None = None
 
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        return self.dropout(self.embedding(ids))
+
     def forward(self, inputs: Tensor, state=None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Ids (B, T) and the state that the stack left before them → logits (B, T, V) and the new state."""
-        output, state = self.cell(self.dropout(self.embedding(inputs)), state)  # (B, T, H)
+        """Ids (B, T) and the stack's state before them → logits (B, T, V) and the new state."""
+        output, state = self.cell(self.embed_ids(inputs), state)  # (B, T, H)
         return self.projection(self.resize(self.dropout(output))), state
 
     def loss(self, batch: TextBatch, state) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -54,7 +59,8 @@ class CharLM(Task):
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), state
 
     def training_step(self, batch: TextBatch, index: int) -> Tensor:
-        if index == 0:  # an epoch begins at the start of the text
+        # An epoch begins at the start of the text
+        if index == 0:
             self.train_state = None
         loss, state = self.loss(batch, self.train_state)
         self.train_state = detach(state)
@@ -71,7 +77,8 @@ class CharLM(Task):
         self.train_state = checkpoint["train_state"]
 
     def on_train_start(self) -> None:
-        if self.train_state is not None:  # that of a checkpoint
+        # A checkpoint holds the state of the streams of all processes
+        if self.train_state is not None:
             self.train_state = tuple(
                 member[:, distributed.rank() :: distributed.world_size()].to(self.device).contiguous()
                 for member in self.train_state
@@ -108,8 +115,8 @@ class CharLM(Task):
     ) -> Iterator[str]:
         """Continue `prompt` by `length` characters, yielded a few at a time.
 
-        As `sample_ids` draws them. Raises ValueError for a prompt that is empty or holds a character that
-        the model never saw.
+        `sample_ids` says how they are drawn. Raises ValueError for a prompt that is empty or holds a
+        character that the model never saw.
         """
         ids = {character: i for i, character in enumerate(self.vocabulary) if i > 0}
         if unknown := sorted(set(prompt) - ids.keys()):
@@ -130,11 +137,11 @@ class CharLM(Task):
         top_k: int | None = None,
         seed: int = 0,
     ) -> Iterator[Tensor]:
-        """Continue each row of ids (B, T) by `length`, yielded a few at a time: (B, at most TRANSFER).
+        """Continue each row of ids (B, T) by `length` ids, yielded a few at a time: (B, at most TRANSFER).
 
-        At temperature 0 the most probable character is taken; otherwise one is drawn from
-        softmax(logits / temperature), over the `top_k` most probable if that is given. It is drawn as
-        argmax(logits + temperature · noise), the noise being Gumbel's, −log Exp(1) (Maddison et al. 2014).
+        At temperature 0 the most probable character is taken. Otherwise one is drawn from
+        softmax(logits / temperature), among the `top_k` most probable if that is given. It is drawn as
+        argmax(logits + temperature · noise) with Gumbel noise, −log Exp(1) (Maddison et al. 2014).
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         state = None
@@ -142,7 +149,7 @@ class CharLM(Task):
         for start in range(0, length, TRANSFER):
             drawn = []
             noise.exponential_(generator=generator).log_().mul_(-temperature)
-            noise[..., 0] = -math.inf  # UNKNOWN
+            noise[..., 0] = -math.inf  # UNKNOWN is never drawn
             for noise_t in noise[: length - start]:
                 logits, state = self(inputs, state)
                 logits = logits[:, -1].float()  # (B, V)
@@ -162,7 +169,7 @@ class CharLM(Task):
         return ["prompt", "sample"], [[p, "".join(self.sample(p, 80, temperature=0.8))] for p in prompts]
 
     def finish(self) -> str:
-        """500 characters that go on from the beginning of the validation text."""
+        """The beginning of the validation text, continued by 500 characters."""
         trainer: Any = self.trainer
         _, cold = trainer.datamodule.val_dataloader()
         prompt = self.decode(next(iter(cold)).inputs[0]) or self.vocabulary[1]
@@ -172,3 +179,44 @@ class CharLM(Task):
     def decode(self, ids: Tensor) -> str:
         """The characters of ids (T,), without those that the model never saw."""
         return "".join(self.vocabulary[i] for i in ids.tolist() if i > 0)
+
+    # --- to analyse and export ---
+
+    def traced_cell(self) -> nn.Module:
+        return self.cell
+
+    def read_text(self, text: str) -> Rows:
+        """One row. A character that the model never saw is UNKNOWN."""
+        if not text:
+            raise ValueError("text= is empty; give at least one character to read")
+        known = {character: i for i, character in enumerate(self.vocabulary)}
+        return Rows.dense(torch.tensor([[known.get(character, 0) for character in text]]))
+
+    def rows_of_batch(self, batch: TextBatch) -> Rows:
+        return Rows.dense(batch.inputs.cpu())
+
+    def validation_rows(self, datamodule: Any, count: int) -> Rows:
+        """One row: the beginning of the validation text."""
+        return Rows.dense(torch.from_numpy(datamodule.read_ids(datamodule.meta["train"], count))[None])
+
+    def training_text(self, datamodule: Any, count: int) -> str:
+        """The first `count` characters of the training text, with UNKNOWN for what has no id."""
+        ids = datamodule.read_ids(0, min(count, datamodule.meta["train"]))
+        return "".join(np.array(list(self.vocabulary))[ids])
+
+    def token_texts(self, rows: Rows) -> list[str]:
+        return [self.vocabulary[i] for i in rows.ids[rows.mask].tolist()]
+
+    def text_features(self, rows: Rows, language: str | None) -> features.Features:
+        """Those of Python source by default for data=stdlib, those of English prose otherwise."""
+        by_default = "python" if self.config["data"]["name"] == "stdlib" else "english"
+        compute = features.python if (language or by_default) == "python" else features.english
+        return compute("".join(self.token_texts(rows)))
+
+    def graphs(self) -> dict[str, Graph]:
+        """One graph, which takes the state and returns the new one."""
+        _, state = self(torch.ones(2, 5, dtype=torch.long))
+        inputs = {"tokens": (torch.ones(2, 5, dtype=torch.long), "BT")}
+        inputs |= {name: (torch.zeros_like(member), "LBH") for name, member in state._asdict().items()}
+        outputs = ["logits", *(f"next_{name}" for name in state._fields)]
+        return {"model": Graph(lambda tokens, *members: self(tokens, members), inputs, outputs)}

@@ -10,28 +10,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lstmlab.data.copy_task import CopyBatch, present
-from lstmlab.models.base import Task
+from lstmlab.data.features import Features, bits_held
+from lstmlab.data.rows import Rows
+from lstmlab.models.base import Graph, Task
 
 
 class CopyTask(Task):
     """p(symbol_k | all that was shown), k = 1 … K: one-hot → recurrent stack → projection (symbols).
 
-    Only the last K = `length` steps, the recall, are answered and counted. Loss in nats a symbol.
-    `cell.init=chrono` takes the length of a training sequence for its `chrono_steps`, if that is null.
+    Only the last K = `length` steps, the recall, are answered and counted. The loss is in nats per symbol.
+    If `cell.chrono_steps` is null, `cell.init=chrono` takes the length of a training sequence.
     """
 
     def __init__(self, config: dict, info: dict):
         super().__init__(config, info)
         cell = config["cell"]
         self.symbols, self.length = info["symbols"], info["length"]
-        steps = 2 * self.length + info["max_delay"] + 1
-        self.cell = self.build_cell(info["num_tokens"], chrono_steps=cell["chrono_steps"] or steps)
+        self.steps = 2 * self.length + info["max_delay"] + 1  # of the longest training sequence
+        self.cell = self.build_cell(info["num_tokens"], chrono_steps=cell["chrono_steps"] or self.steps)
         self.projection = nn.Linear(cell["hidden_size"] * (1 + cell["bidirectional"]), self.symbols)
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        return F.one_hot(ids, self.info["num_tokens"]).to(self.projection.weight.dtype)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Ids (B, T) → logits (B, K, symbols) of the recall."""
-        x = F.one_hot(tokens, self.info["num_tokens"]).to(self.projection.weight.dtype)
-        output, _ = self.cell(x)  # (B, T, D·H)
+        output, _ = self.cell(self.embed_ids(tokens))  # (B, T, D·H)
         return self.projection(output[:, -self.length :])
 
     def loss(self, batch: CopyBatch) -> tuple[Tensor, Tensor]:
@@ -58,7 +62,7 @@ class CopyTask(Task):
             self.log(f"val/{name}", value, prog_bar="accuracy" in name, batch_size=len(batch.targets))
 
     def test_step(self, batch: CopyBatch, index: int) -> None:
-        """Delays other than that trained on are named: test/sequence_accuracy_delay200."""
+        """A delay that was not trained on is part of the metric's name: test/sequence_accuracy_delay200."""
         trainer: Any = self.trainer
         trained, tested = trainer.datamodule.delay, trainer.datamodule.test_delays
         delay = batch.tokens.shape[1] - 2 * self.length - 1
@@ -76,23 +80,26 @@ class CopyTask(Task):
     def examples(self, batch: CopyBatch) -> tuple[list[str], list[list]]:
         recalled = self(batch.tokens[:8]).argmax(-1)
         return ["prediction", "truth"], [
-            [written(p, self.symbols), written(t, self.symbols)]
+            [write_symbols(p, self.symbols), write_symbols(t, self.symbols)]
             for p, t in zip(recalled, batch.targets, strict=False)
         ]
 
     @torch.inference_mode()
     def respond(self, text: str, options: dict) -> Iterator[str]:
         """Show the symbols of `text`, wait as long as in training, and give what is recalled."""
-        targets = self.read(text)
+        targets = self.read_symbols(text)
         delay = self.info["max_delay"]
         tokens = torch.from_numpy(present(targets, self.symbols, delay)).to(self.device)
         recalled = self(tokens).argmax(-1).cpu()
         right = int((recalled.numpy() == targets).sum())
-        yield f"{written(recalled[0], self.symbols)}\n"
+        yield f"{write_symbols(recalled[0], self.symbols)}\n"
         yield f"{right} of {self.length} symbols right after {delay} steps"
 
-    def read(self, text: str) -> np.ndarray:
-        """Symbols typed as digits, or as numbers between spaces if there are more than ten → (1, K)."""
+    def read_symbols(self, text: str) -> np.ndarray:
+        """Symbols (1, K), typed as digits or, if the task has more than ten, as numbers between spaces.
+
+        Raises ValueError for other symbols and for another number of them.
+        """
         pieces = text.split() if self.symbols > 10 else list("".join(text.split()))
         allowed = [str(symbol) for symbol in range(self.symbols)]
         how = f"{self.length} symbols of {allowed[0]} to {allowed[-1]}"
@@ -102,6 +109,38 @@ class CopyTask(Task):
             raise ValueError(f"text= holds {len(pieces)} symbols, but this model remembers {how}")
         return np.array([[int(piece) for piece in pieces]])
 
+    # --- to analyse and export ---
 
-def written(symbols: Tensor, kinds: int) -> str:
+    def traced_cell(self) -> nn.Module:
+        return self.cell
+
+    def read_text(self, text: str) -> Rows:
+        tokens = present(self.read_symbols(text), self.symbols, self.info["max_delay"])
+        return Rows.dense(torch.from_numpy(tokens))
+
+    def rows_of_batch(self, batch: CopyBatch) -> Rows:
+        return Rows.dense(batch.tokens.cpu())
+
+    def validation_rows(self, datamodule: Any, count: int) -> Rows:
+        """Sequences of the delay that the first batch has."""
+        batches = [batch.tokens for batch in datamodule.val_dataloader()]
+        T = batches[0].size(1)
+        tokens = torch.cat([batch for batch in batches if batch.size(1) == T])
+        return Rows.dense(tokens[: -(-count // T)])
+
+    def token_texts(self, rows: Rows) -> list[str]:
+        """Symbols as numbers, a blank as a dot, the marker as a question mark."""
+        shown = [*map(str, range(self.symbols)), "·", "?"]
+        gap = " " if self.symbols > 10 else ""
+        return rows.end_lines([shown[i] + gap for i in rows.ids[rows.mask].tolist()])
+
+    def text_features(self, rows: Rows, language: str | None) -> Features:
+        return bits_held(rows.ids.numpy(), self.symbols, self.length)
+
+    def graphs(self) -> dict[str, Graph]:
+        tokens = torch.zeros(2, self.steps, dtype=torch.long)
+        return {"model": Graph(self, {"tokens": (tokens, "BT")}, ["logits"])}
+
+
+def write_symbols(symbols: Tensor, kinds: int) -> str:
     return ("" if kinds <= 10 else " ").join(map(str, symbols.tolist()))

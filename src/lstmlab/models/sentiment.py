@@ -1,7 +1,9 @@
 """Sentiment: is a review positive or negative?"""
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,59 +11,61 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryF1Score
 
 from lstmlab.cells.dropout import Dropout
+from lstmlab.data.features import Features, position_in_text
+from lstmlab.data.rows import Rows, choose_rows
 from lstmlab.data.sentiment import SentimentBatch, clean, encode_reviews
-from lstmlab.data.tokenization import PAD, UNK, load_tokenizer
+from lstmlab.data.tokenization import PAD, UNK, load_tokenizer, token_texts
 from lstmlab.distributed import scale_to_global_mean
-from lstmlab.models.base import Task
+from lstmlab.models.base import Graph, Task
 
-SHOWN = 8  # reviews in the table of examples, and words that got most attention
+SHOWN = 8  # reviews in the table of examples, and words that got the most attention
 
 
 class Sentiment(Task):
     """p(positive | review): word dropout → embedding → dropout → recurrent stack → pooling → dropout → logit.
 
-    Pooling makes one vector (D·H) of the stack's outputs h_t at a review's own steps: `last`, the
-    final state of each direction; `max` and `mean` over t; `attention`, Σ α_t h_t with
-    α = softmax_t(vᵀ tanh(W h_t + b)) (Yang et al. 2016). Loss: binary cross-entropy in nats a review; with
-    `adversarial` = ε > 0 training takes the mean of that and of the same on embeddings x + ε g/‖g‖,
-    g = ∂loss/∂x of that review (Miyato et al. 2017): the words moved to where they hurt most.
+    Pooling makes one vector (D·H) of the stack's outputs h_t at a review's own steps: `last` is the final
+    state of each direction, `max` and `mean` are over t, `attention` is Σ α_t h_t with
+    α = softmax_t(vᵀ tanh(W h_t + b)) (Yang et al. 2016). The loss is the binary cross-entropy in nats per
+    review. With `adversarial` = ε > 0 training takes the mean of that loss and of the loss on embeddings
+    x + ε g/‖g‖, where g = ∂loss/∂x of that review: the words are moved to where they hurt most
+    (Miyato et al. 2017).
     """
 
     def __init__(self, config: dict, info: dict):
         super().__init__(config, info)
         model, cell = config["model"], config["cell"]
         self.embedding = nn.Embedding(info["vocab_size"], model["embedding_size"], padding_idx=PAD)
-        with torch.no_grad():  # PyTorch's N(0, 1) is noise that rare words, which are most, never lose
+        with torch.no_grad():
+            # PyTorch's N(0, 1) is noise that rare words, which are most words, never lose
             self.embedding.weight *= 0.1
         self.cell = self.build_cell(model["embedding_size"])
         self.dropout = Dropout(model["dropout"])
         self.word_dropout, self.adversarial = model["word_dropout"], model["adversarial"]
         self.directions = 1 + cell["bidirectional"]
-        features = cell["hidden_size"] * self.directions
+        size = cell["hidden_size"] * self.directions
         self.pooling = model["pooling"]
         if self.pooling == "attention":
-            self.score = nn.Sequential(
-                nn.Linear(features, features), nn.Tanh(), nn.Linear(features, 1, bias=False)
-            )
-        self.projection = nn.Linear(features, 1)
+            self.score = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 1, bias=False))
+        self.projection = nn.Linear(size, 1)
         metrics = MetricCollection(
             {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score(), "auroc": BinaryAUROC()}
         )
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Ids (B, T) and lengths (B,) → logits (B,) of `positive`, and the attention's α (B, T), if any."""
-        return self.classify(self.embed(tokens), lengths)
+        """Ids (B, T) and lengths (B,) → logits (B,) of `positive`, and α (B, T) if there is attention."""
+        return self.classify(self.embed_ids(tokens), lengths)
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Ids (B, T) → vectors (B, T, E), those of dropped words 0."""
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Ids (B, T) → vectors (B, T, E); those of dropped words are 0."""
         if self.training and self.word_dropout:
-            dropped = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
-            tokens = tokens.masked_fill(dropped, PAD)  # whose vector is 0
-        return self.embedding(tokens)
+            dropped = torch.rand(ids.shape, device=ids.device) < self.word_dropout
+            ids = ids.masked_fill(dropped, PAD)  # the vector of PAD is 0
+        return self.embedding(ids)
 
     def classify(self, embedded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Vectors (B, T, E) and lengths (B,) → as `forward`."""
+        """Vectors (B, T, E) and lengths (B,) → what `forward` returns."""
         output, state = self.cell(self.dropout(embedded), lengths=lengths)  # (B, T, D·H)
         padding = torch.arange(embedded.shape[1], device=embedded.device) >= lengths[:, None]  # (B, T)
         weights = None
@@ -78,30 +82,30 @@ class Sentiment(Task):
         return self.projection(self.dropout(pooled)).squeeze(1), weights
 
     def loss(self, batch: SentimentBatch, embedded: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Loss and logits (B,), of the vectors (B, T, E) `embedded` if they are given."""
-        embedded = self.embed(batch.tokens) if embedded is None else embedded
+        """Loss and logits (B,), on the vectors `embedded` (B, T, E) if they are given."""
+        embedded = self.embed_ids(batch.tokens) if embedded is None else embedded
         logits, _ = self.classify(embedded, batch.lengths)
         logits = logits.float()
         return F.binary_cross_entropy_with_logits(logits, batch.labels), logits
 
     def training_step(self, batch: SentimentBatch, index: int) -> Tensor:
-        embedded = self.embed(batch.tokens)
+        embedded = self.embed_ids(batch.tokens)
         loss, _ = self.loss(batch, embedded)
         if self.adversarial:
             (gradient,) = torch.autograd.grad(loss, embedded, retain_graph=True)
-            worst = F.normalize(gradient.flatten(1)).view_as(gradient)  # (B, T, E), of length 1 a review
+            worst = F.normalize(gradient.flatten(1)).view_as(gradient)  # (B, T, E), of norm 1 for each review
             loss = (loss + self.loss(batch, embedded + self.adversarial * worst)[0]) / 2
         loss = scale_to_global_mean(loss, len(batch.labels))
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 
     def validation_step(self, batch: SentimentBatch, index: int) -> None:
-        self.evaluate("val", self.val_metrics, batch)
+        self.log_measures("val", self.val_metrics, batch)
 
     def test_step(self, batch: SentimentBatch, index: int) -> None:
-        self.evaluate("test", self.test_metrics, batch)
+        self.log_measures("test", self.test_metrics, batch)
 
-    def evaluate(self, part: str, metrics: MetricCollection, batch: SentimentBatch) -> None:
+    def log_measures(self, part: str, metrics: MetricCollection, batch: SentimentBatch) -> None:
         loss, logits = self.loss(batch)
         metrics.update(logits.sigmoid(), batch.labels.long())
         self.log(f"{part}/loss", loss, batch_size=len(batch.labels))
@@ -125,10 +129,8 @@ class Sentiment(Task):
 
     @torch.inference_mode()
     def respond(self, text: str, options: dict) -> Iterator[str]:
-        """The label and its probability and, with attention, the words that weighed most."""
-        if not clean(text).strip():
-            raise ValueError("text= is empty; give a review")
-        tokens, lengths = encode_reviews(self.info, [text])
+        """The label, its probability and, with attention, the words that weighed most."""
+        tokens, lengths, _ = self.read_text(text)
         logits, weights = self(tokens.to(self.device), lengths.to(self.device))
         p = logits.sigmoid().item()
         yield f"{self.info['labels'][p > 0.5]}, probability {max(p, 1 - p):.3f}"
@@ -139,3 +141,35 @@ class Sentiment(Task):
             top = weights[0].topk(min(SHOWN, tokens.shape[1]))
             for weight, token in zip(top.values.tolist(), tokens[0, top.indices.cpu()].tolist(), strict=True):
                 yield f"\n{weight:.3f} {tokenizer.decode([token], skip_special_tokens=False) or '␣'}"
+
+    # --- to analyse and export ---
+
+    def traced_cell(self) -> nn.Module:
+        return self.cell
+
+    def read_text(self, text: str) -> Rows:
+        if not clean(text).strip():
+            raise ValueError("text= is empty; give a review")
+        return Rows(*encode_reviews(self.info, [text]))
+
+    def rows_of_batch(self, batch: SentimentBatch) -> Rows:
+        return Rows(*(member.cpu() for member in batch))
+
+    def validation_rows(self, datamodule: Any, count: int) -> Rows:
+        dataset = datamodule.datasets["val"]
+        return self.rows_of_batch(dataset[choose_rows(dataset.lengths, count)])
+
+    def token_texts(self, rows: Rows) -> list[str]:
+        return token_texts(rows, self.info["tokenizer"], self.config["data"]["tokenizer"])
+
+    def text_features(self, rows: Rows, language: str | None) -> Features:
+        lengths = rows.lengths.numpy()
+        found = {"position in text": position_in_text(lengths)}
+        if rows.labels is None:
+            return found
+        return {"verdict of the review": np.repeat(rows.labels.numpy(), lengths)} | found
+
+    def graphs(self) -> dict[str, Graph]:
+        tokens, lengths = torch.ones(2, 5, dtype=torch.long), torch.tensor([5, 3])
+        outputs = ["logits", "attention"] if self.pooling == "attention" else ["logits"]
+        return {"model": Graph(self, {"tokens": (tokens, "BT"), "lengths": (lengths, "B")}, outputs)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lstmlab.analysis.features import bits_held, english, position_in_line, python
+from lstmlab.data.features import bits_held, english, position_in_line, position_in_text, python
 
 CODE = """\
 def f(x):  # it's (one
@@ -120,6 +120,10 @@ def test_english():
     assert labelled(found["position in word"], text) == ["123400120010", "0", "120010" + "01"]
     assert labelled(found["inside quotes"], text) == ["000001111110", "0", "00011000"]
     assert found["position in line"].tolist()[9:16] == [10, 11, 0, 0, 1, 2, 3]
+
+
+def test_position_in_text():
+    assert position_in_text(np.array([3, 1, 2])).tolist() == [0, 1, 2, 0, 0, 1]
 
 
 def test_bits_held():

@@ -1,14 +1,11 @@
-"""What a model might keep in mind while it reads: features of a text whose truth can be computed.
+"""What a model might keep in mind while it reads: features of a text that can be computed exactly.
 
-Each is (N,), a number a step: what a reader knows after that step, without a look ahead.
+Each is (N,), one number per step: what a reader knows after that step, without looking ahead.
 """
 
 import re
-from typing import Any
 
 import numpy as np
-
-from lstmlab.analysis.traces import Rows, tokens
 
 Features = dict[str, np.ndarray]
 
@@ -22,28 +19,16 @@ LEXEME = re.compile(
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
-def features(model: Any, rows: Rows, language: str | None) -> Features:
-    """The features of the model's task; language: python or english, None: as data=stdlib or others are."""
-    name = model.config["model"]["name"]
-    if name == "charlm":
-        stdlib = model.config["data"]["name"] == "stdlib"
-        kind = python if language == "python" or (language is None and stdlib) else english
-        return kind("".join(tokens(model, rows)))
-    if name == "copytask":
-        return bits_held(rows.ids.numpy(), model.info["symbols"], model.info["length"])
-    step = np.concatenate([np.arange(length) for length in rows.lengths.tolist()])
-    found = {"position in text": step.astype(np.float32)}
-    if rows.labels is not None:
-        labels = np.repeat(rows.labels.numpy(), rows.lengths.numpy())
-        found = {"verdict of the review": labels.astype(np.float32)} | found
-    return found
+def position_in_text(lengths: np.ndarray) -> np.ndarray:
+    """The number of each step in its own row, from 0 on; lengths (B,)."""
+    return np.concatenate([np.arange(length) for length in lengths]).astype(np.float32)
 
 
 def python(text: str) -> Features:
-    """Of Python source: indentation, inside a string, inside a comment, bracket depth, position in line.
+    """Features of Python source: indentation, strings, comments, brackets and the position in the line.
 
-    The text may be any part of a file. It may begin within a triple-quoted string: of that and the
-    plain reading, the one with fewer errors is taken.
+    The text may be any part of a file, and may begin within a triple-quoted string. It is read both ways,
+    and the reading with fewer errors is taken.
     """
     readings = [_scan(text, quotes) for quotes in ("", '"""', "'''")]
     _, string, comment, depth = min(readings, key=lambda reading: reading[0])
@@ -57,7 +42,10 @@ def python(text: str) -> Features:
 
 
 def _scan(text: str, quotes: str) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """Errors found, and (N,) each: in a string, in a comment, brackets open; `quotes` open the text."""
+    """The number of errors, and (N,) each: in a string, in a comment, brackets open.
+
+    quotes: what the text is taken to begin within, "" for nothing.
+    """
     text = quotes + text
     errors, depth = 0, 0
     string, comment, change = (np.zeros(len(text), np.float32) for _ in range(3))
@@ -81,23 +69,23 @@ def _scan(text: str, quotes: str) -> tuple[int, np.ndarray, np.ndarray, np.ndarr
 
 
 def indentation(text: str) -> np.ndarray:
-    """Blanks and tabs at the start of the line, as far as it has been read."""
+    """Blanks and tabs at the start of the line, as far as the line has been read."""
     indents = [
         np.minimum(np.arange(1, len(line) + 2), len(line) - len(line.lstrip(" \t")))
-        for line in text.split("\n")  # each with its break
+        for line in text.split("\n")  # each with the line break after it
     ]
     return np.concatenate(indents)[:-1].astype(np.float32)
 
 
 def position_in_line(text: str) -> np.ndarray:
-    """Characters since the last line break, this one counted; a line break is 0."""
+    """Characters since the last line break, this one included; a line break itself is 0."""
     lines = text.split("\n")
-    columns = np.concatenate([np.arange(len(line) + 1) for line in lines])  # each begins with its break
+    columns = np.concatenate([np.arange(len(line) + 1) for line in lines])  # each with the break before it
     return columns[1:].astype(np.float32)
 
 
 def english(text: str) -> Features:
-    """Of prose: inside double quotes (an empty line ends them), position in line and in word."""
+    """Features of prose: inside double quotes (an empty line ends them), the position in line and in word."""
     quotes, inside, word = np.zeros(len(text), np.float32), False, np.zeros(len(text), np.float32)
     for mark in re.finditer(r"[\"“”]|\n\n", text):
         opens = mark[0] == "“" or (mark[0] == '"' and not inside)
@@ -109,7 +97,10 @@ def english(text: str) -> Features:
 
 
 def bits_held(ids: np.ndarray, symbols: int, length: int) -> Features:
-    """Of the copy task, for each place: its symbol, −1 to 1, while it has to be held."""
+    """Features of the copy task: the symbol at each place, −1 to 1, while it has to be held; otherwise 0.
+
+    ids (B, T): sequences of one delay, each of which begins with `length` symbols.
+    """
     B, T = ids.shape
     found = {}
     for k in range(length):

@@ -1,0 +1,36 @@
+"""How the learning rate changes during training: by the step, or when validation no longer improves."""
+
+import math
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
+
+
+def build_schedules(
+    optimizer: Optimizer, config: dict[str, Any]
+) -> tuple[LRScheduler, ReduceLROnPlateau | None]:
+    """What to step after each optimizer step, and what to step after each validation, if anything.
+
+    config: the whole configuration, of which the `scheduler` group chooses.
+    """
+    settings, steps = config["scheduler"], config["trainer"]["max_steps"]
+    warmup = settings["warmup_steps"]
+    if settings["name"] == "plateau":
+        # PyTorch lowers the rate only once there are more bad validations than its patience
+        patience = settings["patience"] - 1
+        mode = config["model"]["monitor_mode"]
+        plateau = ReduceLROnPlateau(optimizer, mode, factor=settings["factor"], patience=patience)
+        # LinearLR multiplies the rate that it finds, so both can act on one optimizer
+        return LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), plateau
+    final = settings.get("final_lr", 1.0)
+    return LambdaLR(optimizer, lambda step: lr_factor(step, warmup, steps, final)), None
+
+
+def lr_factor(step: int, warmup: int, steps: int, final: float) -> float:
+    """The share of the full learning rate at a step: a linear warm-up over `warmup` steps, then half a
+    cosine from 1 to `final` at the last of `steps`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    cosine = (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
+    return final + (1 - final) * cosine
