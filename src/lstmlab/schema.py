@@ -386,8 +386,9 @@ class LastConfig(Target):
     every_n_steps: PositiveInt | None
 
 
-class DoctorConfig(Target):
-    target: Literal["lstmlab.callbacks.doctor.Doctor"] = Field(alias="_target_")
+class Limits(Group):
+    """Where the doctor speaks; see conf/callbacks/default.yaml and `lstmlab.callbacks.diagnosis`."""
+
     steps: PositiveInt
     patience: PositiveInt
     flat: Share
@@ -399,6 +400,10 @@ class DoctorConfig(Target):
     vanishing: NonNegativeFloat
     exploding: PositiveFloat
     waiting: Annotated[float, Field(gt=0, le=1)]
+
+
+class DoctorConfig(Limits, Target):
+    target: Literal["lstmlab.callbacks.doctor.Doctor"] = Field(alias="_target_")
 
 
 class GatesConfig(Target):

@@ -9,19 +9,19 @@ import pytest
 
 from lstmlab.callbacks.diagnosis import (
     Finding,
-    Limits,
     Look,
-    capacity,
     diagnose,
-    exploding,
-    graph_kept,
-    not_finite,
-    out_of_memory,
-    rate_too_high,
-    rate_too_low,
-    slow_input,
-    vanishing,
+    explain_kept_graph,
+    explain_not_finite,
+    explain_out_of_memory,
+    find_early_plateau,
+    find_exploding_gradient,
+    find_flat_loss,
+    find_oscillating_loss,
+    find_slow_input,
+    find_vanishing_gradient,
 )
+from lstmlab.schema import Limits
 
 LIMITS = Limits(
     steps=10,
@@ -75,8 +75,8 @@ def name(finding: Finding | None) -> str | None:
         ([1.0] * 8, 0.03125, 110, False),
     ],
 )
-def test_rate_too_low(settings, losses, moved, step, speaks):
-    found = rate_too_low(looks(losses, moved, step), 1.0, settings, LIMITS)
+def test_flat_loss(settings, losses, moved, step, speaks):
+    found = find_flat_loss(looks(losses, moved, step), 1.0, settings, LIMITS)
     assert name(found) == ("flat loss" if speaks else None)
 
 
@@ -91,7 +91,7 @@ def test_rate_too_low(settings, losses, moved, step, speaks):
 )
 def test_a_higher_rate(settings, optimizer, lr, advice):
     settings["optimizer"] = {"_target_": f"torch.optim.{optimizer}", "lr": lr}
-    found = rate_too_low(looks([1.0] * 8, 0.0), 1.0, settings, LIMITS)
+    found = find_flat_loss(looks([1.0] * 8, 0.0), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [advice]
     assert f"optimizer.lr={lr:g}, is too low" in found.cause
 
@@ -115,9 +115,9 @@ def test_a_higher_rate(settings, optimizer, lr, advice):
         ([0.9] * 5 + [0.80] * 5, 0.25, False),  # long strides downhill
     ],
 )
-def test_rate_too_high(settings, losses, moved, speaks):
+def test_oscillating_loss(settings, losses, moved, speaks):
     baseline = 2.0 if losses[0] == 2 else 1.0
-    found = rate_too_high(looks(losses, moved), baseline, settings, LIMITS)
+    found = find_oscillating_loss(looks(losses, moved), baseline, settings, LIMITS)
     assert name(found) == ("oscillating loss" if speaks else None)
 
 
@@ -127,9 +127,12 @@ def test_rate_too_high(settings, losses, moved, speaks):
 )
 def test_a_lower_rate(settings, lr, advice):
     settings["optimizer"]["lr"] = lr
-    found = rate_too_high(looks([7.0] + [1.0, 1.25] * 5, 0.5), 1.0, settings, LIMITS)
+    found = find_oscillating_loss(looks([7.0] + [1.0, 1.25] * 5, 0.5), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [advice, "scheduler.warmup_steps=200"]
-    assert "over the last 10 looks the loss went between 1 and 1.25; 10 steps moved" in found.evidence
+    assert (
+        "over the last 10 looks the loss varied between 1 and 1.25; 10 steps moved the weights by 50%"
+        in found.evidence
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,21 +154,21 @@ def test_a_lower_rate(settings, lr, advice):
         ([0.33] * 16, 16, False),
     ],
 )
-def test_capacity(settings, losses, hidden_size, speaks):
+def test_early_plateau(settings, losses, hidden_size, speaks):
     settings["cell"]["hidden_size"] = hidden_size
-    found = capacity(looks(losses), 1.0, settings, LIMITS)
+    found = find_early_plateau(looks(losses), 1.0, settings, LIMITS)
     assert name(found) == ("early plateau" if speaks else None)
 
 
 @pytest.mark.parametrize(("hidden_size", "advice"), [(16, 128), (100, 200)])
 def test_more_capacity(settings, hidden_size, advice):
     settings["cell"] |= {"hidden_size": hidden_size, "num_layers": 2}
-    found = capacity(looks([1.8] * 16), 2.1, settings, LIMITS)
+    found = find_early_plateau(looks([1.8] * 16), 2.1, settings, LIMITS)
     assert found is not None
     assert found.advice == [f"cell.hidden_size={advice}", "cell.num_layers=3"]
     assert found.evidence == (
-        "from step 90 to 160 the loss was 1.8, 0.0% less than from step 50 on; "
-        "knowing the frequencies alone gives 2.1"
+        "from step 90 to 160 the mean loss was 1.8, 0.0% lower than from step 50 to 80; "
+        "predicting from the class frequencies alone gives 2.1"
     )
 
 
@@ -176,7 +179,7 @@ def with_gradients(*of_each_look: dict[str, float], loss: float = 1.0) -> list[L
     ]
 
 
-def test_vanishing(settings):
+def test_vanishing_gradient(settings):
     """Three looks in a row, of one and the same layer."""
     none, some = {"a": 0.0625, "b": 1.0}, {"a": 1.0, "b": 0.0625}
     at_it = {"a": 0.125, "b": 1.0}
@@ -191,12 +194,14 @@ def test_vanishing(settings):
         ([at_it] * 3, None),
         ([{"b": 1.0}, none, none], None),  # of which nothing was known
     ]:
-        found = vanishing(with_gradients(*given), 1.0, settings, LIMITS)
+        found = find_vanishing_gradient(with_gradients(*given), 1.0, settings, LIMITS)
         assert (found and found.evidence) == (
-            layers and f"the gradient's norm was below 0.125 at three looks in {layers}"
+            layers and f"at three looks in a row the gradient norm was below 0.125 in {layers}"
         )
-    assert vanishing(with_gradients(*[none] * 3, loss=0.25), 2.0, settings, LIMITS) is not None
-    assert vanishing(with_gradients(*[none] * 3, loss=0.1875), 2.0, settings, LIMITS) is None  # it is solved
+    assert find_vanishing_gradient(with_gradients(*[none] * 3, loss=0.25), 2.0, settings, LIMITS) is not None
+    assert (
+        find_vanishing_gradient(with_gradients(*[none] * 3, loss=0.1875), 2.0, settings, LIMITS) is None
+    )  # it is solved
 
 
 @pytest.mark.parametrize(
@@ -209,7 +214,7 @@ def test_vanishing(settings):
 )
 def test_what_helps_against_vanishing(settings, cell, advice):
     settings["cell"] |= cell
-    found = vanishing(with_gradients(*[{"a": 0.0}] * 3), 1.0, settings, LIMITS)
+    found = find_vanishing_gradient(with_gradients(*[{"a": 0.0}] * 3), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [*advice, "optimizer.lr=0.0015"]
 
 
@@ -221,12 +226,14 @@ def test_what_helps_against_vanishing(settings, cell, advice):
         (1000.0, {"a": 1000.0, "b": 1000.0}, None),
     ],
 )
-def test_exploding(settings, peak, gradients, layer):
+def test_exploding_gradient(settings, peak, gradients, layer):
     given = looks([1.0] * 2, peak=1.0)
-    found = exploding([*given[:1], given[1]._replace(peak=peak, gradients=gradients)], 1.0, settings, LIMITS)
+    found = find_exploding_gradient(
+        [*given[:1], given[1]._replace(peak=peak, gradients=gradients)], 1.0, settings, LIMITS
+    )
     assert (found is None) == (layer is None)
     if found is not None:
-        assert found.evidence.startswith("within 10 steps the gradient's norm before clipping reached 1e+03")
+        assert found.evidence.startswith("within 10 steps the gradient norm before clipping reached 1e+03")
         assert found.evidence.endswith(f"it was largest in {layer}")
         assert found.advice == ["clipping.max_norm=0.25", "optimizer.lr=0.0005"]
 
@@ -241,10 +248,10 @@ def test_exploding(settings, peak, gradients, layer):
 )
 def test_what_helps_against_exploding(settings, changes, advice):
     settings["cell"]["kind"] = "rnn"
-    found = exploding(looks([1.0], peak=4096.0), 1.0, settings | changes, LIMITS)
+    found = find_exploding_gradient(looks([1.0], peak=4096.0), 1.0, settings | changes, LIMITS)
     assert found is not None and found.advice == [*advice, "optimizer.lr=0.0005", "cell.kind=lstm"]
     assert found.evidence.startswith("within 10 steps")
-    stopped = not_finite("the loss is nan at step 7", looks([3.0, 2.0, 1.0, 0.5]), settings | changes)
+    stopped = explain_not_finite("the loss is nan at step 7", looks([3.0, 2.0, 1.0, 0.5]), settings | changes)
     assert stopped.advice == [f"{advice[0]} optimizer.lr=0.0005"]
     assert stopped.evidence == (
         "the loss is nan at step 7; before that the loss was 2 at step 20, 1 at step 30, 0.5 at step 40"
@@ -252,9 +259,11 @@ def test_what_helps_against_exploding(settings, changes, advice):
 
 
 def test_not_finite_in_half_precision(settings):
-    found = not_finite("the loss is inf at step 7", [], settings | {"precision": {"name": "16-mixed"}})
+    found = explain_not_finite(
+        "the loss is inf at step 7", [], settings | {"precision": {"name": "16-mixed"}}
+    )
     assert found.advice == ["clipping.max_norm=0.25 optimizer.lr=0.0005", "precision=fp32"]
-    assert found.evidence == "the loss is inf at step 7, before the first look was due"
+    assert found.evidence == "the loss is inf at step 7, before the first look"
 
 
 @pytest.mark.parametrize(
@@ -270,13 +279,13 @@ def test_not_finite_in_half_precision(settings):
 def test_slow_input(settings, waiting, speaks):
     given = [look._replace(waiting=w) for look, w in zip(looks([1.0] * len(waiting)), waiting, strict=True)]
     settings["data"]["num_workers"] = 3
-    found = slow_input(given, 1.0, settings, LIMITS)
+    found = find_slow_input(given, 1.0, settings, LIMITS)
     assert (found is not None) == speaks
     if found is not None:
         assert found.advice == ["data.num_workers=5"]
         assert found.evidence.startswith(f"{waiting[-1]:.0%} of the time")
         del settings["data"]["num_workers"]
-        found = slow_input(given, 1.0, settings, LIMITS)
+        found = find_slow_input(given, 1.0, settings, LIMITS)
         assert found is not None and found.advice == ["data.path=… on a faster disk"]
 
 
@@ -285,7 +294,7 @@ def test_out_of_memory(settings):
     settings["trainer"]["accumulate_grad_batches"] = 3
     settings["cell"] |= {"backend": "scratch", "hidden_size": 9, "num_layers": 2}
     settings["data"]["max_length"] = 41
-    found = out_of_memory(MemoryError("too much\nof it"), settings)
+    found = explain_out_of_memory(MemoryError("too much\nof it"), settings)
     assert found.evidence == (
         "too much; data.batch_size=8, data.max_length=41, data.delay=7, cell.hidden_size=9, cell.num_layers=2"
     )
@@ -298,21 +307,22 @@ def test_out_of_memory(settings):
     settings["data"] |= {"batch_size": 1, "max_length": 1}
     settings["cell"] |= {"backend": "fused", "hidden_size": 1}
     settings["trainer"]["accelerator"] = "gpu"
-    found = out_of_memory(MemoryError(), settings)
+    found = explain_out_of_memory(MemoryError(), settings)
     assert found.evidence.startswith("MemoryError; ")
     assert found.advice == ["cell.hidden_size=1", "precision=bf16"]
     settings["precision"]["name"] = "bf16-mixed"
-    assert out_of_memory(MemoryError(), settings).advice == ["cell.hidden_size=1"]
+    assert explain_out_of_memory(MemoryError(), settings).advice == ["cell.hidden_size=1"]
 
 
-def test_graph_kept():
+def test_kept_graph():
     assert (
-        "of the 9 nodes in the graph behind the second batch's loss, 4 were made" in graph_kept(4, 9).evidence
+        "of the 9 nodes in the graph behind the second batch's loss, 4 were made"
+        in explain_kept_graph(4, 9).evidence
     )
 
 
 def test_rules_about_the_loss_wait(settings):
-    """Until `patience` steps after the warm-up and ten looks; that about the plateau thrice as long."""
+    """Until `patience` steps after the warm-up and ten looks; that about the plateau three times as long."""
     settings["scheduler"]["warmup_steps"] = 20
     settings["cell"]["hidden_size"] = 16
     still = looks([0.8] * 50, 0.0)

@@ -16,12 +16,13 @@ import torch
 from conftest import SMALL
 from lstmlab import checkpoint, data
 from lstmlab.callbacks import doctor
-from lstmlab.callbacks.diagnosis import Limits, Look, diagnose
+from lstmlab.callbacks.diagnosis import Look, diagnose
 from lstmlab.callbacks.throughput import Throughput
 from lstmlab.config import PROJECT
 from lstmlab.data import text
 from lstmlab.models import charlm
 from lstmlab.runs.train import train
+from lstmlab.schema import Limits
 from same_end import resume
 
 QUICK = [
@@ -56,13 +57,13 @@ def findings(settings: dict) -> dict[str, str]:
         (
             "flat loss",
             [*CHARLM, "optimizer.lr=1e-6", "trainer.max_steps=320"],
-            "the weights went 0.",
+            "in total the weights moved by 0.",
             "optimizer.lr=0.003",
         ),
         (
             "oscillating loss",
             [*CHARLM, "optimizer.lr=0.5", "trainer.max_steps=320"],
-            "of their length",
+            "of their norm",
             "optimizer.lr=0.003",
         ),
         (

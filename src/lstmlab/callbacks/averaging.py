@@ -1,4 +1,4 @@
-"""The average of the weights over training, in place of the last ones."""
+"""An average of the weights over training, instead of the last weights."""
 
 from typing import Any
 
@@ -7,29 +7,32 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class ExponentialAverage(WeightAveraging):
-    """w̄_t = w_t up to step `from_step`, from then on w̄_t = decay · w̄_{t-1} + (1 - decay) · w_t.
+    """w̄_t = w_t up to step `from_step`, and then w̄_t = decay · w̄_{t-1} + (1 - decay) · w_t.
 
-    Training goes on with w; validated, shown, tested and saved as a checkpoint's `state_dict` is w̄. What
-    resumes a run finds w in its `current_model_state`.
+    Training continues with w. Validation, the callbacks that show the model, the test and the `state_dict` of
+    checkpoints use w̄. A resumed run takes w from `current_model_state`.
     """
 
     def __init__(self, decay: float, from_step: int):
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
         self.from_step = from_step
-        self.swapped = False  # w̄ is in the model, and w in the average's place
+        self.swapped = False  # True while the model holds w̄, and the average w
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        self._device = trainer.strategy.root_device  # where the model is going to be
+        # where the model is going to be
+        self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
-        if self._average_model is not None:  # its count is asked for at each step: no device is waited for
+        if self._average_model is not None:
+            # it is read at each step, which must not wait for the device
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         if step_idx is not None and step_idx < self.from_step and self._average_model is not None:
-            self._average_model.n_averaged.zero_()  # of none before: the average becomes w
+            # restarts the average: the update copies w
+            self._average_model.n_averaged.zero_()
         return step_idx is not None
 
-    # Lightning's swaps at the epoch's start and end: what callbacks then show would be w
+    # Lightning swaps at the start and end of the validation epoch: other callbacks would then show w
 
     def on_validation_start(self, trainer, pl_module) -> None:
         self._swap_models(pl_module)
@@ -47,6 +50,7 @@ class ExponentialAverage(WeightAveraging):
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self.swapped:  # a validation that is broken off
+        # a validation was interrupted
+        if self.swapped:
             average, current = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint["state_dict"], checkpoint["current_model_state"] = average, current

@@ -1,4 +1,4 @@
-"""Look at a run as an experienced colleague would, and say once of each fault what it is and what to type."""
+"""Watches a run as an experienced colleague would, and reports each fault once, with what to type."""
 
 import math
 import os
@@ -9,47 +9,59 @@ from typing import Any, NoReturn
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from lstmlab.callbacks.diagnosis import Finding, Limits, Look, diagnose, graph_kept, not_finite, out_of_memory
+from lstmlab.callbacks.diagnosis import (
+    Finding,
+    Look,
+    diagnose,
+    explain_kept_graph,
+    explain_not_finite,
+    explain_out_of_memory,
+)
+from lstmlab.loggers import show
+from lstmlab.schema import Limits
 
 
 class Doctor(L.Callback):
-    """Print findings, append them to RUN_DIR/doctor.md, send them to TensorBoard and wandb; see `diagnosis`.
+    """Prints findings, appends them to RUN_DIR/doctor.md and sends them to wandb and TensorBoard; see
+    `diagnosis`.
 
-    It looks every trainer.log_every_n_steps steps, or at the first multiple of that which is at least
-    `Limits.steps`. In between it keeps references to losses and batches alone: no device is waited for.
+    It looks every `Limits.steps` steps, rounded up to a multiple of trainer.log_every_n_steps. Between
+    two looks it only keeps references to losses and batches, and never waits for the device.
 
-    Where loss or weights are no longer finite, the run ends in FloatingPointError. The batch is then in
-    RUN_DIR/nan_batch.pt, the weights of the look before in checkpoints/before_nan.ckpt. Of weights that are
-    not finite no checkpoint is written, whoever asks for one.
+    When the loss or the weights are no longer finite, it ends the run with FloatingPointError. The batch
+    is then in RUN_DIR/nan_batch.pt, and the weights of the last look in checkpoints/before_nan.ckpt.
+    Weights that are not finite are never saved, whoever asks for a checkpoint.
+
+    Args:
+        limits: those of `schema.Limits`, explained in conf/callbacks/default.yaml.
     """
 
     def __init__(self, **limits: Any):
         self.limits = Limits(**limits)
-        self.found: list[str] = []
+        self.found: list[str] = []  # names of the findings reported so far
         self.looks: list[Look] = []
         self.baseline: float | None = None
         self.latest: tuple[int, int, Any] = (0, 0, None)  # step, index in the epoch, the batch itself
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        self.report = Path(trainer.default_root_dir) / "doctor.md"
+        self.report_path = Path(trainer.default_root_dir) / "doctor.md"
 
-    # --- a stretch of steps ---
+    # --- between two looks ---
 
     def on_train_start(self, trainer, pl_module) -> None:
         every = trainer.log_every_n_steps
         self.interval = every * -(-self.limits.steps // every)
         self.layers: dict[str, list] = {}
         for name, parameter in pl_module.named_parameters():
-            self.layers.setdefault(layer(name), []).append(parameter)
-        self.seen = 0
-        self.begin(trainer, pl_module)
+            self.layers.setdefault(layer_of(name), []).append(parameter)
+        self.batch_count = 0
+        self.begin_stretch(trainer, pl_module)
 
-    def begin(self, trainer, pl_module) -> None:
+    def begin_stretch(self, trainer, pl_module) -> None:
         self.before = [parameter.detach().clone() for parameter in pl_module.parameters()]
         self.before_step = trainer.global_step
         self.losses: list[Tensor] = []
@@ -61,14 +73,16 @@ class Doctor(L.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.waited += time.perf_counter() - self.ended
-        self.latest, self.seen = (trainer.global_step + 1, batch_idx, batch), self.seen + 1
+        self.latest = (trainer.global_step + 1, batch_idx, batch)
+        self.batch_count += 1
         self.first_node = torch.autograd._get_sequence_nr()
 
     def on_before_backward(self, trainer, pl_module, loss) -> None:
-        if self.seen == 2:  # a graph that is kept shows at once, and this is too slow to do at each step
-            older, total = older_nodes(loss, self.first_node)
+        # a graph that is kept shows at once, and a check at each step would be too slow
+        if self.batch_count == 2:
+            older, total = count_older_nodes(loss, self.first_node)
             if older > 0:
-                self.say(trainer, pl_module, graph_kept(older, total))
+                self.report(trainer, pl_module, explain_kept_graph(older, total))
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         if (trainer.global_step + 1) % self.interval == 0:
@@ -96,47 +110,51 @@ class Doctor(L.Callback):
             return
         for name, value in trainer.callback_metrics.items():
             if name.startswith("val/loss") and not math.isfinite(value):
-                self.stop(trainer, pl_module, f"{name} is {value:g}", self.latest)
+                self.end_run(trainer, pl_module, f"{name} is {value:g}", self.latest)
         self.ended = time.perf_counter()
         self.begun += self.ended - self.paused
 
-    # --- what it shows ---
+    # --- a look ---
 
     @torch.no_grad()
     def look(self, trainer, pl_module) -> None:
-        """Fetch what the stretch left on the device, at once, and say what it shows."""
+        """Fetch the stretch's numbers from the device, all at once, and report what they show."""
         moved = get_total_norm([p - q for p, q in zip(pl_module.parameters(), self.before, strict=True)])
         moved /= get_total_norm(self.before)
-        peak = torch.stack(self.steps_norms).nan_to_num(0, 0).max()  # in half precision inf is only skipped
+        # in half precision, a step whose gradient is infinite is merely skipped
+        peak = torch.stack(self.steps_norms).nan_to_num(0, 0).max()
         numbers = torch.stack([*self.losses, moved, peak, *self.norms.values()])
         numbers = trainer.strategy.reduce(numbers).tolist()  # the same in all processes
+
         count = len(self.losses)
         losses, (share, highest, *norms) = numbers[:count], numbers[count:]
         self.require_finite(trainer, pl_module, [*losses, share])
         if self.baseline is None:
-            self.baseline = frequencies_alone([pl_module.targets(batch) for _, _, batch in self.batches])
+            self.baseline = class_entropy([pl_module.targets(batch) for _, _, batch in self.batches])
+
         gradients = dict(zip(self.norms, norms, strict=True))
         waiting = self.waited / (time.perf_counter() - self.begun)
         self.looks.append(Look(trainer.global_step, sum(losses) / count, share, highest, gradients, waiting))
         baseline = self.baseline or self.looks[0].loss
         for finding in diagnose(self.looks, baseline, pl_module.config, self.limits):
-            self.say(trainer, pl_module, finding)
-        self.begin(trainer, pl_module)
+            self.report(trainer, pl_module, finding)
+        self.begin_stretch(trainer, pl_module)
 
     def require_finite(self, trainer, pl_module, numbers: list[float]) -> None:
-        """`numbers`: the losses of the stretch, and perhaps one more, of the weights after its last step."""
+        """End the run unless all numbers are finite: the losses of the stretch, then, if there is one
+        more, how far the weights moved."""
         for index, number in enumerate(numbers):
             if not math.isfinite(number):
-                where = self.batches[min(index, len(self.batches) - 1)]
-                loss = index < len(self.batches)
-                what = f"the loss is {number:g}" if loss else "the weights are not finite"
-                self.stop(trainer, pl_module, what, where)
+                is_loss = index < len(self.batches)
+                what = f"the loss is {number:g}" if is_loss else "the weights are not finite"
+                self.end_run(trainer, pl_module, what, self.batches[index if is_loss else -1])
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
         if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
-            self.stop(trainer, pl_module, "the weights are not finite", self.latest)
+            self.end_run(trainer, pl_module, "the weights are not finite", self.latest)
 
-    def stop(self, trainer, pl_module, what: str, where: tuple[int, int, Any]) -> NoReturn:
+    def end_run(self, trainer, pl_module, what: str, where: tuple[int, int, Any]) -> NoReturn:
+        """Save the batch and the weights of the last look, report, and raise FloatingPointError."""
         step, index, batch = where
         folder = Path(trainer.default_root_dir)
         saved, before = folder / "nan_batch.pt", folder / "checkpoints/before_nan.ckpt"
@@ -146,7 +164,8 @@ class Doctor(L.Callback):
             for parameter, good in zip(pl_module.parameters(), self.before, strict=True):
                 parameter.copy_(good)
         trainer.save_checkpoint(before, weights_only=True)
-        self.say(trainer, pl_module, not_finite(f"{what} at step {step}", self.looks, pl_module.config))
+        finding = explain_not_finite(f"{what} at step {step}", self.looks, pl_module.config)
+        self.report(trainer, pl_module, finding)
         raise FloatingPointError(
             f"{what} at step {step}, batch {index} of epoch {trainer.current_epoch} (saved in {saved}); "
             f"the weights of step {self.before_step} are in {before}"
@@ -154,9 +173,9 @@ class Doctor(L.Callback):
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         if isinstance(exception, MemoryError) or is_oom_error(exception):
-            self.say(trainer, pl_module, out_of_memory(exception, pl_module.config))
+            self.report(trainer, pl_module, explain_out_of_memory(exception, pl_module.config))
 
-    def say(self, trainer, pl_module, finding: Finding) -> None:
+    def report(self, trainer, pl_module, finding: Finding) -> None:
         if finding.name in self.found:
             return
         self.found.append(finding.name)
@@ -168,35 +187,33 @@ class Doctor(L.Callback):
             f"- Try: {', or '.join(f'`{override}`' for override in finding.advice)}\n\n"
         )
         pl_module.print(f"\nDoctor, step {step}: {text.removeprefix(f'## Step {step}: ').rstrip()}")
-        with self.report.open("a", encoding="utf-8") as file:
+        with self.report_path.open("a", encoding="utf-8") as file:
             file.write(text)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_text("doctor", ["step", "finding"], [[step, text]])
-            elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("doctor", text, step)
+        show(trainer, "doctor", text=text)
 
     def state_dict(self) -> dict[str, Any]:
-        size = self.report.stat().st_size if self.report.exists() else 0
+        size = self.report_path.stat().st_size if self.report_path.exists() else 0
         looks = [list(look) for look in self.looks]
         return {"found": self.found, "looks": looks, "baseline": self.baseline, "bytes": size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.found, self.baseline = state_dict["found"], state_dict["baseline"]
         self.looks = [Look(*values) for values in state_dict["looks"]]
-        if self.report.exists():  # what was found after that checkpoint will be found once more
-            os.truncate(self.report, state_dict["bytes"])
+        # what was found after that checkpoint will be found again
+        if self.report_path.exists():
+            os.truncate(self.report_path, state_dict["bytes"])
 
 
-def layer(name: str) -> str:
-    """The layer that a parameter belongs to: of a stack, also its number and direction."""
+def layer_of(name: str) -> str:
+    """The layer that a parameter belongs to; in a recurrent stack, with its number and direction."""
     module, _, parameter = name.rpartition(".")
-    of_stack = re.search(r"_l(\d+)(_reverse)?$", parameter)
-    return module + (f" layer {of_stack[1]}{' backwards' if of_stack[2] else ''}" if of_stack else "")
+    numbered = re.search(r"_l(\d+)(_reverse)?$", parameter)
+    return module + (f" layer {numbered[1]}{' backwards' if numbered[2] else ''}" if numbered else "")
 
 
-def older_nodes(loss: Tensor, first: int) -> tuple[int, int]:
-    """How many nodes of the graph behind `loss` were made before number `first`, and how many there are."""
+def count_older_nodes(loss: Tensor, first: int) -> tuple[int, int]:
+    """How many nodes of the graph behind `loss` were made before node number `first`, and how many there
+    are."""
     waiting, seen = [loss.grad_fn], set()
     while waiting:
         node = waiting.pop()
@@ -206,8 +223,8 @@ def older_nodes(loss: Tensor, first: int) -> tuple[int, int]:
     return sum(node._sequence_nr() < first for node in seen), len(seen)
 
 
-def frequencies_alone(targets: list[Tensor | None]) -> float | None:
-    """The entropy of the classes asked for, in nats: the loss if their frequencies are all that one knows."""
+def class_entropy(targets: list[Tensor | None]) -> float | None:
+    """The entropy of the target classes, in nats: the loss of a model that knows their frequencies alone."""
     known = [classes.flatten() for classes in targets if classes is not None]
     if not known:
         return None

@@ -1,75 +1,26 @@
-"""checkpoints/last.ckpt, from which a run goes on as if it had never been broken off."""
+"""checkpoints/last.ckpt, from which a run resumes as if it had never been interrupted."""
 
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lstmlab import distributed
-from lstmlab.callbacks.metrics_csv import MetricsCSV
-
-
-class EpochLoop(_TrainingEpochLoop):
-    """Lightning's loop over the batches of an epoch, with a place between two of them to save and to stop.
-
-    Lightning calls no hook when all that belongs to a batch is done. A checkpoint of `on_train_batch_end`
-    lacks the row in the log and the validation that follow, and a restart guesses from counters which of
-    it was done. Here it goes on with the next batch, or with the validation that was broken off.
-    """
-
-    def __init__(self, trainer, between_batches: Callable[[], None]):
-        super().__init__(trainer, trainer.min_steps, trainer.max_steps)
-        self.val_loop = trainer.fit_loop.epoch_loop.val_loop  # which knows the data by now
-        self.between_batches = between_batches
-        self.validation_due = False
-
-    def _broadcast_sigterm_tensor(self) -> None:
-        """Lightning's asks at each step whether to stop, and saves nothing: `between_batches` does both."""
-
-    def on_save_checkpoint(self) -> dict:
-        return super().on_save_checkpoint() | {"validation_due": self.validation_due}
-
-    def on_load_checkpoint(self, state_dict: dict) -> None:
-        super().on_load_checkpoint(state_dict)
-        self.validation_due = state_dict["validation_due"]
-        self.max_steps += self.validation_due  # or the validation after the last step would not take place
-
-    def reset(self) -> None:
-        super().reset()
-        if self.restarting and not self.validation_due:
-            self._batches_that_stepped = self.global_step
-        self.restarting = self.validation_due
-        self.val_loop.restarting = False
-
-    def advance(self, data_fetcher) -> None:
-        if self.validation_due:
-            self.validation_due = False
-            # which says whether it was the last step
-            self.trainer.lightning_module.on_train_batch_end(None, None, self.batch_idx)
-        else:
-            super().advance(data_fetcher)
-
-    def on_advance_end(self, data_fetcher) -> None:
-        try:
-            super().on_advance_end(data_fetcher)
-        except SIGTERMException:
-            self.validation_due = self.trainer.validating
-        self.between_batches()
+from lstmlab.callbacks.epoch_loop import EpochLoop
+from lstmlab.loggers import MetricsCSV
 
 
 class LastCheckpoint(Checkpoint):
-    """Write RUN_DIR/checkpoints/last.ckpt after each validation, as often as is asked for, and at SIGTERM,
+    """Write RUN_DIR/checkpoints/last.ckpt after each validation, at the intervals asked for, and at SIGTERM,
     after which training ends with Lightning's SIGTERMException.
 
-    It and every other checkpoint then hold, beside what Lightning saves, the random states, the gradients
-    of a step that is not complete, how many rows metrics.csv had and how many seconds training took.
+    Beside what Lightning saves, this and every other checkpoint then hold the random states, the gradients of
+    an incomplete optimizer step, the number of rows in metrics.csv and the seconds spent on training.
 
     Args:
         every_n_minutes: of training without a checkpoint; None: no limit.
@@ -79,45 +30,48 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, every_n_minutes: float | None, every_n_steps: int | None):
         self.seconds = 60 * every_n_minutes if every_n_minutes else float("inf")
         self.steps = every_n_steps or float("inf")
-        self.resumed: dict[str, Any] | None = None
+        self.resume_state: dict[str, Any] | None = None
         self.validated = False
-        self.asked = False  # by SIGTERM to stop, where several processes have to agree on when
+        # of several processes, which have to agree on when to stop
+        self.sigterm_received = False
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         if stage == "fit":
             self.path = Path(trainer.default_root_dir) / "checkpoints/last.ckpt"
-            trainer.fit_loop.epoch_loop = EpochLoop(trainer, lambda: self.between_batches(trainer))
+            trainer.fit_loop.epoch_loop = EpochLoop(trainer, lambda: self.save_and_stop(trainer))
             if distributed.world_size() > 1:
-                # Lightning's own handler talks to the other processes in the midst of whatever they do
-                trainer._signal_connector._sigterm_notifier_fn = self.ask
+                # Lightning's handler talks to the other processes in the middle of whatever they do
+                trainer._signal_connector._sigterm_notifier_fn = self.note_sigterm
 
-    def ask(self, *_: Any) -> None:
-        self.asked = True
+    def note_sigterm(self, *_: Any) -> None:
+        self.sigterm_received = True
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        # a run that early stopping ended stays ended
+        # a run that early stopping has ended stays ended
         trainer.should_stop = any(c.wait_count >= c.patience for c in trainer.early_stopping_callbacks)
 
     def on_train_start(self, trainer, pl_module) -> None:
         earlier = 0.0
-        if self.resumed is not None:
-            earlier = self.resumed["seconds"]
-            for name, gradient in self.resumed["gradients"].items():
+        if self.resume_state is not None:
+            earlier = self.resume_state["seconds"]
+            for name, gradient in self.resume_state["gradients"].items():
                 pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
-            others = self.resumed.get("random_states_of_others", [])
-            states = [self.resumed["random_states"], *others]
-            if distributed.rank() < len(states):  # there may be more processes than there were
+            others = self.resume_state.get("random_states_of_others", [])
+            states = [self.resume_state["random_states"], *others]
+            # there may be more processes now than there were
+            if distributed.rank() < len(states):
                 set_random_states(states[distributed.rank()])
-            self.resumed = None
+            self.resume_state = None
         self.start = time.monotonic() - earlier
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self.validated = True
 
-    def between_batches(self, trainer) -> None:
+    def save_and_stop(self, trainer) -> None:
+        """Save if a checkpoint is due, and stop after SIGTERM. Called between two batches."""
         stop, due = distributed.any_process(
-            trainer.received_sigterm or self.asked,
+            trainer.received_sigterm or self.sigterm_received,
             self.validated
             or trainer.global_step - self.saved_step >= self.steps
             or time.monotonic() - self.saved_at >= self.seconds,
@@ -146,14 +100,17 @@ class LastCheckpoint(Checkpoint):
         }
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
-        self.resumed = checkpoint["resume"]
+        self.resume_state = checkpoint["resume"]
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV) and trainer.is_global_zero:
-                logger.cut(checkpoint["resume"]["rows"])
+                logger.keep_rows(checkpoint["resume"]["rows"])
         before = checkpoint["hyper_parameters"]["config"]["run_dir"]
-        checkpoint["callbacks"] = moved(checkpoint["callbacks"], before, str(trainer.default_root_dir))
+        checkpoint["callbacks"] = replace_folder(
+            checkpoint["callbacks"], before, str(trainer.default_root_dir)
+        )
         for callback in trainer.early_stopping_callbacks:
-            if callback.state_key in checkpoint["callbacks"]:  # which would bring back the old patience
+            # the checkpoint would bring back the old patience
+            if callback.state_key in checkpoint["callbacks"]:
                 checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
 
 
@@ -176,8 +133,8 @@ def set_random_states(states: dict[str, Any]) -> None:
     torch.cuda.set_rng_state_all(states["cuda"])
 
 
-def moved(value: Any, before: str, after: str) -> Any:
-    """The same containers, their paths in folder `before` now in folder `after`."""
+def replace_folder(value: Any, before: str, after: str) -> Any:
+    """The same containers, in which the paths in folder `before` are now in folder `after`."""
     if isinstance(value, dict):
-        return {moved(k, before, after): moved(v, before, after) for k, v in value.items()}
+        return {replace_folder(k, before, after): replace_folder(v, before, after) for k, v in value.items()}
     return value.replace(before, after, 1) if isinstance(value, str) and value.startswith(before) else value

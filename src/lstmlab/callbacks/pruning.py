@@ -1,4 +1,4 @@
-"""End a trial of a search that does worse than the others did (Golovin et al. 2017, median stopping rule)."""
+"""Ends a trial of a search that does worse than the others (Golovin et al. 2017, median stopping rule)."""
 
 from pathlib import Path
 
@@ -9,12 +9,13 @@ from hydra_plugins.lstmlab_optuna import JOURNAL, open_study
 
 
 class Pruning(L.Callback):
-    """Raise optuna.TrialPruned after a validation whose trial's best so far is worse than the median of what
-    the others had after as many validations. A trial that has ended, and goes on by resume=, is left alone.
+    """Raise optuna.TrialPruned after a validation if the trial's best value so far is worse than the
+    median of the other trials after as many validations. A finished trial that is resumed is never
+    pruned.
 
     Args:
         monitor: the metric; its direction is the study's.
-        startup_trials: so many have to end before one is pruned.
+        startup_trials: number of trials to finish before any is pruned.
         warmup: validations before a trial may be pruned.
         study: the sweep's folder.
         trial: its number in the study.
@@ -26,7 +27,8 @@ class Pruning(L.Callback):
     def __init__(self, monitor: str, startup_trials: int, warmup: int, study: str, trial: int):
         if not (Path(study) / JOURNAL).is_file():
             raise FileNotFoundError(
-                f"callbacks.pruning.study={study}: no {JOURNAL} there; callbacks.pruning=null goes without"
+                f"callbacks.pruning.study={study} has no {JOURNAL}; "
+                "callbacks.pruning=null trains without pruning"
             )
         pruner = optuna.pruners.MedianPruner(startup_trials, n_warmup_steps=warmup)
         opened = open_study(study, pruner=pruner)

@@ -6,10 +6,10 @@ import lightning as L
 
 
 class Throughput(L.Callback):
-    """Log `train/tokens_per_second` over each stretch of trainer.log_every_n_steps batches, and the last one.
+    """Log `train/tokens_per_second` every trainer.log_every_n_steps steps and at the last step.
 
-    Tokens are characters for the language model, words or subwords elsewhere. Validation and
-    checkpoints are left out of the time.
+    Tokens are characters for the language model, and words or subwords elsewhere. The time spent on
+    validation and checkpoints is not counted.
     """
 
     def on_train_start(self, trainer, pl_module) -> None:
