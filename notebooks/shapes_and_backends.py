@@ -12,7 +12,7 @@ with app.setup:
     from torch import nn
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-    from lstmlab.cells import KINDS, build_cell
+    from lstmlab.cells import BACKENDS, build_cell
     from lstmlab.tables import markdown
 
 
@@ -177,7 +177,7 @@ def _(B, H, I, T, cell, sizes, x):
 def _():
     steps = mo.ui.slider(10, 200, 10, 50, label="$T$", show_value=True, debounce=True)
     width = mo.ui.slider(16, 256, 16, 64, label="$I = H$", show_value=True, debounce=True)
-    _rows = [[f"`{backend}`", ", ".join(kinds)] for backend, kinds in KINDS.items()]
+    _rows = [[f"`{backend}`", ", ".join(kinds)] for backend, kinds in BACKENDS.items()]
     mo.vstack(
         [
             mo.md(
@@ -222,7 +222,7 @@ def _(steps, width):
     _H = width.value
     _truth, _weights, _true = gradients("scratch", None, _x, _H)
     _rows = []
-    for _backend in KINDS:
+    for _backend in BACKENDS:
         _output, _, _grads = gradients(_backend, _weights, _x, _H)
         _off = (_output - _truth).abs().max().item()
         _grad_off = max(((_grads[name] - g).abs().max() / g.abs().max()).item() for name, g in _true.items())

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lstmlab.cells import KINDS  # torch-free
+from lstmlab.cells import BACKENDS, KINDS  # torch-free
 
 Share = Annotated[float, Field(ge=0, lt=1)]  # of something dropped
 Backend = Literal["scratch", "fused", "torch"]
@@ -105,7 +105,7 @@ def leaves(base: type[Group]) -> list[type[Group]]:
 
 class CellConfig(Group):
     backend: Backend
-    kind: Literal["lstm", "peephole", "layernorm", "rnn", "gru"]
+    kind: Literal[tuple(KINDS)]  # type: ignore[valid-type]
     hidden_size: PositiveInt
     num_layers: PositiveInt
     bidirectional: bool
@@ -503,8 +503,8 @@ class TrainConfig(CheckpointConfig):
     def conflict(self) -> str | None:
         """The first pair of settings that do not go together, as a sentence."""
         cell, model, data = self.cell, self.model, self.data
-        if cell.kind not in KINDS[cell.backend]:
-            pairs = "; ".join(f"{backend}: {', '.join(kinds)}" for backend, kinds in KINDS.items())
+        if cell.kind not in BACKENDS[cell.backend]:
+            pairs = "; ".join(f"{backend}: {', '.join(kinds)}" for backend, kinds in BACKENDS.items())
             return f"cell={cell.backend} has no cell.kind={cell.kind}. There are {pairs}"
         if cell.recompute and cell.backend != "fused":
             return f"cell.recompute=true is for cell=fused, not cell={cell.backend}"

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from cell_reference import reference
-from lstmlab.cells import KINDS, HiddenState, LSTMState, build_cell
+from lstmlab.cells import BACKENDS, KINDS, HiddenState, LSTMState, build_cell
 
-CELLS = [(backend, kind) for backend, kinds in KINDS.items() for kind in kinds]
+CELLS = [(backend, kind) for backend, kinds in BACKENDS.items() for kind in kinds]
 every_cell = pytest.mark.parametrize("backend, kind", CELLS)
 IN, H = 3, 5
 
@@ -35,7 +35,7 @@ def build(backend, kind, **options):
 
 
 def random_state(cell, B):
-    members = 1 if cell.kind in ("rnn", "gru") else 2
+    members = len(KINDS[cell.kind].state._fields)
     shape = (cell.num_layers * (2 if cell.bidirectional else 1), B, H)
     return tuple(torch.randn(shape, requires_grad=True) for _ in range(members))
 
@@ -104,7 +104,7 @@ def test_backends_agree_pairwise(kind, shape):
     lengths = torch.tensor(options.pop("lengths")) if "lengths" in options else None
     x = torch.randn((B, T, IN) if options.get("batch_first", True) else (T, B, IN))
     results = {}
-    for backend in [b for b, kinds in KINDS.items() if kind in kinds]:
+    for backend in [b for b, kinds in BACKENDS.items() if kind in kinds]:
         cell = build(backend, kind, **options)
         leaf = x.clone().requires_grad_()
         output, state = cell(leaf, None, lengths)
@@ -233,7 +233,7 @@ def test_dropout_between_layers_locked_and_not(backend, kind):
 def test_locked_and_weight_dropout_draw_the_same_masks_in_every_backend(kind, batch_first):
     x = torch.randn(4, 4, IN)
     results = []
-    for backend in [b for b, kinds in KINDS.items() if kind in kinds]:
+    for backend in [b for b, kinds in BACKENDS.items() if kind in kinds]:
         cell = build(
             backend, kind, num_layers=3, bidirectional=True, dropout=0.5, variational=True,
             weight_drop=0.2, batch_first=batch_first,

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
-from lstmlab.cells import KINDS, build_cell
+from lstmlab.cells import BACKENDS, build_cell
 
 F64 = torch.float64
 I, H = 3, 5
 TORCH: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 every_cell = pytest.mark.parametrize(
-    "backend, kind", [(backend, kind) for backend, kinds in KINDS.items() for kind in kinds]
+    "backend, kind", [(backend, kind) for backend, kinds in BACKENDS.items() for kind in kinds]
 )
 every_cell_of_torch = pytest.mark.parametrize(
-    "backend, kind", [(backend, kind) for backend in KINDS for kind in TORCH]
+    "backend, kind", [(backend, kind) for backend in BACKENDS for kind in TORCH]
 )
 
 
@@ -170,7 +170,7 @@ def test_without_biases_is_with_biases_of_zero(backend, kind):
     assert_close(without(x), zero(x))
 
 
-@pytest.mark.parametrize("backend", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"bidirectional": True}, {"batch_first": False}])
 @pytest.mark.parametrize("lengths", [None, [4, 2, 3]])
 def test_projection(backend, options, lengths):
@@ -208,7 +208,7 @@ def test_projection_out_of_range():
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_a_projected_cell_begins_alive():
-    for backend in KINDS:
+    for backend in BACKENDS:
         assert build_cell(backend, I, H, proj_size=2)(torch.randn(2, 4, I))[0].abs().mean() > 0.01
 
 

@@ -1,23 +1,42 @@
 """build_cell and its tables: what there is, what is refused, what goes from one to another."""
 
+import ast
 import copy
 import subprocess
 import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lstmlab.cells import KINDS, build_cell
+from lstmlab.cells import BACKENDS, build_cell
 
 TORCH = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 def test_tables_need_no_torch():
-    code = "import sys; from lstmlab.cells import GATES, INITS, KINDS; print('torch' in sys.modules)"
+    code = "import sys; from lstmlab.cells import BACKENDS, INITS, KINDS; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_imports_run_one_way():
+    """No two modules import each other, not even within functions, and none imports the package."""
+    folder = Path(build_cell.__code__.co_filename).parent
+    modules = {path.stem for path in folder.glob("*.py")}
+    imports: dict[str, set[str]] = {module: set() for module in modules}
+    for module in modules:
+        for node in ast.walk(ast.parse((folder / f"{module}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                imports[module] |= {node.module} if node.module else {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom | ast.Import):
+                assert "lstmlab" not in ast.unparse(node), module
+    assert modules.issuperset(set().union(*imports.values()))
+    order = list(TopologicalSorter(imports).static_order())  # raises CycleError
+    assert order[-1] == "__init__"
 
 
 @pytest.mark.parametrize("backend, kind", [("fused", "banana"), ("torch", "peephole"), ("cudnn", "lstm")])
@@ -26,7 +45,7 @@ def test_an_unknown_pair_is_refused_with_those_that_exist(backend, kind):
         build_cell(backend, 3, 5, kind=kind)
 
 
-@pytest.mark.parametrize("backend", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -58,7 +77,7 @@ def test_an_lstm_has_four_times_the_parameters_of_an_rnn():
     assert lstm == 4 * rnn
 
 
-PAIRS = [(b, kind) for b, kinds in KINDS.items() for kind in kinds if kind in TORCH]
+PAIRS = [(b, kind) for b, kinds in BACKENDS.items() for kind in kinds if kind in TORCH]
 
 
 @pytest.mark.parametrize("backend, kind", PAIRS)

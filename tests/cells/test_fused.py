@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lstmlab.cells import KINDS, build_cell, native
+from lstmlab.cells import BACKENDS, KINDS, build_cell, native
 
 F64 = torch.float64
-every_kind = pytest.mark.parametrize("kind", KINDS["fused"])
+every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
 
 
 @pytest.fixture(params=["native", "plain"])
@@ -82,7 +82,7 @@ def test_the_numbers_are_those_of_scratch(path, kind, size, ragged, uninitialise
     torch.manual_seed(0)
     options = {"kind": kind, "bidirectional": True}
     x = torch.randn(B, T, D, dtype=F64, requires_grad=True)
-    members = 1 if kind in ("rnn", "gru") else 2
+    members = len(KINDS[kind].state._fields)
     state = tuple(torch.randn(2, B, H, dtype=F64, requires_grad=True) for _ in range(members))
     lengths = torch.randint(1, T + 1, (B,)) if ragged else None
     expected = results(build("scratch", D, H, **options).double(), x, state, lengths)
@@ -134,7 +134,7 @@ def test_one_step_without_gradients(path, kind, B, D, H, uninitialised_memory_is
     torch.set_num_threads(2)
     cell = build("fused", D, H, kind=kind, num_layers=2)
     x = torch.randn(B, 1, D)
-    state = tuple(torch.randn(2, B, H) for _ in range(1 if kind in ("rnn", "gru") else 2))
+    state = tuple(torch.randn(2, B, H) for _ in KINDS[kind].state._fields)
     expected = cell(x, state)
     with torch.no_grad():
         found = cell(x, state)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lstmlab.cells import GATES, KINDS, build_cell
+from lstmlab.cells import BACKENDS, KINDS, build_cell
 
-CELLS = [(backend, kind) for backend, kinds in KINDS.items() for kind in kinds]
+CELLS = [(backend, kind) for backend, kinds in BACKENDS.items() for kind in kinds]
 every_cell = pytest.mark.parametrize("backend, kind", CELLS)
 IN, H = 6, 10
 
@@ -20,7 +20,7 @@ def build(backend, kind, seed=0, **options):
 def test_xavier_and_orthogonal_per_gate_and_a_forget_bias_of_one_in_total(backend, kind):
     parameters = dict(build(backend, kind).named_parameters())
     for name, value in parameters.items():
-        gates = dict(zip(GATES[kind], value.chunk(len(GATES[kind])), strict=False))
+        gates = dict(zip(KINDS[kind].gates, value.chunk(len(KINDS[kind].gates)), strict=False))
         if name.startswith("weight_ih"):
             bound = math.sqrt(6 / (value.size(1) + H))
             for gate in gates.values():
@@ -34,7 +34,7 @@ def test_xavier_and_orthogonal_per_gate_and_a_forget_bias_of_one_in_total(backen
             assert (value == 1).all()
         elif name.startswith("bias_ih"):
             total = value + parameters[name.replace("_ih_", "_hh_")]
-            total = dict(zip(GATES[kind], total.chunk(len(GATES[kind])), strict=True))
+            total = dict(zip(KINDS[kind].gates, total.chunk(len(KINDS[kind].gates)), strict=True))
             for gate, bias in total.items():
                 assert (bias == (1 if gate == "f" else 0)).all()
             assert not parameters[name.replace("_ih_", "_hh_")].any()
@@ -51,7 +51,7 @@ def test_forget_bias():
     assert bias_ih.tolist() == [0.0] * H + [2.5] * H + [0.0] * 2 * H
 
 
-@pytest.mark.parametrize("backend, kind", [cell for cell in CELLS if "f" in GATES[cell[1]]])
+@pytest.mark.parametrize("backend, kind", [cell for cell in CELLS if "f" in KINDS[cell[1]].gates])
 def test_chrono(backend, kind):
     parameters = dict(build(backend, kind, init="chrono", chrono_steps=50).named_parameters())
     times = []
@@ -82,7 +82,9 @@ def test_torch_default(backend, kind):
 )
 def test_a_seed_gives_every_backend_the_same_weights(kind, init):
     cells = [
-        build(backend, kind, init=init, chrono_steps=20) for backend, kinds in KINDS.items() if kind in kinds
+        build(backend, kind, init=init, chrono_steps=20)
+        for backend, kinds in BACKENDS.items()
+        if kind in kinds
     ]
     for cell in cells[1:]:
         assert_close(cell.state_dict(), cells[0].state_dict(), rtol=0, atol=0)

@@ -12,15 +12,15 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
-from lstmlab.cells import KINDS, build_cell
+from lstmlab.cells import BACKENDS, KINDS, build_cell
 from lstmlab.cells.library import library
 
 F64 = torch.float64
 I, H = 6, 6
 TORCH: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
-every_kind = pytest.mark.parametrize("kind", KINDS["fused"])
+every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler for the native kernel")
-every_cell_of_torch = pytest.mark.parametrize("backend, kind", list(itertools.product(KINDS, TORCH)))
+every_cell_of_torch = pytest.mark.parametrize("backend, kind", list(itertools.product(BACKENDS, TORCH)))
 
 
 def pair(kind: str, **options: Any) -> tuple[Any, Any]:
@@ -193,7 +193,7 @@ def test_weights_are_found_by_name_in_our_own_kinds(kind, change):
     assert_same(cells, torch.randn(3, 4, I, dtype=F64))
 
 
-@pytest.mark.parametrize("backend, kind", [(b, k) for b, kinds in KINDS.items() for k in kinds])
+@pytest.mark.parametrize("backend, kind", [(b, k) for b, kinds in BACKENDS.items() for k in kinds])
 def test_a_weight_of_another_shape_or_dtype_is_refused_by_name(backend, kind):
     cell: Any = build_cell(backend, I, H, kind=kind)
     x = torch.randn(2, 3, I)
@@ -203,7 +203,7 @@ def test_a_weight_of_another_shape_or_dtype_is_refused_by_name(backend, kind):
         functional_call(cell, {"weight_hh_l0": cell.weight_hh_l0.double()}, (x,))
 
 
-@pytest.mark.parametrize("backend", KINDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_input_of_another_dtype_than_the_weights_is_refused(backend):
     with pytest.raises((RuntimeError, ValueError), match=r"dtype|type"):
         build_cell(backend, I, H)(torch.randn(2, 3, I, dtype=F64))
@@ -215,7 +215,7 @@ def test_negative_bits(kind, T):
     """`z.conj().imag` holds the numbers without their sign."""
     cells = pair(kind)
     x, h = torch.randn(2, 2, T, I, dtype=F64).unbind()
-    state = [torch.randn(1, 2, H, dtype=F64) for _ in range(1 if kind in ("rnn", "gru") else 2)]
+    state = [torch.randn(1, 2, H, dtype=F64) for _ in KINDS[kind].state._fields]
     views = torch._neg_view(-x), [torch._neg_view(-s) for s in state]
     assert_close(results(cells[0], *views), results(cells[1], x, state))
     with torch.no_grad():

@@ -15,14 +15,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from lstmlab.cells import KINDS, build_cell, operators
+from lstmlab.cells import BACKENDS, KINDS, build_cell, operators
 from lstmlab.cells.library import library
 
 F64 = torch.float64
 I, H = 5, 7
 DEEP: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
 LENGTHS = torch.tensor([6, 2, 4])
-every_kind = pytest.mark.parametrize("kind", KINDS["fused"])
+every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
 pytestmark = [
     pytest.mark.skipif(library() is None, reason="no C++ compiler for the native kernel"),
     pytest.mark.filterwarnings("ignore:`torch.jit"),
@@ -166,7 +166,7 @@ def test_flops_are_those_of_the_products_of_scratch(kind):
 @every_kind
 def test_the_operators_are_sound_to_pytorch(kind):
     """torch.library.opcheck: schema, fake implementation, autograd and functionalisation."""
-    members = 1 if kind in ("rnn", "gru") else 2
+    members = len(KINDS[kind].state._fields)
     fused, _ = pair(kind)
     W_ih, W_hh, b_ih, b_hh, *own = (p.detach() for p in fused.parameters())
     state = [torch.randn(3, H, dtype=F64) for _ in range(members)] + [None] * (2 - members)

@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
 from cell_reference import reference
-from lstmlab.cells import KINDS, build_cell
+from lstmlab.cells import BACKENDS, build_cell
 
-CELLS = [(backend, kind) for backend, kinds in KINDS.items() for kind in kinds]
+CELLS = [(backend, kind) for backend, kinds in BACKENDS.items() for kind in kinds]
 size = st.integers(1, 5)
 
 # The same numbers in another layout

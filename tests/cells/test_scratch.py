@@ -5,11 +5,11 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from lstmlab.cells import KINDS, LSTMState, build_cell
+from lstmlab.cells import BACKENDS, KINDS, LSTMState, build_cell
 from lstmlab.cells.scratch import ScratchCell
 
 F64 = torch.float64
-LSTMS = [(backend, "lstm") for backend in KINDS] + [("scratch", "peephole")]
+LSTMS = [(backend, "lstm") for backend in BACKENDS] + [("scratch", "peephole")]
 
 
 def blank(backend, kind, input_size, hidden_size):
@@ -81,13 +81,13 @@ def test_open_forget_gate_and_closed_input_gate_keep_the_cell_state_exactly(back
     assert torch.equal(state.c, c)
 
 
-@pytest.mark.parametrize("kind", KINDS["scratch"])
+@pytest.mark.parametrize("kind", BACKENDS["scratch"])
 def test_first_and_second_derivatives(kind):
     torch.manual_seed(0)
     cell = build_cell("scratch", 2, 3, kind=kind, init="torch").double()
     names = [name for name, _ in cell.named_parameters()]
     x = torch.randn(2, 2, 2, dtype=F64, requires_grad=True)
-    members = 1 if kind in ("rnn", "gru") else 2
+    members = len(KINDS[kind].state._fields)
     start = [torch.randn(1, 2, 3, dtype=F64, requires_grad=True) for _ in range(members)]
 
     def function(x, *numbers):
@@ -101,7 +101,7 @@ def test_first_and_second_derivatives(kind):
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("kind", KINDS["scratch"])
+@pytest.mark.parametrize("kind", BACKENDS["scratch"])
 def test_trace_shows_what_the_call_computes(kind):
     torch.manual_seed(0)
     L, D, B, T, H = 2, 2, 3, 5, 4
@@ -112,7 +112,9 @@ def test_trace_shows_what_the_call_computes(kind):
     output, state, trace = cell.trace(x, None, lengths)
     assert torch.equal(output, expected)
     assert_close(state, expected_state, rtol=0, atol=0)
-    assert set(trace) == {"rnn": {"h"}, "gru": set("rznh")}.get(kind, set("ifgoch"))
+    gates, sigmoids = KINDS[kind].gates, KINDS[kind].sigmoids
+    assert set(trace) == {*gates, *KINDS[kind].state._fields}
+    assert set(sigmoids) == {gate for gate in gates if trace[gate].min() >= 0}
     assert all(values.shape == (L, D, B, T, H) for values in trace.values())
     assert torch.equal(torch.cat(list(trace["h"][-1]), -1), expected)
 

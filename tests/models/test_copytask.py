@@ -8,7 +8,7 @@ import torch
 
 from conftest import SMALL
 from lstmlab import data
-from lstmlab.cells import KINDS
+from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
 from lstmlab.models.copytask import CopyTask
 from lstmlab.runs.evaluate import evaluate
@@ -135,8 +135,8 @@ def test_each_test_delay_has_its_name(config, delay, test_delay, suffixes):
 def test_the_backends_agree_on_a_checkpoint(config, kind):
     settings = config(*TINY, "data.test_delay=[4,9]", f"cell.kind={kind}")
     metrics = train(settings)
-    for backend in KINDS:
-        if kind in KINDS[backend]:
+    for backend in BACKENDS:
+        if kind in BACKENDS[backend]:
             again = ask(settings, backend)
             assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from conftest import SMALL, Times
 from lstmlab import data
-from lstmlab.cells import KINDS
+from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data.sentiment import SentimentBatch, encode_reviews
 from lstmlab.models.sentiment import Sentiment
@@ -146,8 +146,8 @@ def test_metrics_against_sklearn(config, small, pooling):
 def test_the_backends_agree_on_a_checkpoint(config, small, kind):
     settings = config(*small, f"cell.kind={kind}")
     metrics = train(settings)
-    for backend in KINDS:
-        if kind in KINDS[backend]:
+    for backend in BACKENDS:
+        if kind in BACKENDS[backend]:
             given = {"path": None, "cache": settings["data"]["cache"]}
             ckpt = settings["run_dir"] + "/checkpoints/best.ckpt"
             again = evaluate(

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SIGMOIDS = "ifozr"  # gates between 0 and 1
+from lstmlab.cells import KINDS
+
+SIGMOIDS = {gate for kind in KINDS.values() for gate in kind.sigmoids}  # gates between 0 and 1
 # What multiplies the old state: the LSTM's forget gate, and the GRU's z
-RETAINS = {"lstm": "f", "peephole": "f", "layernorm": "f", "gru": "z"}
+RETAINS = {name: kind.retains for name, kind in KINDS.items() if kind.retains}
 
 
 class Saturation(NamedTuple):

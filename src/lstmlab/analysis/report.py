@@ -12,6 +12,7 @@ from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow, ste
 from lstmlab.analysis.page import LABELS, write_page
 from lstmlab.analysis.probes import ProbeResult, find_units
 from lstmlab.analysis.traces import load_validation_rows, open_data, trace
+from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data.rows import Rows
 from lstmlab.models import Task
@@ -149,7 +150,8 @@ def report_units(model: Task, rows: Rows, note: str, language: str | None, folde
     if len(rows.ids) == 1:
         rows = rows.side_by_side(min(16, 1 + rows.ids.size(1) // 2000))
     features = model.text_features(rows, language)
-    results = find_units(trace(model, rows, "ch"), features)
+    members = "".join(sorted(KINDS[model.config.cell.kind].state._fields))
+    results = find_units(trace(model, rows, members), features)
     text = (
         f"## What the units know\n\n{rows.mask.sum():,} steps of validation data.{note} r is that of the "
         "best unit, also in each half. R² is that of a linear probe of all units, fitted to the first half "

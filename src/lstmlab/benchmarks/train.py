@@ -15,7 +15,7 @@ import torch
 
 from lstmlab import data
 from lstmlab.benchmarks.timing import Row, Section
-from lstmlab.cells import KINDS
+from lstmlab.cells import BACKENDS
 from lstmlab.models import model_class
 from lstmlab.runs.train import limit_steps, train
 
@@ -35,7 +35,7 @@ def section(config: dict) -> Section:
         }
         settings["run_dir"] = f"{config['run_dir']}/{number}"
         rates["a bare loop"].append(bare_loop(settings))
-        if cell["kind"] in KINDS[other]:
+        if cell["kind"] in BACKENDS[other]:
             settings["cell"] |= {"backend": other, "recompute": False}
             rates[f"a bare loop, cell={other}"].append(bare_loop(settings))
             settings["cell"] |= cell

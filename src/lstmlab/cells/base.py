@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import GATES, HiddenState, LSTMState
 from .dropout import dropout
 from .init import initialise
+from .kinds import KINDS, HiddenState, State
+from .options import CellOptions
 
-State = LSTMState | HiddenState
 Weights = Sequence[Tensor]  # of one layer and direction: weight_ih, weight_hh, bias_ih, bias_hh, a kind's own
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -29,38 +29,6 @@ def is_traced() -> bool:
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
-
-
-def parameter_shapes(
-    kind: str,
-    input_size: int,
-    hidden_size: int,
-    num_layers: int,
-    num_directions: int,
-    bias: bool,
-    proj_size: int,
-) -> list[dict[str, tuple[int, ...]]]:
-    """Names and shapes of the parameters of each layer and direction, in the order of nn.LSTM."""
-    H, output_size = hidden_size, proj_size or hidden_size
-    rows = len(GATES[kind]) * H
-    layers = []
-    for layer, direction in product(range(num_layers), range(num_directions)):
-        columns = input_size if layer == 0 else num_directions * output_size
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_ih": (rows, columns),
-            "weight_hh": (rows, output_size),
-        }
-        if bias:
-            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
-        if proj_size:
-            shapes |= {"weight_hr": (proj_size, H)}
-        if kind == "peephole":
-            shapes |= {"weight_ci": (H,), "weight_cf": (H,), "weight_co": (H,)}
-        if kind == "layernorm":
-            shapes |= {"gain": (rows,)}
-        suffix = f"_l{layer}" + ("_reverse" if direction == 1 else "")
-        layers.append({name + suffix: shape for name, shape in shapes.items()})
-    return layers
 
 
 class Recurrent(nn.Module):
@@ -87,20 +55,49 @@ class Recurrent(nn.Module):
     """
 
     input_size: int
+    # The fields of CellOptions
     hidden_size: int
+    kind: str
     num_layers: int
     bias: bool
     proj_size: int
     bidirectional: bool
     dropout: float
-    batch_first: bool
-    kind: str
     variational: bool
     weight_drop: float
     init: str
     forget_bias: float
     chrono_steps: int | None
+    batch_first: bool
+    recompute: bool
+
     _shapes: list[dict[str, tuple[int, ...]]]
+
+    def _set_options(self, input_size: int, options: CellOptions) -> None:
+        """Each option becomes an attribute, as those of nn.LSTM are."""
+        self.input_size = input_size
+        for name, value in vars(options).items():
+            setattr(self, name, value)
+
+    def _parameter_shapes(self) -> list[dict[str, tuple[int, ...]]]:
+        """Names and shapes of the parameters of each layer and direction, in the order of nn.LSTM."""
+        kind, H, output_size = KINDS[self.kind], self.hidden_size, self.proj_size or self.hidden_size
+        rows = len(kind.gates) * H
+        layers = []
+        for layer, direction in product(range(self.num_layers), range(self._num_directions)):
+            columns = self.input_size if layer == 0 else self._num_directions * output_size
+            shapes: dict[str, tuple[int, ...]] = {
+                "weight_ih": (rows, columns),
+                "weight_hh": (rows, output_size),
+            }
+            if self.bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            if self.proj_size:
+                shapes |= {"weight_hr": (self.proj_size, H)}
+            shapes |= {name: tuple(n * H for n in shape) for name, shape in kind.own.items()}
+            suffix = f"_l{layer}" + ("_reverse" if direction == 1 else "")
+            layers.append({name + suffix: shape for name, shape in shapes.items()})
+        return layers
 
     def reset_parameters(self) -> None:
         initialise(
@@ -118,7 +115,7 @@ class Recurrent(nn.Module):
 
     @property
     def _state_type(self) -> type[State]:
-        return HiddenState if self.kind in ("rnn", "gru") else LSTMState
+        return KINDS[self.kind].state
 
     def forward(
         self,

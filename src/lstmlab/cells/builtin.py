@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .base import Recurrent, Weights, parameter_shapes
+from .base import Recurrent, Weights
+from .options import CellOptions
 
 OPERATORS: dict[str, Any] = {"lstm": torch.lstm, "gru": torch.gru, "rnn": torch.rnn_tanh}
 
@@ -60,44 +61,20 @@ def _run_layers(
 class _Builtin(Recurrent):
     """What nn.LSTM, nn.GRU and nn.RNN need alike; it precedes them among the bases."""
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        kind: str,
-        num_layers: int,
-        bias: bool,
-        proj_size: int,
-        bidirectional: bool,
-        dropout: float,
-        variational: bool,
-        weight_drop: float,
-        init: str,
-        forget_bias: float,
-        chrono_steps: int | None,
-        batch_first: bool,
-    ) -> None:
+    def __init__(self, input_size: int, options: CellOptions) -> None:
         # Set before the constructor of nn.LSTM runs, which calls reset_parameters.
-        self.kind = kind
-        self.variational = variational
-        self.weight_drop = weight_drop
-        self.init = init
-        self.forget_bias = forget_bias
-        self.chrono_steps = chrono_steps
+        self._set_options(input_size, options)
         super().__init__(
             input_size,
-            hidden_size,
-            num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            bidirectional=bidirectional,
-            **({"proj_size": proj_size} if kind == "lstm" else {}),
+            options.hidden_size,
+            options.num_layers,
+            bias=options.bias,
+            batch_first=options.batch_first,
+            bidirectional=options.bidirectional,
+            **({"proj_size": options.proj_size} if options.kind == "lstm" else {}),
         )
-        self.dropout = dropout  # not above: nn.LSTM warns of dropout with one layer
-        self._shapes = parameter_shapes(
-            kind, input_size, hidden_size, num_layers, self._num_directions, bias, proj_size
-        )
+        self.dropout = options.dropout  # not above: nn.LSTM warns of dropout with one layer
+        self._shapes = self._parameter_shapes()
 
     def _layers(
         self, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from . import GATES
+from .kinds import KINDS
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def initialise(
     """
     seed = int(torch.randint(2**62, (), device="cpu"))
     generator = torch.Generator().manual_seed(seed)
-    gates = GATES[kind]
+    gates = KINDS[kind].gates
     bound = 1 / math.sqrt(hidden_size)
 
     for name, parameter in named_parameters:

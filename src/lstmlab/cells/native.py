@@ -11,18 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .base import is_traced
+from .derivatives import refuse_other_derivatives
+from .kinds import KINDS
 from .library import library
 
 T = TypeVar("T")
 
-KINDS = {"lstm": 0, "peephole": 1, "layernorm": 2, "rnn": 3, "gru": 4}  # as numbered in kernel.cpp
+NUMBERS = {"lstm": 0, "peephole": 1, "layernorm": 2, "rnn": 3, "gru": 4}  # of the kinds in kernel.cpp
 PRECISIONS = {torch.float32: "f32", torch.float64: "f64"}  # of a tensor's products; under autocast "bf16"
 PLAIN_TYPES = (Tensor, nn.Parameter)
 CAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast converts
-NO_BATCHED_GRADIENTS = (
-    "cell=fused has no batched gradients (is_grads_batched, vectorize): use torch.func.vmap or cell=scratch."
-)
-NO_SECOND_DERIVATIVE = "cell=fused has no second derivative (create_graph, hessian): use cell=scratch."
 
 
 class Arguments(ctypes.Structure):
@@ -110,7 +108,7 @@ def scan(
     _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
     gates, cs, norms = map(_address, buffers)
     arguments = Arguments(
-        kind=KINDS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
+        kind=NUMBERS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
         lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
         w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
         y=y.data_ptr(), y_b=T * H, y_t=H, h=h, c=c, gates=gates, cs=cs, norms=norms,
@@ -131,7 +129,7 @@ def step(
     y, final = x.new_empty(B, 1, H), [torch.empty_like(s) for s in state]
     (h0, c0), (h, c) = _addresses(state), _addresses(final)
     source, x_b, size = x.data_ptr(), x.stride(0), B * H * x.element_size()
-    number, threads, held, calls = KINDS[kind], torch.get_num_threads(), [], []
+    number, threads, held, calls = NUMBERS[kind], torch.get_num_threads(), [], []
     for k, layer in enumerate(weights):
         tensors, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(layer)
         held.append(tensors)
@@ -152,7 +150,7 @@ def empty_buffers(kind: str, cells: int, x: Tensor, H: int) -> list[Tensor | Non
     """For what forward keeps for backward of each cell of the unpadded batch: gates, c, layer norm's 1/σ."""
     return [
         x.new_empty(cells, H if kind == "rnn" else 4 * H),
-        None if kind in ("rnn", "gru") else x.new_empty(cells, H),
+        x.new_empty(cells, H) if "c" in KINDS[kind].state._fields else None,
         x.new_empty(cells, 4) if kind == "layernorm" else None,
     ]
 
@@ -194,7 +192,7 @@ def scan_backward(
     (h0, c0), (dh, dc), (gates, cs, norms) = _addresses(state), _addresses(d_state), map(_address, buffers)
     _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
     arguments = Arguments(
-        kind=KINDS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
+        kind=NUMBERS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
         lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
         w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
         y=y.data_ptr(), y_b=y_b, y_t=y_t, gates=gates, cs=cs, norms=norms, dh=dh, dc=dc,
@@ -272,7 +270,7 @@ class Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy, *d_final):
-        refuse_other_gradients((dy, *d_final))
+        refuse_other_derivatives((dy, *d_final))
         given = [d if d is None else d.resolve_neg() for d in (dy, *d_final)]
         if not are_plain([d for d in given if d is not None]):
             raise RuntimeError("cell=fused: the gradients are of another kind than the tensors of the call.")
@@ -303,15 +301,7 @@ def _description(tensor: Tensor | None) -> Any:
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
 
 
-def refuse_other_gradients(gradients: Sequence[Tensor | None]) -> None:
-    """Raise RuntimeError in a backward pass that is to be differentiated, or is given batched gradients."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(NO_SECOND_DERIVATIVE)
-    if any(d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in gradients):
-        raise RuntimeError(NO_BATCHED_GRADIENTS)
-
-
 def split(kind: str, tensors: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
     """Of the state, and of the weights."""
-    members = 1 if kind in ("rnn", "gru") else 2
+    members = len(KINDS[kind].state._fields)
     return tensors[:members], tensors[members:]

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from . import GATES, native
-
-NO_FORWARD_MODE = "cell=fused has no forward-mode derivative (jvp, dual tensors): use cell=scratch."
+from . import native
+from .derivatives import NO_FORWARD_MODE, NO_SECOND_DERIVATIVE
+from .kinds import KINDS
 
 
 def traced_scan(
@@ -166,14 +166,14 @@ def _checked(
         raise RuntimeError(f"lstmlab::scan needs the native kernel, which has no {precision} here.")
     h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra = tensors
     assert h is not None
-    (B, T, I), H, rows = x.shape, h.size(-1), len(GATES[kind]) * h.size(-1)
+    (B, T, I), H, rows = x.shape, h.size(-1), len(KINDS[kind].gates) * h.size(-1)
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {"h": (h, (B, H))}
-    if kind not in ("rnn", "gru"):
+    if "c" in KINDS[kind].state._fields:
         expected["c"] = (c, (B, H))
     expected |= {"weight_ih": (weight_ih, (rows, I)), "weight_hh": (weight_hh, (rows, H))}
     expected |= {"bias_ih": (bias_ih, (rows,)), "bias_hh": (bias_hh, (rows,))}
-    if kind in ("peephole", "layernorm"):
-        expected["extra"] = (extra, (3 * H if kind == "peephole" else 4 * H,))
+    if own := KINDS[kind].own:
+        expected["extra"] = (extra, (sum(n for (n,) in own.values()) * H,))
     dtype = torch.float64 if precision == "f64" else torch.float32
     if B == 0 or T == 0:
         raise ValueError(f"x must have rows and steps, not {tuple(x.shape)}.")
@@ -241,7 +241,7 @@ class TransformedScanBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        raise RuntimeError(native.NO_SECOND_DERIVATIVE)
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
 
     @staticmethod
     def jvp(ctx, *tangents):

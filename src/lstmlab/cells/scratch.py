@@ -4,7 +4,7 @@
 side. Stored biases come in pairs, whose sum is the equations' one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
-from .base import State
+from .kinds import State
 from .stack import Stack
 
 Step = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # the new state, and the gates
+STEPS: dict[str, Any] = {}  # of each kind, the class of its equations
 
 
+def step_of(kind: str) -> Callable[[type], type]:
+    """Mark a class as the equations of a kind, made of a layer's weights and called once for each step."""
+
+    def register(equations: type) -> type:
+        STEPS[kind] = equations
+        return equations
+
+    return register
+
+
+@step_of("lstm")
 class LSTM:
     """Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000.
 
@@ -46,6 +58,7 @@ class LSTM:
         return (h, c), {"i": i, "f": f, "g": g, "o": o}
 
 
+@step_of("peephole")
 class Peephole:
     """Gers & Schmidhuber 2000: the gates see the cell state; i and f the old one, o the new one.
 
@@ -83,6 +96,7 @@ class Peephole:
         return (h, c), {"i": i, "f": f, "g": g, "o": o}
 
 
+@step_of("layernorm")
 class LayerNorm:
     """Ba et al. 2016, on each gate's pre-activation over its H units; gain γ and bias come after.
 
@@ -130,6 +144,7 @@ class ProjectedLSTM(LSTM):
         return (linear(h, self.W_hr), c), gates
 
 
+@step_of("rnn")
 class RNN:
     """Elman 1990: h' = tanh(W·[h, x] + b)."""
 
@@ -143,6 +158,7 @@ class RNN:
         return (h,), {}
 
 
+@step_of("gru")
 class GRU:
     """Cho et al. 2014, as nn.GRU has it: the reset gate acts after the product, and has a bias.
 
@@ -166,15 +182,6 @@ class GRU:
         n = tanh(linear(x, self.W_in, self.b_in) + r * linear(h, self.W_hn, self.b_hn))
         h = (1 - z) * n + z * h
         return (h,), {"r": r, "z": z, "n": n}
-
-
-STEPS: dict[str, Any] = {
-    "lstm": LSTM,
-    "peephole": Peephole,
-    "layernorm": LayerNorm,
-    "rnn": RNN,
-    "gru": GRU,
-}
 
 
 def run_steps(

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import Recurrent, Weights, parameter_shapes
+from .base import Recurrent, Weights
+from .options import CellOptions
 
 Scan = Callable[[Tensor, Sequence[Tensor], Tensor | None, Weights, bool], tuple[Tensor, Sequence[Tensor]]]
 
@@ -13,42 +14,10 @@ Scan = Callable[[Tensor, Sequence[Tensor], Tensor | None, Weights, bool], tuple[
 class Stack(Recurrent):
     """Layers × directions around `_scan`, which runs one of them over all steps."""
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        kind: str,
-        num_layers: int,
-        bias: bool,
-        proj_size: int,
-        bidirectional: bool,
-        dropout: float,
-        variational: bool,
-        weight_drop: float,
-        init: str,
-        forget_bias: float,
-        chrono_steps: int | None,
-        batch_first: bool,
-    ) -> None:
+    def __init__(self, input_size: int, options: CellOptions) -> None:
         super().__init__()
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.kind = kind
-        self.num_layers = num_layers
-        self.bias = bias
-        self.proj_size = proj_size
-        self.bidirectional = bidirectional
-        self.dropout = dropout
-        self.variational = variational
-        self.weight_drop = weight_drop
-        self.init = init
-        self.forget_bias = forget_bias
-        self.chrono_steps = chrono_steps
-        self.batch_first = batch_first
-        self._shapes = parameter_shapes(
-            kind, input_size, hidden_size, num_layers, self._num_directions, bias, proj_size
-        )
+        self._set_options(input_size, options)
+        self._shapes = self._parameter_shapes()
         for shapes in self._shapes:
             for name, shape in shapes.items():
                 self.register_parameter(name, nn.Parameter(torch.empty(shape)))

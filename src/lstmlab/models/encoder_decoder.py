@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lstmlab.cells import GATES
+from lstmlab.cells import KINDS
 from lstmlab.cells.dropout import Dropout
 from lstmlab.models.attention import ATTENTIONS, Memory
 from lstmlab.models.base import Graph, Task
@@ -35,7 +35,7 @@ class EncoderDecoder(Task):
         self.source_embedding = nn.Embedding(V, E)
         self.target_embedding = nn.Embedding(V, E)
         self.encoder = self.build_cell(E)
-        members = 2 if "f" in GATES[cell["kind"]] else 1  # of the state: h and c, or h alone
+        members = len(KINDS[cell["kind"]].state._fields)  # h and c, or h alone
         layers = cell["num_layers"]
         self.bridge = nn.ModuleList(nn.Linear(layers * memory_size, layers * H) for _ in range(members))
         self.decoder = self.build_cell(2 * E if self.input_feeding else E, bidirectional=False)

@@ -1,0 +1,62 @@
+"""Every kind of cell, as one entry of a table. Importing this does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LSTMState(NamedTuple):
+    """The state of the LSTM kinds: hidden and cell state, each (L·D, B, H)."""
+
+    h: Tensor
+    c: Tensor
+
+
+class HiddenState(NamedTuple):
+    """The state of the RNN and the GRU: the hidden state (L·D, B, H)."""
+
+    h: Tensor
+
+
+State = LSTMState | HiddenState
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the project knows of a kind of cell, beside its equations in `scratch`.
+
+    backends: the backends that have it.
+    state: what it carries from step to step.
+    gates: one letter each, in the order in which nn.LSTM, nn.GRU and nn.RNN stack them in their weights.
+    sigmoids: the gates whose values lie between 0 and 1.
+    retains: the gate that multiplies the old state, if there is one.
+    own: the parameters that it has beside weight_ih, weight_hh, bias_ih and bias_hh, by name, with their
+        shapes in units of H: (4,) is (4H,). `init.initialise` says what they start as.
+    """
+
+    backends: tuple[str, ...]
+    state: type[State]
+    gates: str
+    sigmoids: str
+    retains: str | None = None
+    own: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+PEEPHOLES = {"weight_ci": (1,), "weight_cf": (1,), "weight_co": (1,)}
+
+KINDS = {
+    "lstm": Kind(("scratch", "fused", "torch"), LSTMState, "ifgo", "ifo", retains="f"),
+    "peephole": Kind(("scratch", "fused"), LSTMState, "ifgo", "ifo", retains="f", own=PEEPHOLES),
+    "layernorm": Kind(("scratch", "fused"), LSTMState, "ifgo", "ifo", retains="f", own={"gain": (4,)}),
+    "rnn": Kind(("scratch", "fused", "torch"), HiddenState, "h", ""),
+    "gru": Kind(("scratch", "fused", "torch"), HiddenState, "rzn", "rz", retains="z"),
+}
+BACKENDS = {
+    backend: tuple(name for name, kind in KINDS.items() if backend in kind.backends)
+    for backend in ("scratch", "fused", "torch")
+}
