@@ -5,7 +5,7 @@ python src/bench.py suite=ladder       what each step from the equations to a fa
 python src/bench.py suite=sample       sampling from a character model
 python src/bench.py suite=compile cell=fused   a training step under torch.compile against the same without
 python src/bench.py suite=train        a run's training steps against a bare PyTorch loop
-python src/bench.py suite=floors data=imdb   how good a model is that is no network; no bench.png
+python src/bench.py suite=floors data=imdb   how good baselines without a network are; no bench.png
 """
 
 from lstmlab.config import entry_point, refuse_unread
@@ -31,7 +31,7 @@ def main(config: BenchConfig) -> None:
     if suite == "floors":
         from lstmlab.benchmarks import floors
 
-        print(floors.report(config))
+        print(floors.measure_floors(config))
         return
 
     import torch
@@ -41,16 +41,16 @@ def main(config: BenchConfig) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if suite == "cells":
-        sections = cells.sections(rounds)
+        sections = cells.measure_cells(rounds)
     elif suite == "ladder":
-        sections = [ladder.section(rounds)]
+        sections = [ladder.measure_ladder(rounds)]
     elif suite == "sample":
-        sections = [sample.section(config, rounds)]
+        sections = [sample.measure_sampling(config, rounds)]
     elif suite == "compile":
-        sections = [compiled.section(config, rounds)]
+        sections = [compiled.measure_compiled_step(config, rounds)]
     else:
-        sections = [train.section(config)]
-    print(timing.report(suite, sections, folder))
+        sections = [train.measure_training(config)]
+    print(timing.write_report(suite, sections, folder))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python src/compare.py runs=logs/copytask/multirun_DATE                            a sweep: train.py -m …
 python src/compare.py runs=SWEEP,SWEEP metrics=[test/sequence_accuracy,train/*]   several, some metrics
+python src/compare.py runs=SWEEP x=data.delay                                     drawn over this setting
 """
 
 from lstmlab.config import entry_point

@@ -139,6 +139,20 @@ def text_file(tmp_path) -> Path:
 
 
 @pytest.fixture
+def small(text_file) -> list[str]:
+    """Overrides for a small language model on a small text."""
+    return [
+        *SMALL,
+        "data=textfile",
+        f"data.path={text_file}",
+        f"data.cache={text_file.parent}/cache",
+        "data.batch_size=4",
+        "data.sequence_length=20",
+        "data.max_val_chars=500",
+    ]
+
+
+@pytest.fixture
 def module(tmp_path) -> Callable:
     """module("reviews", train_size=100, …): that data set with these keys changed, its files ready."""
 

@@ -1,6 +1,7 @@
 """What opens as a checkpoint, and what is refused; with more damage: --fuzz 10000."""
 
 import io
+import json
 import random
 import resource
 import shutil
@@ -198,6 +199,24 @@ def test_an_archive_that_is_no_checkpoint(tmp_path):
         checkpoint.load_checkpoint(str(tmp_path / "x.ckpt"))
     with pytest.raises(FileNotFoundError, match="a folder"):
         checkpoint.load_checkpoint(str(tmp_path))
+
+
+@pytest.mark.parametrize("altered", ["shape", "dtype", "name"])
+def test_the_checksum_is_of_what_is_said_about_the_numbers_too(tmp_path, whole, altered):
+    """These stand there as they did, but as another matrix."""
+    (file,) = export({"ckpt": str(whole), "format": "safetensors", "folder": str(tmp_path)})
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    described = header.pop("cell.weight_hh_l0")
+    rows, columns = described["shape"]
+    assert rows != columns and described["dtype"] == "F32"
+    described |= {"shape": {"shape": [columns, rows]}, "dtype": {"dtype": "I32"}}.get(altered, {})
+    header["cell.weight_hh_l00" if altered == "name" else "cell.weight_hh_l0"] = described
+    written = json.dumps(header).encode()
+    file.write_bytes(len(written).to_bytes(8, "little") + written + content[end:])
+    with pytest.raises(ValueError, match="fails its checksum"):
+        checkpoint.load(str(file))
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])

@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
-from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.colors import same_color
+from matplotlib.container import BarContainer
 
 from conftest import SMALL, TINY
-from lstmlab.comparison import Row, Run, mean_std, picture
+from lstmlab.comparison import draw_comparison, write_mean
 from lstmlab.config import PROJECT
 
 
@@ -122,6 +124,48 @@ def test_what_is_shown_of_runs_that_differ_in_much(command, tmp_path):
     assert "also differs" not in printed and "same seed" not in printed
 
 
+def test_values_are_written_as_one_types_them(command, tmp_path):
+    """A key that only some of the runs have is empty elsewhere, and numbers stay numbers in the CSV."""
+    values: list[dict] = [
+        {"a": None, "b": True, "c": [1, 2], "d": 1},
+        {"a": "x", "b": False, "c": 3, "d": 0.5},
+        {"a": "x"},
+    ]
+    write_sweep(tmp_path / "sweep", params=dict.fromkeys("abcd", "choice(0,1)"), _target_="Random")
+    for job, settings in enumerate(values):
+        write_run(tmp_path / f"sweep/{job}", {"val/loss": 1.0, "val/nan": float("nan")}, **settings)
+    code, printed, _ = command("compare", "runs=sweep", "metrics=val/*")
+    assert code == 0 and printed.startswith("| a | b | c | d | n | val/loss |\n")  # a metric that no run has
+    rows = [
+        "| null | true | [1, 2] | 1 | 1 | 1 |",
+        "| x | false | 3 | 0.5 | 1 | 1 |",
+        "| x |  |  |  | 1 | 1 |",
+    ]
+    assert printed.split("\n\n")[0].splitlines()[2:] == rows
+    with (tmp_path / "sweep/compare.csv").open(newline="") as file:
+        assert list(csv.reader(file))[1:3] == [
+            ["null", "true", "[1, 2]", "1", "1", "1.0", ""],
+            ["x", "false", "3", "0.5", "1", "1.0", ""],
+        ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.yaml", "run_dir: x"),
+        ("config.yaml", "a: [}"),
+        ("metrics.json", '{"a": null}'),
+        ("metrics.json", ""),
+    ],
+)
+def test_files_that_train_did_not_write_are_named(command, tmp_path, name, content):
+    write_run(tmp_path / "run", {"val/loss": 1.0})
+    (tmp_path / "run" / name).write_text(content)
+    code, _, error = command("compare", "runs=run")
+    assert code == 1 and len(error.splitlines()) == 1
+    assert error.startswith("error: runs=run: its config.yaml or metrics.json was not written by train.py (")
+
+
 def test_numbers_ascend_whatever_the_order_of_the_jobs(command, tmp_path):
     for job, size in enumerate([10, 9, 100]):
         write_run(tmp_path / f"sweep/{job}", {"val/loss": 1.0}, size=size)
@@ -190,65 +234,112 @@ def test_several_folders_and_a_repeated_seed(command, tmp_path):
     assert "| rnn | 1 | 1 | 60 |\n| lstm | 2 | 3.5 ± 0.71 | 60 ± 0 |" in printed
 
 
-def rows(*settings: tuple, **metrics: float) -> list[Row]:
-    """Two runs each: the metrics of the first, more by 2 in the second, and by 1 from row to row."""
-    return [
-        Row(
-            values,
-            [
-                Run(Path(), {"data.delay": 50}, {name: value + k + more for name, value in metrics.items()})
-                for more in (0, 2)
-            ],
-        )
-        for k, values in enumerate(settings)
+def make_runs(keys: list[str], *rows: tuple, **metrics: float) -> pd.DataFrame:
+    """Two runs a row: the metrics of the first, more by 2 in the second, and by 1 from row to row."""
+    runs = [
+        dict(zip(keys, values, strict=True))
+        | {"row": k, "data.delay": 50}
+        | {name: value + k + more for name, value in metrics.items()}
+        for k, values in enumerate(rows)
+        for more in (0, 2)
     ]
+    return pd.DataFrame(runs)
 
 
-def drawn(figure) -> dict[str, tuple]:
-    """The lines with error bars, by their label."""
+def read_lines(figure) -> dict[str, tuple]:
+    """The lines through the means, by their label."""
     [axes] = figure.axes
-    return {bars.get_label(): tuple(map(list, bars[0].get_data())) for bars in axes.containers}
+    return {line.get_label(): tuple(map(list, line.get_data())) for line in axes.lines}
+
+
+def read_dots(axes) -> list[list[tuple]]:
+    """Of each line, or of all bars, a dot for each run."""
+    return [sorted(map(tuple, dots.get_offsets().tolist())) for dots in axes.collections]
 
 
 def test_a_number_is_the_x_axis_and_the_rest_is_colours():
-    compared = rows(("lstm", 10), ("lstm", 20), ("rnn", 10), ("rnn", 20), loss=0.0)
-    compared += rows(("gru", 10), other=0.0)
-    figure = picture(["kind", "delay"], compared, ["loss"])
-    assert drawn(figure) == {
-        "kind=lstm": ([10, 20], [1, 2]),
-        "kind=rnn": ([10, 20], [3, 4]),
-        "kind=gru": ([], []),
-    }
-    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("delay", "loss")
-    low, high = figure.axes[0].containers[0][2][0].get_segments()[0][:, 1]
-    assert (high - low) / 2 == pytest.approx(mean_std([0, 2])[1])
+    runs = make_runs(
+        ["kind", "delay"], ("lstm", 10), ("lstm", 20), ("rnn", 10), ("rnn", 20), ("gru", 10), loss=0.0
+    )
+    runs.loc[8:, "loss"] = np.nan  # gru has no such metric
+    figure = draw_comparison(runs, ["kind", "delay"], ["loss"], None)
+    assert read_lines(figure) == {"kind=lstm": ([10, 20], [1, 2]), "kind=rnn": ([10, 20], [3, 4])}
+    [axes] = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("delay", "loss")
+    lstm, rnn = read_dots(axes)
+    assert lstm == [(10, 0), (10, 2), (20, 1), (20, 3)] and rnn == [(10, 2), (10, 4), (20, 3), (20, 5)]
+    for line, dots in zip(axes.lines, axes.collections, strict=True):
+        assert same_color(line.get_color(), tuple(np.asarray(dots.get_facecolor())[0, :3]))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kind=lstm", "kind=rnn"]
+
+
+def test_nothing_drawn_leaves_the_range_of_the_runs():
+    """An accuracy of 1 and of 0.4: their deviation would reach beyond 1."""
+    runs = make_runs(["delay"], (10,), (20,), accuracy=0.0).assign(accuracy=[1.0, 0.4, 1.0, 1.0])
+    figure = draw_comparison(runs, ["delay"], ["accuracy"], None)
+    [axes] = figure.axes
+    drawn = [y for dots in read_dots(axes) for _, y in dots] + next(iter(read_lines(figure).values()))[1]
+    assert max(drawn) == 1 and min(drawn) == 0.4 and not axes.containers
 
 
 @pytest.mark.parametrize(
     ("numbers", "scale"), [((1, 19), "linear"), ((1, 20), "log"), ((0, 20), "linear"), ((5, 100), "log")]
 )
 def test_numbers_that_are_far_apart_are_drawn_by_their_logarithms(numbers, scale):
-    [axes] = picture(["delay"], rows(*((number,) for number in numbers), loss=0.0), ["loss"]).axes
+    runs = make_runs(["delay"], *((number,) for number in numbers), loss=0.0)
+    figure = draw_comparison(runs, ["delay"], ["loss"], None)
+    [axes] = figure.axes
     assert axes.get_xscale() == scale
     assert axes.get_xticks().tolist() == list(numbers)
+    assert not figure.legends  # one line
 
 
 def test_a_number_in_the_metrics_names_is_the_x_axis():
     """And what bears no number stands at the run's own."""
-    compared = rows(("lstm",), ("rnn",), acc=0.0, acc_delay100=1.0, acc_delay9=2.0)
-    figure = picture(["kind"], compared, ["acc", "acc_delay9", "acc_delay100"])
-    assert drawn(figure) == {
+    keys, names = ["kind"], ["acc", "acc_delay9", "acc_delay100"]
+    runs = make_runs(keys, ("lstm",), ("rnn",), acc=0.0, acc_delay100=1.0, acc_delay9=2.0)
+    figure = draw_comparison(runs, keys, names, None)
+    assert read_lines(figure) == {
         "kind=lstm": ([9, 50, 100], [3, 1, 2]),
         "kind=rnn": ([9, 50, 100], [4, 2, 3]),
     }
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("delay", "acc")
+    figure = draw_comparison(runs, keys, names[1:], None)
+    assert read_lines(figure)["kind=lstm"] == ([9, 100], [3, 2])
+    [axes] = draw_comparison(runs, keys, names[1:2], None).axes  # a single number is no axis
+    assert axes.get_xlabel() == "acc_delay9"
 
 
-def test_a_number_that_few_rows_share_is_no_axis():
+def test_of_two_numbers_the_one_with_more_values_is_the_x_axis():
+    keys = ["layers", "size"]
+    runs = make_runs(keys, *((layers, size) for layers in (1, 2) for size in (8, 16, 32)), loss=0.0)
+    assert set(read_lines(draw_comparison(runs, keys, ["loss"], None))) == {"layers=1", "layers=2"}
+    lines = read_lines(draw_comparison(runs, keys, ["loss"], "layers"))
+    assert set(lines) == {"size=8", "size=16", "size=32"} and lines["size=8"] == ([1, 2], [1, 4])
+    [axes] = draw_comparison(runs, keys, ["loss"], "bars").axes
+    assert len(axes.get_yticklabels()) == 6
+    square = runs[runs["size"] < 32]  # as many values each: the first column
+    assert draw_comparison(square, keys, ["loss"], None).axes[0].get_xlabel() == "layers"
+
+
+def test_words_may_be_the_x_axis_in_the_order_of_the_rows():
+    keys = ["kind", "delay"]
+    runs = make_runs(keys, ("rnn", 10), ("rnn", 20), ("lstm", 10), ("lstm", 20), loss=0.0)
+    figure = draw_comparison(runs, keys, ["loss"], "kind")
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["rnn", "lstm"]
+    assert read_lines(figure) == {
+        "delay=10": (["rnn", "lstm"], [1, 3]),
+        "delay=20": (["rnn", "lstm"], [2, 4]),
+    }
+
+
+def test_a_number_that_some_combinations_have_one_value_of_is_no_axis():
     """Bars, in the order of the rows, with their settings and the numbers beside them."""
-    settings = [("max", 1, False), ("max", 2, False), ("max", 3, False), ("last", 1, False)]
-    compared = rows(*settings, ("mean", 1, True), loss=0.0)
-    [axes] = picture(["model.pooling", "cell.layers", "feeding"], compared, ["loss"]).axes
+    keys = ["model.pooling", "cell.layers", "feeding"]
+    settings = [("max", 1, "false"), ("max", 2, "false"), ("max", 3, "false"), ("last", 1, "false")]
+    runs = make_runs(keys, *settings, ("mean", 1, "true"), loss=0.0)
+    [axes] = draw_comparison(runs, keys, ["loss"], None).axes
     [bars] = (each for each in axes.containers if isinstance(each, BarContainer))
     assert [bar.get_width() for bar in bars] == [1, 2, 3, 4, 5]
     names = [label.get_text() for label in axes.get_yticklabels()]
@@ -256,31 +347,61 @@ def test_a_number_that_few_rows_share_is_no_axis():
     [right] = axes.child_axes
     assert right.get_yticklabels()[0].get_text() == "1 ± 1.4"
     assert axes.get_xlabel() == "loss" and axes.yaxis_inverted()
-    [errors] = (each for each in axes.containers if isinstance(each, ErrorbarContainer))
-    low, high = errors[2][0].get_segments()[0][:, 0]
-    assert (high - low) / 2 == pytest.approx(mean_std([0, 2])[1])
+    assert read_dots(axes) == [sorted((k + more, k) for k in range(5) for more in (0, 2))]
+    lines = read_lines(draw_comparison(runs, keys, ["loss"], "cell.layers"))  # unless it is asked for
+    assert lines["pooling=max feeding=false"] == ([1, 2, 3], [1, 2, 3])
+    assert lines["pooling=mean feeding=true"] == ([1], [5])
 
 
 def test_of_two_keys_with_one_ending_the_whole_is_written():
-    compared = rows((0.1, 0.2, "sgd"), (0.3, 0.4, "adam"), loss=0.0)
-    [axes] = picture(["cell.dropout", "model.dropout", "optimizer._target_"], compared, ["loss"]).axes
+    keys = ["cell.dropout", "model.dropout", "optimizer._target_"]
+    runs = make_runs(keys, (0.1, 0.2, "sgd"), (0.3, 0.4, "adam"), loss=0.0)
+    [axes] = draw_comparison(runs, keys, ["loss"], None).axes
     assert axes.get_yticklabels()[0].get_text() == "cell.dropout=0.1 model.dropout=0.2 _target_=sgd"
 
 
 def test_one_thing_changed_at_a_time_is_measured_from_nothing_changed():
-    compared = rows(("nothing",), ("a=1",), ("b=2",), loss=3.0)
-    del compared[1].runs[1]  # one run: no deviation
-    compared[2].runs[0].metrics.clear()
-    compared[2].runs[1].metrics.clear()  # no bar
-    [axes] = picture(["changed"], compared, ["loss"]).axes
+    runs = make_runs(["changed"], ("nothing",), ("a=1",), ("b=2",), loss=3.0)
+    runs.loc[4:, "loss"] = np.nan  # no bar
+    runs = runs.drop(3)  # one run: no deviation
+    [axes] = draw_comparison(runs, ["changed"], ["loss"], None).axes
     assert axes.lines[-1].get_xdata() == [4, 4]  # of nothing changed
     assert [label.get_text() for label in axes.get_yticklabels()] == ["nothing", "a=1", "b=2"]
     assert [label.get_text() for label in axes.child_axes[0].get_yticklabels()] == ["4 ± 1.4", "4", ""]
 
 
 def test_a_single_row_is_a_bar():
-    [axes] = picture([], rows((), loss=0.0), ["loss"]).axes
+    [axes] = draw_comparison(make_runs([], (), loss=0.0), [], ["loss"], None).axes
     assert [bar.get_width() for bar in axes.containers[-1]] == [1]
+
+
+def test_a_mean_says_of_how_many_runs_it_is():
+    assert write_mean(pd.Series([np.nan, np.nan])) == ""
+    assert write_mean(pd.Series([0.5, np.nan])) == "0.5 (n=1)"
+    assert write_mean(pd.Series([1.0, 2.0, np.nan])) == "1.5 ± 0.71 (n=2)"
+    assert write_mean(pd.Series([0.1, 0.1, 0.1])) == "0.1 ± 0"  # not 1.7e-17
+
+
+def test_x_may_be_any_setting_that_varies(command, tmp_path):
+    """It is a column then, even if it follows from another, and the keys of a study stay columns with it."""
+    write_sweep(tmp_path / "sweep", "optimizer=sgd,adam", "seed=0,1")
+    for job, name in enumerate(["SGD", "SGD", "Adam", "Adam"]):
+        optimizer = {"_target_": name, "lr": 1.0 if name == "SGD" else 1e-3}
+        write_run(tmp_path / f"sweep/{job}", {"val/loss": float(job)}, optimizer=optimizer, seed=job % 2)
+    code, printed, _ = command("compare", "runs=sweep", "metrics=val/loss", "x=optimizer.lr")
+    assert code == 0 and printed.startswith("| optimizer.lr | n | val/loss |\n")
+    code, _, error = command("compare", "runs=sweep", "x=lr")
+    assert code == 1 and error == (
+        "error: x=lr does not vary between these runs; choose one of optimizer._target_, optimizer.lr, bars\n"
+    )
+    write_sweep(tmp_path / "study", jobs=["seed=0", "a=1", "b=2", "c=3"], _target_="StudySweeper")
+    for job, own in enumerate([{}, {"a": 1}, {"b": 2}, {"c": 3}]):
+        write_run(tmp_path / f"study/{job}", {"val/loss": 1.0}, **{"a": 0, "b": 0, "c": 0} | own)
+    table = "metrics=val/loss"
+    assert command("compare", "runs=study", table, "x=a")[1].startswith("| a | b | c | n | val/loss |\n")
+    assert command("compare", "runs=study", table, "x=bars")[1].startswith("| changed | n | val/loss |\n")
+    code, _, error = command("compare", "runs=study/0", "x=a")
+    assert code == 1 and error.endswith("x=a does not vary between these runs; choose one of bars\n")
 
 
 def test_torch_is_not_imported(tmp_path):

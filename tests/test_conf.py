@@ -13,7 +13,7 @@ import torch
 from conftest import SMALL
 from lstmlab.config import PROJECT
 from lstmlab.data.reviews import made_up_review
-from lstmlab.runs.train import train
+from lstmlab.runs.launch import launch
 from lstmlab.schema import ModelConfig, leaves, names_of_data
 
 CONF = PROJECT / "conf"
@@ -74,5 +74,5 @@ def test_trains_a_batch(choice, config, request, text_file, hub_files):
         overrides.remove("debug=one_batch")
         overrides += ["trainer.max_epochs=1", "trainer.limit_val_batches=1", "trainer.max_steps=2"]
     settings = config(*overrides)
-    metrics = train(settings)
+    metrics = launch(settings)
     assert settings.model.monitor in metrics

@@ -1,6 +1,7 @@
 """What was exported computes what the model computes, on other numbers of rows and steps than at export."""
 
 import json
+import resource
 
 import numpy as np
 import onnxruntime
@@ -114,6 +115,21 @@ def test_layernorm_has_no_operator(command, trained, tmp_path):
     code, _, error = command("export", f"ckpt={path}", f"folder={tmp_path}/out")
     assert code == 1 and "cell.kind=layernorm; use format=safetensors" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_export_before_as_it_was(command, trained, tmp_path):
+    arguments = [f"ckpt={trained('copytask')}", "format=safetensors", f"folder={tmp_path}"]
+    assert command("export", *arguments)[0] == 0
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
+    try:
+        code, _, error = command("export", *arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1 and "File too large" in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    assert (tmp_path / "model.safetensors").read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", ["charlm", "copytask", "sentiment", "seq2seq"])

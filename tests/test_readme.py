@@ -1,39 +1,207 @@
-"""Every command line that the README and the studies show is one that its entry point accepts."""
+"""Every document: its commands are accepted, its examples run, its links and pictures are there."""
 
+import os
 import re
 import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from hydra_plugins.lstmlab_study import jobs_of
+from lstmlab.checkpoint import load_model
 from lstmlab.config import PROJECT, plain, quote_raw
 from lstmlab.schema import check
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-# The command ends where its explanation begins, two blanks further on
-SHOWN = README + (PROJECT / "notebooks/studies.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line.strip() for line in re.findall(r"python src/(\w+\.py.*?)(?:  .*|`.*)?$", SHOWN, re.MULTILINE)
+NOT_OURS = {"logs", "multirun", "wandb", "build"}  # what runs and tools write at the top level
+WRITTEN_BY_RUNS = {"config.yaml", "multirun.yaml"}
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PICTURE = re.compile(r"!\[(.*?)\]\((.*?)\)")
+
+
+def read_documents() -> dict[str, str]:
+    """{path from the project's root: text} of every Markdown file that belongs to the project."""
+    texts = {}
+    for parent, below, files in os.walk(PROJECT):
+        folder = Path(parent)
+        below[:] = sorted(b for b in below if not (b.startswith(".") or (folder / b / "pyvenv.cfg").exists()))
+        if folder == PROJECT:
+            below[:] = [name for name in below if name not in NOT_OURS]
+        if folder == PROJECT / "data":  # but for its README, the cache and what users put there
+            below.clear()
+        for name in sorted(files):
+            if name.endswith(".md"):
+                path = folder / name
+                texts[path.relative_to(PROJECT).as_posix()] = path.read_text(encoding="utf-8")
+    return texts
+
+
+DOCUMENTS = read_documents()
+
+
+def shown_commands(text: str) -> Iterator[str]:
+    """The commands of indented blocks, without their prompt and comment, and of code within a line."""
+    text = FENCED.sub("", text).replace("\\\n", " ")
+    for line in re.findall(r"^ {4}(.+)|`([^`\n]+)`", text, re.MULTILINE):
+        command = re.split(r"  +#", "".join(line).strip().removeprefix("$ "))[0].strip()
+        if re.match(r"(python|pip|pytest|marimo|torchrun|/usr/bin/time) ", command):
+            yield command
+
+
+COMMANDS = sorted({command for text in DOCUMENTS.values() for command in shown_commands(text)})
+REFUSED = [  # the command, and what it prints
+    (command, " ".join(printed.split()))
+    for text in DOCUMENTS.values()
+    for command, printed in re.findall(r"^ {4}\$ python (src/.+)\n((?: {4}.+\n)+)", text, re.MULTILINE)
 ]
-MEANT_WRONG = {"train.py cell=torch cell.kind=peephole"}
 
 
-@pytest.mark.parametrize("line", sorted(set(COMMANDS) - MEANT_WRONG))
-def test_command_composes(line, tmp_path):
-    file, *arguments = shlex.split(line)
-    name = file.removesuffix(".py")
-    arguments = [quote_raw(argument) for argument in arguments if argument not in ("-m", "--help")]
-    if "-m" in shlex.split(line):  # a sweep: its first job
-        arguments = [re.sub(r"=([^,\[]+),.*", r"=\1", argument) for argument in arguments]
-    if "sweep=optuna" in arguments:
-        arguments.append("callbacks.pruning=null")  # where its study is, a sweep knows
-    if name in ("train", "bench"):
-        arguments.append(f"run_dir={tmp_path}")
-    with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
-        check(name, plain(compose(name, arguments)))
+def split_command(command: str) -> tuple[str, list[str]] | None:
+    """("train", its arguments) of a command that starts one of our entry points."""
+    words = shlex.split(command)
+    for number, word in enumerate(words):
+        if entry := re.fullmatch(r"src/(\w+)\.py", word):
+            return entry[1], words[number + 1 :]
+    return None
+
+
+def test_the_documents_are_found():
+    expected = {"README.md", "conf/README.md", "data/README.md", "notebooks/studies.md", "tests/README.md"}
+    assert expected <= DOCUMENTS.keys()
+    assert not [name for name in DOCUMENTS if "cache" in name or "site-packages" in name]
+    assert len(COMMANDS) > 80 and len(REFUSED) >= 1
 
 
 def test_both_setup_commands_stand_at_the_top():
-    commands = [line.strip() for line in README.splitlines() if line.startswith("    ")]
+    commands = [line.strip() for line in DOCUMENTS["README.md"].splitlines() if line.startswith("    ")]
     assert commands[0] == "pip install -e . && python src/train.py model=charlm"
     assert commands[1] == "pip install -e '.[dev]' && pytest"
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {f"python {refused}" for refused, _ in REFUSED}))
+def test_a_command_composes(command, tmp_path):
+    """With the configuration of its entry point; of a sweep, each of its jobs."""
+    if (started := split_command(command)) is None:
+        return
+    name, arguments = started
+    sweep = "-m" in arguments
+    arguments = [quote_raw(argument) for argument in arguments if argument not in ("-m", "--help")]
+    if "sweep=optuna" in arguments:
+        arguments.append("callbacks.pruning=null")  # where its study is, a sweep knows
+    jobs = jobs_of([""], arguments, OverridesParser.create()) if sweep else [arguments]
+    with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
+        for job in jobs:
+            run_dir = [f"run_dir={tmp_path}"] if name in ("train", "bench") else []
+            check(name, plain(compose(name, job + run_dir)))
+
+
+@pytest.mark.parametrize(("line", "printed"), REFUSED)
+def test_a_refused_command_prints_what_is_shown(line, printed, command):
+    name, arguments = split_command(line)  # type: ignore[misc]  # REFUSED holds entry points alone
+    code, _, error = command(name, *arguments)
+    assert code == 1
+    assert " ".join(error.split()) == printed
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_can_be_pasted_into_any_shell(command):
+    """zsh refuses an unquoted [ or *, and every shell replaces $ and ` within double quotes."""
+    outside = re.sub(r"'[^']*'|\"[^\"]*\"", "", command).replace(" && ", " ")
+    assert not set("[]*?(){}~$<>|;&!`\"'") & set(outside)
+    assert not any(set("$`!\\") & set(quoted) for quoted in re.findall(r"'[^']*'|\"([^\"]*)\"", command))
+
+
+def test_commands_of_pip_pytest_and_marimo_name_what_there_is(pytestconfig):
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for command in COMMANDS:
+        tool, *arguments = shlex.split(command.partition(" && ")[0])
+        for extras in re.findall(r"\.\[(.*?)\]", " ".join(arguments)) if tool == "pip" else []:
+            assert set(extras.split(",")) <= project["optional-dependencies"].keys(), command
+        for option in arguments if tool == "pytest" else []:
+            if option.startswith("--"):
+                pytestconfig.getoption(option.partition("=")[0])  # ValueError: there is none
+        for path in arguments:
+            if re.match(r"(src|tests|notebooks)/", path):
+                assert (PROJECT / path).is_file(), command
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_a_document_names_are_there(document):
+    """By any end of their path: cells/scratch.py is src/lstmlab/cells/scratch.py."""
+    sources = [
+        path.as_posix()
+        for folder in ("src", "conf", "tests", "notebooks")
+        for path in (PROJECT / folder).rglob("*.*")
+    ]
+    named = set(re.findall(r"[\w./]*\w\.(?:py|cpp|yaml|html)\b", DOCUMENTS[document])) - WRITTEN_BY_RUNS
+    for name in named:
+        assert "NAME" in name or any(path.endswith(f"/{name}") for path in sources), name
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    for link in re.findall(r"\]\((?!https?:)(.*?)\)", FENCED.sub("", DOCUMENTS[document])):
+        path, _, anchor = link.partition("#")
+        target = ((PROJECT / document).parent / path).resolve() if path else PROJECT / document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(DOCUMENTS[target.relative_to(PROJECT).as_posix()]), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_picture_is_small_described_and_beside_the_command_that_makes_it(document):
+    for section in re.split(r"^#+ ", FENCED.sub("", DOCUMENTS[document]), flags=re.MULTILINE):
+        for description, link in PICTURE.findall(section):
+            assert len(description) > 10, link
+            assert ((PROJECT / document).parent / link).stat().st_size < 150_000, link
+            assert any(command.startswith("python src/") for command in shown_commands(section)), link
+
+
+def test_every_stored_picture_is_shown():
+    shown = {
+        ((PROJECT / document).parent / link).resolve()
+        for document, text in DOCUMENTS.items()
+        for _, link in PICTURE.findall(text)
+    }
+    assert shown == {path.resolve() for path in (PROJECT / "notebooks").rglob("*.png")}
+
+
+def test_the_equations_of_the_readme_are_those_of_the_scratch_cell():
+    [(_, excerpt)] = FENCED.findall(DOCUMENTS["README.md"])[:1]
+    scratch = (PROJECT / "src/lstmlab/cells/scratch.py").read_text(encoding="utf-8")
+    shown, source = ([line.strip() for line in text.splitlines() if line] for text in (excerpt, scratch))
+    start = source.index(shown[0])
+    assert len(shown) >= 10 and source[start : start + len(shown)] == shown
+
+
+def test_the_doctor_speaks_as_shown(command, tmp_path):
+    """In the same words; the numbers differ with the Python whose library is the text."""
+    text = DOCUMENTS["src/lstmlab/callbacks/README.md"]
+    [line] = [each for each in shown_commands(text) if "optimizer.lr=1e-6" in each]
+    name, arguments = split_command(line)  # type: ignore[misc]
+    code, printed, _ = command(
+        name, *arguments, f"data.cache={tmp_path}", "threads=1", "trainer.enable_progress_bar=false"
+    )
+    said, shown = (
+        [re.sub(r"\d[\d.e-]*", "N", line.strip()) for line in part.partition("Doctor, ")[2].splitlines()[:5]]
+        for part in (printed, text)
+    )
+    assert code == 0 and said == shown and shown[-1].startswith("- Try: ")
+
+
+def test_the_onnx_example_runs(command, trained, tmp_path, capsys):
+    ckpt = str(trained("sentiment"))
+    _, printed, _ = command("export", f"ckpt={ckpt}", f"folder={tmp_path}")
+    [(_, example)] = FENCED.findall(DOCUMENTS["src/lstmlab/runs/README.md"])
+    exec(example.replace("RUN/export/model.onnx", printed.strip()), {})
+    [answer] = load_model(ckpt).respond("not bad at all", {})
+    assert answer.startswith(capsys.readouterr().out.strip() + ", probability")

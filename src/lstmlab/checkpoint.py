@@ -60,8 +60,8 @@ def find_checkpoint(path: str) -> Path:
     return file
 
 
-def find_run(ckpt: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to."""
+def find_run_folder(ckpt: Path) -> Path:
+    """The folder of the run that wrote a checkpoint; of a file that was moved, the folder where it lies."""
     return ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
 
 

@@ -1,6 +1,5 @@
-"""What runs differ in and how they came out: table and plot, mean ± standard deviation over seeds."""
+"""Compare runs: a table and a plot of what they differ in, mean ± standard deviation over seeds."""
 
-import csv
 import fnmatch
 import itertools
 import json
@@ -8,322 +7,294 @@ import os
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
+from pandas.api.types import is_numeric_dtype
 
 from hydra_plugins.lstmlab_study import jobs_of
 from lstmlab.tables import markdown
 
-IGNORED = re.compile(r"seed|run_dir|logger\..*")  # of what runs may differ in
-SHARED = 0.75  # of all combinations there have to be so many for lines
+# Runs that differ in these alone share a row of the table
+IGNORED = re.compile(r"seed|run_dir|logger\..*")
 
 
 @dataclass
-class Run:
-    """A finished run."""
+class FoundRuns:
+    """What the folders hold."""
 
-    folder: Path
-    settings: dict[str, Any]  # flat: "cell.hidden_size"
-    metrics: dict[str, float]
-
-
-@dataclass
-class Found:
-    """What lies in the folders."""
-
-    runs: list[Run] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)  # why, a sentence each
-    swept: list[str] = field(default_factory=list)  # keys and groups that a multirun.yaml names
-    typed: dict[Path, list[str]] = field(default_factory=dict)  # what jobs of a study have of their own
-
-
-@dataclass
-class Row:
-    """Runs that differ in their seeds alone."""
-
-    settings: tuple  # the values of the compared keys
-    runs: list[Run]
-
-    def values(self, metric: str) -> list[float]:
-        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+    # Folder, settings ("cell.hidden_size": 8) and metrics of each finished run
+    finished: list[tuple[Path, dict[str, Any], dict[str, float]]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # why each other run has no result
+    swept: list[str] = field(default_factory=list)  # keys and groups that a multirun.yaml sweeps
+    changes: dict[Path, list[str]] = field(default_factory=dict)  # what a study's job sets beside the seed
 
 
 def compare(config: dict[str, Any]) -> str:
-    """Write compare.csv, compare.md and compare.png; the Markdown, to be printed.
+    """Write compare.csv, compare.md and compare.png. Returns the Markdown and names the files.
 
-    Raises:
-        FileNotFoundError: there is no such folder, or no run in it.
-        ValueError: no run has finished, a file of a run is damaged, or `metrics` matches nothing.
+    Raises FileNotFoundError if a folder does not exist or holds no run, and ValueError if no run has
+    finished, a run's file is damaged, `metrics` matches nothing or `x` does not vary.
     """
     whole = Path(config["runs"])
     folders = [whole] if whole.exists() else [Path(part) for part in config["runs"].split(",")]
-    found = Found()
+    found = FoundRuns()
     for folder in folders:
-        search(folder, found)
-    if not found.runs:
+        search_folder(folder, found)
+    if not found.finished:
         raise ValueError(f"runs={config['runs']}: none of {len(found.left_out)} runs has finished")
-    keys, implied = compared_keys(found)
-    typed = found.typed
-    if all(run.folder in typed for run in found.runs) and len(keys) > 1 + max(map(len, typed.values())):
-        for run in found.runs:  # one thing changed at a time
-            changed = " ".join(typed[run.folder]) or "nothing"
-            run.settings = {"changed": changed, "seed": run.settings["seed"]}
-        keys, implied = ["changed"], []
-    rows = grouped(found.runs, keys)
-    names = chosen(found.runs, config["metrics"])
 
-    parts = [table(keys, rows, names)]
-    if implied:
-        parts.append(f"What also differs, as a consequence of the above: {', '.join(implied)}.")
-    for row in rows:
-        count = Counter(run.settings["seed"] for run in row.runs)
-        if twice := [str(seed) for seed, times in count.items() if times > 1]:
-            which = [*described(keys, row.settings).split(), f"seed={','.join(twice)}"]
-            parts.append(f"The same seed more than once: {' '.join(which)}.")
-    if found.left_out:
-        parts.append("Left out:\n\n" + "\n".join(f"- {reason}" for reason in found.left_out))
-    text = "\n\n".join(parts)
+    paths, settings, measured = zip(*found.finished, strict=True)
+    runs = pd.DataFrame(settings, dtype=object)
+    runs = runs.mask(runs.isna(), "").infer_objects()  # "": another run has such a key
+    x = config["x"]
+    keys, implied = find_compared_keys(runs, found.swept, x)
+
+    # Of a study that changes one thing at a time, one column tells what each row changed
+    changes = [found.changes[path] for path in paths if path in found.changes]
+    if x not in keys and len(changes) == len(runs) and len(keys) > 1 + max(map(len, changes)):
+        runs["changed"] = [" ".join(change) or "nothing" for change in changes]
+        keys, implied = ["changed"], []
+
+    values = pd.DataFrame(measured, dtype=float).dropna(axis=1, how="all")
+    metrics = choose_metrics(list(values), config["metrics"])
+    runs = runs.join(values).sort_values(
+        keys,
+        # Numbers ascend; other values keep the order of the runs
+        key=lambda column: column if is_numeric_dtype(column) else pd.factorize(column)[0],
+        kind="stable",
+        ignore_index=True,
+    )
+    runs["row"] = runs.groupby(keys or (lambda run: 0), sort=False).ngroup()
 
     target = Path(config["folder"] or folders[0])
     target.mkdir(parents=True, exist_ok=True)
+    table = write_table(runs, keys, metrics, target / "compare.csv")
+    text = "\n\n".join([table, *list_remarks(runs, keys, implied, found.left_out)])
     (target / "compare.md").write_text(text + "\n", encoding="utf-8")
-    with (target / "compare.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*keys, "n", *(column for name in names for column in (name, f"{name} std"))])
-        for row in rows:
-            numbers = [number for name in names for number in mean_std(row.values(name))]
-            writer.writerow([*row.settings, len(row.runs), *numbers])
-    picture(keys, rows, names).savefig(target / "compare.png", dpi=150)
+    draw_comparison(runs, keys, metrics, x).savefig(target / "compare.png", dpi=150)
     return f"{text}\n\n{target}: compare.md, compare.csv, compare.png"
 
 
-def search(folder: Path, found: Found) -> None:
+def search_folder(folder: Path, found: FoundRuns) -> None:
     """Add the runs of a folder: itself, or those anywhere below it."""
     if not folder.is_dir():
         raise FileNotFoundError(f"runs={folder}: no such folder")
-    before = len(found.runs) + len(found.left_out)
+    before = len(found.finished) + len(found.left_out)
     for parent, below, files in os.walk(folder):
         below.sort(key=lambda name: (name.isdigit() and int(name), name))  # 9 before 10
         if "multirun.yaml" in files:
-            search_sweep(Path(parent), found)
+            read_sweep(Path(parent), found)
         if "config.yaml" in files:
             below.clear()  # wandb keeps a config.yaml too
-            add_run(Path(parent), found)
-    if len(found.runs) + len(found.left_out) == before:
-        raise FileNotFoundError(f"runs={folder}: no run there, which would have a config.yaml")
+            read_run(Path(parent), found)
+    if len(found.finished) + len(found.left_out) == before:
+        raise FileNotFoundError(f"runs={folder}: no run in this folder; a run has a config.yaml")
 
 
-def add_run(folder: Path, found: Found) -> None:
+def read_run(folder: Path, found: FoundRuns) -> None:
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        settings = dict(flat(config, config["run_dir"]))
+        run_dir, settings = config["run_dir"], {"seed": config["seed"]}
+        for key, value in pd.json_normalize(config).astype(object).iloc[0].items():
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
+                value = json.dumps(value, default=str, ensure_ascii=False)  # as typed: true, null, [1, 2]
+            # A path inside the run's own folder is no difference
+            settings[key] = value.replace(run_dir, "") if isinstance(value, str) else value
         if (folder / "metrics.json").exists():
             metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-            found.runs.append(Run(folder, settings, metrics))
+            found.finished.append((folder, settings, {name: float(metrics[name]) for name in metrics}))
         else:
             found.left_out.append(f"{folder}: failed or not finished, no metrics.json")
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"runs={folder}: its config.yaml or metrics.json is no run's ({error!r})") from error
+        message = f"runs={folder}: its config.yaml or metrics.json was not written by train.py ({error!r})"
+        raise ValueError(message) from error
 
 
-def search_sweep(folder: Path, found: Found) -> None:
-    """What multirun.yaml tells: what was swept, and if known beforehand, which jobs there should be."""
+def read_sweep(folder: Path, found: FoundRuns) -> None:
+    """Add what multirun.yaml tells: what was swept and, unless a search chose them, which jobs there are."""
     hydra = yaml.safe_load((folder / "multirun.yaml").read_text(encoding="utf-8"))["hydra"]
     sweeper, numbered = hydra["sweeper"], hydra["sweep"]["subdir"] == "${hydra:job.num}"
     typed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     typed += hydra["overrides"]["task"]
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # for glob(): it knows the groups
-    found.swept += [
-        each.get_key_element() for each in parser.parse_overrides(typed) if each.is_sweep_override()
-    ]
+    # Hydra's loader knows the groups, which glob() needs
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides(typed)
+    found.swept += [each.get_key_element() for each in overrides if each.is_sweep_override()]
     if not numbered or not sweeper["_target_"].endswith((".BasicSweeper", "StudySweeper")):
         return
+
     jobs = jobs_of(sweeper.get("jobs", [""]), typed, parser)
     for number, job in enumerate(jobs):
-        place, own = folder / str(number), [part for part in job if not all(part in other for other in jobs)]
+        path, own = folder / str(number), [part for part in job if not all(part in other for other in jobs)]
         found.swept += [part.partition("=")[0] for part in own]
         if "jobs" in sweeper:
-            found.typed[place] = [part for part in own if not part.startswith("seed=")]
-        if not (place / "config.yaml").exists():
-            found.left_out.append(f"{place}: never began, {' '.join(own or job)}")
+            found.changes[path] = [part for part in own if not part.startswith("seed=")]
+        if not (path / "config.yaml").exists():
+            found.left_out.append(f"{path}: never began, {' '.join(own or job)}")
 
 
-def flat(node: dict[str, Any], run_dir: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """{"cell": {"kind": "lstm"}} → ("cell.kind", "lstm"); a run's own folder is left out of the values."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flat(value, run_dir, f"{prefix}{key}.")
-        else:
-            text = str(value) if isinstance(value, list | str) else None
-            yield prefix + key, value if text is None else text.replace(run_dir, "")
+def find_compared_keys(runs: pd.DataFrame, swept: list[str], x: str | None) -> tuple[list[str], list[str]]:
+    """The keys that tell runs apart, seeds aside, and those whose values follow from them.
 
-
-def compared_keys(found: Found) -> tuple[list[str], list[str]]:
-    """The keys whose values tell the runs apart, but for the seed; and those which follow from these."""
-    every = dict.fromkeys(key for run in found.runs for key in run.settings)
-    values = {key: [run.settings.get(key, "") for run in found.runs] for key in every}
-    differ = [key for key in every if len(set(values[key])) > 1 and not IGNORED.fullmatch(key)]
-    typed = [key for key in differ if key in found.swept]
-    of_group = [key for key in differ if key.startswith(tuple(f"{group}." for group in found.swept))]
+    What was swept comes first, and `x` with it; another key is added only if it tells more runs apart.
+    """
+    differ = [key for key in runs if runs[key].nunique() > 1 and not IGNORED.fullmatch(key)]
+    if x not in (None, "bars", *differ):
+        choices = ", ".join([*differ, "bars"])
+        raise ValueError(f"x={x} does not vary between these runs; choose one of {choices}")
+    typed = [key for key in differ if key in swept or key == x]
+    of_group = [key for key in differ if key.startswith(tuple(f"{group}." for group in swept))]
     keys: list[str] = []
+    rows = 1
     for key in dict.fromkeys([*typed, *of_group, *differ]):
-        before = list(zip(*(values[kept] for kept in keys), strict=True)) or [()] * len(found.runs)
-        pairs = set(zip(before, values[key], strict=True))
-        if key in typed or len(pairs) > len(set(before)):
-            keys.append(key)
+        split = len(runs[[*keys, key]].drop_duplicates())
+        if key in typed or split > rows:
+            keys, rows = [*keys, key], split
     return keys, [key for key in differ if key not in keys]
 
 
-def grouped(runs: Sequence[Run], keys: Sequence[str]) -> list[Row]:
-    """A row for each combination of values; numbers ascend, other values come as the runs do."""
-    rows: dict[tuple, Row] = {}
-    for run in runs:
-        settings = tuple(run.settings.get(key, "") for key in keys)
-        rows.setdefault(settings, Row(settings, [])).runs.append(run)
-    orders = [ordered(values) for values in zip(*rows, strict=True)]
-    return sorted(
-        rows.values(),
-        key=lambda row: [order.index(value) for order, value in zip(orders, row.settings, strict=True)],
-    )
+def choose_metrics(metrics: list[str], patterns: str | list[str] | None) -> list[str]:
+    """The names that match, by the number that they end in: …_delay9, …_delay10."""
+    every = sorted(metrics, key=lambda name: int((re.findall(r"\d+$", name) or [-1])[0]))
+    tested = any(name.startswith("test/") for name in every)
+    patterns = patterns or ["test/*" if tested else "val/*", "train/seconds"]
+    chosen: dict[str, None] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matches = fnmatch.filter(every, pattern)
+        if not matches:
+            raise ValueError(f"metrics={pattern} matches nothing; there are {', '.join(every)}")
+        chosen |= dict.fromkeys(matches)
+    return list(chosen)
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def write_table(runs: pd.DataFrame, keys: list[str], metrics: list[str], path: Path) -> str:
+    """Write a line for each row as CSV. Returns the same table in Markdown."""
+    rows = runs.groupby("row")
+    settings, n = runs.drop_duplicates("row").set_index("row")[keys], rows.size().rename("n")
+    numbers = rows[metrics].agg(["mean", "std"])
+    numbers.columns = [name if of == "mean" else f"{name} std" for name, of in numbers.columns]
+    pd.concat([settings, n, numbers], axis=1).to_csv(path, index=False)
+    text = pd.concat([settings.map(write_value), n, rows[metrics].agg(write_mean)], axis=1)
+    return markdown(list(text), text.to_numpy(object).tolist())
 
 
-def ordered(values: Iterable) -> list:
-    distinct = list(dict.fromkeys(values))
-    return sorted(distinct) if all(map(is_number, distinct)) else distinct
+def list_remarks(runs: pd.DataFrame, keys: list[str], implied: list[str], left_out: list[str]) -> list[str]:
+    remarks = []
+    if implied:
+        remarks.append(f"What also differs, as a consequence of the above: {', '.join(implied)}.")
+    for _, twice in runs[runs.duplicated(["row", "seed"])].groupby("row"):
+        which = twice[keys].assign(seed=",".join(map(str, twice["seed"].unique())))
+        remarks.append(f"The same seed more than once: {describe_runs(which)[0]}.")
+    if left_out:
+        remarks.append("Left out:\n\n" + "\n".join(f"- {reason}" for reason in left_out))
+    return remarks
 
 
-def chosen(runs: Sequence[Run], patterns: str | list[str] | None) -> list[str]:
-    every = list(dict.fromkeys(name for run in runs for name in run.metrics))
-    every.sort(key=lambda name: int((re.findall(r"\d+$", name) or [-1])[0]))  # …_delay9, …_delay10
-    if patterns is None:
-        measured = "test/" if any(name.startswith("test/") for name in every) else "val/"
-        return [name for name in every if name.startswith(measured)] + ["train/seconds"]
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    matches = {pattern: fnmatch.filter(every, pattern) for pattern in patterns}
-    if nothing := [pattern for pattern, names in matches.items() if not names]:
-        raise ValueError(f"metrics={nothing[0]} matches nothing. There are {', '.join(every)}")
-    return list(dict.fromkeys(itertools.chain(*matches.values())))
-
-
-def mean_std(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean, and standard deviation (n − 1) if there are two or more."""
-    mean = statistics.fmean(values) if values else None
-    return mean, statistics.stdev(values) if len(values) > 1 else None
-
-
-def spread(mean: float | None, std: float | None) -> str:
-    return "" if mean is None else f"{mean:.4g}" + ("" if std is None else f" ± {std:.2g}")
-
-
-def table(keys: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> str:
-    def cell(row: Row, name: str) -> str:
-        values = row.values(name)
-        text = spread(*mean_std(values))
-        return text if len(values) in (0, len(row.runs)) else f"{text} (n={len(values)})"
-
-    cells = [
-        [*map(written, row.settings), len(row.runs), *(cell(row, name) for name in names)] for row in rows
-    ]
-    return markdown([*keys, "n", *names], cells)
-
-
-def written(value: object) -> str:
-    """As one would type it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+def write_value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def described(keys: Sequence[str], settings: Sequence) -> str:
-    return " ".join(f"{key}={written(value)}" for key, value in zip(keys, settings, strict=True))
+def write_mean(values: pd.Series) -> str:
+    """As 0.5 ± 0.1 (n=2): the deviation if it has one, n if some of the runs have no value."""
+    known = values.dropna().to_list()
+    mean = f"{statistics.fmean(known):.4g}" if known else ""
+    std = f" ± {statistics.stdev(known):.2g}" if len(known) > 1 else ""
+    return mean + std + (f" (n={len(known)})" if 0 < len(known) < len(values) else "")
 
 
-def picture(keys: Sequence[str], rows: Sequence[Row], names: Sequence[str]) -> Figure:
-    """The first metric: lines over a number that the rows share, or else a bar for each row.
-
-    The number is what metrics of one name differ in (test/sequence_accuracy_delay100, …_delay200), if more
-    than one was asked for; or the compared key with the most values, all numbers, which nearly every
-    combination of the other keys takes.
-    """
-    metric, series = names[0], dict[str, list[tuple[float, list[float]]]]()
-    ends = [key.rpartition(".")[2] for key in keys]
-    short = [end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)]
-    numbered = {name: match for name in names if (match := re.fullmatch(r"(.+)_([a-z]+)(\d+)", name))}
-    stem = numbered[metric][1] if metric in numbered else metric
-    family = {name: match for name, match in numbered.items() if match[1] == stem}
-    if len(family) > 1:
-        label = next(iter(family.values()))[2]
-        for row in rows:
-            points = [(float(match[3]), row.values(name)) for name, match in family.items()]
-            trained = [value for key, value in row.runs[0].settings.items() if key.endswith(f".{label}")]
-            points += [(value, row.values(stem)) for value in trained if is_number(value) and stem in names]
-            series[described(short, row.settings)] = points
-        return lines(series, label, stem)
-
-    axes: list[tuple[int, int]] = []  # how many values, which key
-    for k, values in enumerate(map(set, zip(*(row.settings for row in rows), strict=True))):
-        others = {row.settings[:k] + row.settings[k + 1 :] for row in rows}
-        if all(map(is_number, values)) and 1 < len(values) <= len(rows) / len(others) / SHARED:
-            axes.append((len(values), k))
-    if not axes:
-        return bars(short, rows, metric)
-    _, x = max(axes)
-    for row in rows:
-        rest = described(short[:x] + short[x + 1 :], row.settings[:x] + row.settings[x + 1 :])
-        series.setdefault(rest, []).append((row.settings[x], row.values(metric)))
-    return lines(series, short[x], metric)
+def describe_runs(settings: pd.DataFrame) -> list[str]:
+    """As one would type the settings: kind=lstm delay=10."""
+    typed = [f"{key}=" + settings[key].map(write_value) for key in settings]
+    return [" ".join(row) for row in zip(*typed, strict=True)] if typed else [""] * len(settings)
 
 
-def lines(series: dict[str, list[tuple[float, list[float]]]], label: str, metric: str) -> Figure:
-    """A line for each name, through points of a number and the values there."""
-    figure = Figure((8, 4 + 0.2 * len(series)), layout="constrained")
+def draw_comparison(runs: pd.DataFrame, keys: list[str], metrics: list[str], x: str | None) -> Figure:
+    """The first metric over x, or as a bar for each row; conf/compare.yaml says how x is chosen."""
+    metric = metrics[0]
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+    short = {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys}
+
+    # test/loss_delay100, test/loss_delay200: one name, at several delays
+    stem = re.sub(r"_[a-z]+\d+$", "", metric)
+    matches = [re.fullmatch(rf"{re.escape(stem)}_([a-z]+)(\d+)", name) for name in metrics]
+    numbered = [match for match in matches if match]
+    places: list[tuple[str, Any]] = []  # metrics to draw, each with the x of its values
+    if x is None and len(numbered) > 1:
+        metric, label = stem, numbered[0][1]
+        places = [(match[0], float(match[2])) for match in numbered]
+        # The metric without a number was measured at the run's own: data.delay
+        own = [key for key in runs if key.endswith(f".{label}") and stem in metrics]
+        places += [(stem, pd.to_numeric(runs[key], errors="coerce")) for key in own]
+    elif (x := x or choose_x(runs.loc[runs[metric].notna(), keys])) not in (None, "bars"):
+        label, places = short[x], [(metric, runs[x])]
+
+    if not places:
+        return draw_bars(runs, runs[keys].rename(columns=short), metric)
+    lines = describe_runs(runs[[key for key in keys if key != x]].rename(columns=short))
+    points = [pd.DataFrame({"line": lines, "x": at, "value": runs[name]}) for name, at in places]
+    return draw_lines(pd.concat(points).dropna().sort_index(kind="stable"), label, metric)
+
+
+def choose_x(settings: pd.DataFrame) -> str | None:
+    """The numeric key with the most values, if each combination of the others ran at two of them or more."""
+    numbers = settings.select_dtypes("number").nunique().sort_values(ascending=False, kind="stable")
+    for key in numbers.index:
+        others = settings.columns.drop(key).to_list()
+        if settings.groupby(others or (lambda run: 0))[key].nunique().min() > 1:
+            return key
+    return None
+
+
+def draw_lines(points: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
+    """A line through the means at each x, and a dot for each run; `points` has line, x and value."""
+    figure = Figure((8, 4 + 0.2 * points["line"].nunique()), layout="constrained")
     ax = figure.subplots()
-    places = sorted({place for points in series.values() for place, values in points if values})
-    for (name, points), marker in zip(series.items(), itertools.cycle("os^DvXP"), strict=False):
-        points = sorted(point for point in points if point[1])
-        xs, means = [x for x, _ in points], [statistics.fmean(values) for _, values in points]
-        errors = [mean_std(values)[1] or 0 for _, values in points]
-        ax.errorbar(xs, means, errors, marker=marker, markersize=5, elinewidth=1, capsize=3, label=name)
-    if places[0] > 0 and places[-1] >= 20 * places[0]:
-        ax.set_xscale("log")
-    if len(places) <= 10:
-        ax.set_xticks(places, map(written, places))
-        ax.minorticks_off()
-    ax.set(xlabel=label, ylabel=metric)
+    numeric = is_numeric_dtype(points["x"])
+    if not numeric:
+        points = points.assign(x=points["x"].map(write_value))
+    lines = points.groupby("line", sort=False)
+    for (name, line), marker in zip(lines, itertools.cycle("os^DvXP"), strict=False):
+        means = line.groupby("x", sort=numeric)["value"].mean()
+        [drawn] = ax.plot(means.index, means, marker=marker, markersize=6, label=name)
+        ax.scatter(line["x"], line["value"], s=9, color=drawn.get_color(), alpha=0.6, zorder=3)
+    if numeric:
+        places = sorted(points["x"].unique())
+        if places[0] > 0 and places[-1] >= 20 * places[0]:
+            ax.set_xscale("log")
+        if len(places) <= 10:
+            ax.set_xticks(places, map(write_value, places))
+            ax.minorticks_off()
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(axis="y", alpha=0.3)
-    if any(series):
+    if any(points["line"]):
         figure.legend(fontsize=8, loc="outside upper center")
     return figure
 
 
-def bars(keys: Sequence[str], rows: Sequence[Row], metric: str) -> Figure:
-    """A bar for each row, lying, so that there is room for its settings; dashed: nothing changed."""
-    figure = Figure((8, 0.3 * len(rows) + 0.8), layout="constrained")
+def draw_bars(runs: pd.DataFrame, settings: pd.DataFrame, metric: str) -> Figure:
+    """One bar per row and one dot per run. A dashed line marks the run of a study that changes nothing."""
+    rows = runs.groupby("row")[metric]
+    means, settings = rows.mean(), settings[~runs["row"].duplicated()]
+    texts = [text.removeprefix("changed=") for text in describe_runs(settings)]
+    figure = Figure((8, 0.3 * len(texts) + 0.8), layout="constrained")
     ax = figure.subplots()
-    names = [written(*row.settings) if len(keys) == 1 else described(keys, row.settings) for row in rows]
-    found = [mean_std(row.values(metric)) for row in rows]
-    means, errors = np.array(found, float).T  # nan for None, which is not drawn
-    ax.barh(range(len(rows)), means, xerr=errors, color="tab:blue", capsize=3)
-    if "nothing" in names:
-        ax.axvline(means[names.index("nothing")], color="black", linewidth=0.8, linestyle="--")
+    ax.barh(means.index, means, color="tab:blue", alpha=0.6)
+    ax.scatter(runs[metric], runs["row"], s=9, color="black", zorder=3)
+    if "nothing" in texts:
+        ax.axvline(means[texts.index("nothing")], color="black", linewidth=0.8, linestyle="--")
     right = ax.secondary_yaxis("right")
-    for axis, texts in ((ax, names), (right, [spread(*each) for each in found])):
-        axis.set_yticks(range(len(rows)), texts, fontsize=8)
+    for axis, labels in ((ax, texts), (right, rows.agg(write_mean))):
+        axis.set_yticks(range(len(texts)), labels, fontsize=8)
         axis.tick_params("y", length=0)
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set(xlabel=metric, ylabel=keys[0] if len(keys) == 1 else "")
+    ax.set_ylim(len(texts) - 0.5, -0.5)
+    ax.set(xlabel=metric)
     ax.grid(axis="x", alpha=0.3)
     ax.set_axisbelow(True)
     return figure

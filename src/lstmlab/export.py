@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lstmlab.atomic import replace_file
 from lstmlab.cells.base import Recurrent, State
-from lstmlab.checkpoint import FORMAT, digest, load_model
+from lstmlab.checkpoint import FORMAT, digest, find_run_folder, load_model
 from lstmlab.models.base import Graph, Task
 
 # The operator of each kind, and which of our gates comes first, second … in its weights
@@ -29,7 +29,7 @@ DIMS = {"B": torch.export.Dim("batch"), "T": STEPS, "S": STEPS}  # the axes of a
 
 
 def export(config: dict[str, Any]) -> list[Path]:
-    """Write checkpoint `config["ckpt"]` as `config["format"]`; returns the files.
+    """Write checkpoint `config.ckpt` as `config.format`; returns the files.
 
     onnx: a file for each of the task's `graphs`, for any number of rows and steps: model.onnx, or for seq2seq
     encoder.onnx and decoder.onnx, which takes one step. The metadata `config` and `info` hold, as JSON, the
@@ -38,12 +38,10 @@ def export(config: dict[str, Any]) -> list[Path]:
     Nothing is written unless all of it can be. Raises what `checkpoint.load` raises, and ValueError if the
     task has no graph, a cell has no ONNX operator or a package is missing.
     """
-    model = load_model(config["ckpt"])
-    ckpt = Path(config["ckpt"])
-    run = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
-    folder = Path(config["folder"] or run / "export")
+    model = load_model(config.ckpt)
+    folder = Path(config.folder or find_run_folder(Path(config.ckpt)) / "export")
 
-    contents = onnx_files(model) if config["format"] == "onnx" else safetensors_files(model)
+    contents = onnx_files(model) if config.format == "onnx" else safetensors_files(model)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         with replace_file(folder / name) as file:

@@ -91,13 +91,13 @@ def build_loggers(config: dict[str, Any], resumed_at: int | None) -> list[Logger
 
     resumed_at: the step from which the run is resumed; TensorBoard drops what it holds of later steps.
     """
-    loggers: list[Logger] = [MetricsCSV(config["run_dir"])]
-    for settings in config["logger"].values():
+    loggers: list[Logger] = [MetricsCSV(config.run_dir)]
+    for settings in config.logger.values():
         tensorboard = settings["_target_"].endswith("TensorBoardLogger")
         logger = instantiate(settings, **({"purge_step": resumed_at} if tensorboard else {}))
         if isinstance(logger, WandbLogger) and distributed.rank() == 0:
             logger.experiment.config.update(config, allow_val_change=True)
-            monitor, mode = config["model"]["monitor"], config["model"]["monitor_mode"]
+            monitor, mode = config.model.monitor, config.model.monitor_mode
             logger.experiment.define_metric(monitor, summary=mode)
         loggers.append(logger)
     return loggers

@@ -440,7 +440,7 @@ CALLBACKS = (
 def target_tag(settings: Any) -> str:
     """Which of CALLBACKS describes a callback, or "other"."""
     target = settings.get("_target_") if isinstance(settings, dict) else settings.target
-    known = [get_args(config.model_fields["target"].annotation)[0] for config in CALLBACKS]
+    known = [get_args(config.model_fields.target.annotation)[0] for config in CALLBACKS]
     return target if target in known else "other"
 
 
@@ -456,7 +456,7 @@ else:
         reduce(
             or_,
             (
-                Annotated[config, Tag(config.model_fields["target"].annotation.__args__[0])]
+                Annotated[config, Tag(config.model_fields.target.annotation.__args__[0])]
                 for config in CALLBACKS
             ),
             Annotated[CallbackConfig, Tag("other")],
@@ -588,6 +588,7 @@ class ExportConfig(Group):
 class CompareConfig(Group):
     runs: str
     metrics: str | Annotated[tuple[str, ...], Strict(False)] | None
+    x: str | None
     folder: str | None
 
 

@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lstmlab.benchmarks.floors import discounts, kneser_ney, log_count_ratio
+from lstmlab.benchmarks.floors import estimate_discounts, log_count_ratio, predict_ngrams
 
 
 def text(length: int, V: int, seed: int) -> np.ndarray:
-    """Ids of which some are frequent and some rare, so that counts of every size occur."""
+    """Ids, some frequent and some rare, so that counts of every size occur."""
     return np.random.default_rng(seed).geometric(0.4, length).clip(max=V).astype(np.uint8) - 1
 
 
-def estimated(counts: Counter) -> list[float]:
+def reference_discounts(counts: Counter) -> list[float]:
     """Chen & Goodman 1999, equation 26."""
     n1, n2, n3, n4 = (sum(count == k for count in counts.values()) for k in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
@@ -26,13 +26,13 @@ def estimated(counts: Counter) -> list[float]:
 
 
 def reference(train: str, V: int, n: int):
-    """p(w | h) of the n-gram model, as the equations have it, from dictionaries."""
+    """p(w | h) of the n-gram model, written as in the equations, from dictionaries."""
     occurring = {k: Counter(train[i : i + k] for i in range(len(train) - k + 1)) for k in range(1, n + 1)}
     counts = {n: occurring[n]}
     for k in range(1, n):
         counts[k] = Counter(gram[1:] for gram in occurring[k + 1])
 
-    D = {k: estimated(found) for k, found in counts.items()}
+    D = {k: reference_discounts(found) for k, found in counts.items()}
 
     def p(w: str, h: str) -> float:
         k = len(h) + 1
@@ -57,12 +57,12 @@ def test_against_the_equations():
     train, validation = text(400, V, 0), text(80, V, 1)
     validation[30:33] = V - 1  # never trained on
     train[train == V - 1] = 0
-    found = list(kneser_ney(train, validation, V, orders))
+    found = list(predict_ngrams(train, validation, V, orders))
     assert len(found) == orders
     characters = as_string(validation)
     models = [reference(as_string(train), V, n) for n in range(1, orders + 1)]
     for n, p in enumerate(found, 1):
-        order = [min(n, t + 1) for t in range(len(characters))]  # as many as precede
+        order = [min(n, t + 1) for t in range(len(characters))]  # limited by how many characters precede
         expected = [models[k - 1](characters[t], characters[t - k + 1 : t]) for t, k in enumerate(order)]
         np.testing.assert_allclose(p, expected, rtol=1e-12)
 
@@ -75,7 +75,8 @@ def test_probabilities_sum_to_one(length):
     contexts = [np.zeros(4, np.uint8), train[-4:], np.full(4, V - 1, np.uint8)]
     for context in contexts:
         last = [
-            [p[-1] for p in kneser_ney(train, np.append(context, w).astype(np.uint8), V, 5)] for w in range(V)
+            [p[-1] for p in predict_ngrams(train, np.append(context, w).astype(np.uint8), V, 5)]
+            for w in range(V)
         ]
         assert np.min(last) > 0
         np.testing.assert_allclose(np.sum(last, 0), np.ones(5), rtol=1e-12)
@@ -83,9 +84,11 @@ def test_probabilities_sum_to_one(length):
 
 def test_discounts():
     counts = np.repeat([1, 2, 3, 4, 9], [60, 20, 9, 5, 30])  # Y = 60 / 100
-    np.testing.assert_allclose(discounts(counts), [0, 0.6, 2 - 3 * 0.6 * 9 / 20, 3 - 4 * 0.6 * 5 / 9])
+    np.testing.assert_allclose(
+        estimate_discounts(counts), [0, 0.6, 2 - 3 * 0.6 * 9 / 20, 3 - 4 * 0.6 * 5 / 9]
+    )
     for few in ([1, 2, 4], np.repeat([1, 2, 3, 4], [5, 1, 1, 9])):  # no 3; D(3) < 0
-        np.testing.assert_equal(discounts(np.array(few)), [0, 0.5, 1, 1.5])
+        np.testing.assert_equal(estimate_discounts(np.array(few)), [0, 0.5, 1, 1.5])
 
 
 def test_text(command, text_file, tmp_path):
@@ -96,7 +99,7 @@ def test_text(command, text_file, tmp_path):
     assert [row["model"] for row in rows] == [f"{n}-grams" for n in range(1, 11)]
     assert f"| 5-grams | {rows[4]['val/loss_stateful']:.5g} | {rows[4]['val/loss_cold']:.5g} |" in out
 
-    # by hand, of 600 characters; the last 87 are in no cold window
+    # By the equations, over 600 characters, the last 87 of which are in no cold window
     characters = text_file.read_text(encoding="utf-8")
     train, validation = characters[:5400], characters[5400:]
     V = len(set(train)) + 1
@@ -128,7 +131,7 @@ def test_log_count_ratio():
 
 @pytest.fixture
 def reviews(tmp_path) -> list[str]:
-    """Of which no word says anything, and a pair of words all."""
+    """Reviews in which no single word tells the label, but a pair of words does."""
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         rows = [
@@ -159,4 +162,4 @@ def test_reviews(command, reviews, tmp_path):
 def test_scikit_learn_is_missing(command, reviews, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
     code, _, err = command("bench", *reviews)
-    assert code == 1 and "suite=floors of reviews needs pip install -e '.[dev]'" in err
+    assert code == 1 and "suite=floors on reviews needs scikit-learn; pip install -e '.[dev]' (" in err

@@ -11,8 +11,8 @@ def settings():
         return plain(compose("bench", ["suite=sample", "run_dir=x", "cell.hidden_size=16"]))
 
 
-def test_samplers_that_write_the_same_are_timed(settings):
-    section = sample.section(settings, rounds=1, length=20)
+def test_samplers_that_write_the_same_text_are_timed(settings):
+    section = sample.measure_sampling(settings, rounds=1, length=20)
     assert section.rows[0].size == "20 characters, 2 × 16"
     assert list(section.rows[0].medians) == [
         "a loop around nn.LSTM",
@@ -22,7 +22,10 @@ def test_samplers_that_write_the_same_are_timed(settings):
     ]
 
 
-def test_samplers_that_do_not_are_not(settings, monkeypatch):
+def test_samplers_that_differ_are_not_timed(settings, monkeypatch):
     monkeypatch.setattr(sample.PlainModel, "sample", lambda *args, **kwargs: "something else")
-    with pytest.raises(RuntimeError, match="cell=fused samples"):
-        sample.section(settings, rounds=1, length=20)
+    with pytest.raises(
+        RuntimeError,
+        match=r"not timed: cell=fused samples .*, but a loop around nn.LSTM samples 'something else'",
+    ):
+        sample.measure_sampling(settings, rounds=1, length=20)

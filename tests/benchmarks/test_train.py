@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from conftest import SMALL
-from lstmlab.benchmarks.train import section
+from lstmlab.benchmarks.train import measure_training
 from lstmlab.config import PROJECT, plain
 from lstmlab.schema import check
 
@@ -19,7 +19,7 @@ def test_a_run_is_timed_against_bare_loops(tmp_path, text_file, cell, other):
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
         settings = plain(compose("bench", overrides))
     check("bench", settings)
-    (row,) = section(settings).rows
+    (row,) = measure_training(settings).rows
     assert row.size == f"charlm on textfile, {cell[0]}"
     assert list(row.medians) == ["a bare loop", f"a bare loop, cell={other}", "train.py"]
     assert min(row.medians.values()) > 0

@@ -44,7 +44,7 @@ def weights(monkeypatch):
 
 @pytest.mark.parametrize(("name", "from_step"), [("charlm", 0), *((name, 4) for name in TASKS)])
 def test_the_average(name, from_step, config, text_file, weights):
-    """Against one of the weights of each step, in double precision."""
+    """Against an average of the weights at each step, in double precision."""
     given = [*overrides(name, text_file), *MORE[name], *AVERAGING]
     settings = config(*given, f"callbacks.averaging.from_step={from_step}")
     metrics = train(settings)
@@ -79,7 +79,7 @@ def test_the_average(name, from_step, config, text_file, weights):
 
 @pytest.mark.parametrize("change", ["callbacks.averaging=null", "callbacks.averaging.decay=0.9"])
 def test_a_run_keeps_its_average(change, config, command):
-    """Without, it would go on from the average as if these were the weights."""
+    """Without it, a resumed run would take the average for the weights."""
     short = [*TASKS["copytask"], *SMALL, "trainer.max_steps=2", "trainer.log_every_n_steps=1"]
     settings = config("model=copytask", *short, *AVERAGING)
     train(settings)

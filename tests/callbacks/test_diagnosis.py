@@ -1,4 +1,4 @@
-"""Each rule on looks made by hand: where it speaks, where it is silent, and what it advises.
+"""Each rule on looks made by hand: where it finds its fault, where it does not, and what it advises.
 
 The limits, and losses at them, are numbers that float holds exactly.
 """
@@ -40,12 +40,12 @@ LIMITS = Limits(
 
 @pytest.fixture
 def settings(config) -> dict:
-    """Of a stack of the task's own size: 128 units, lr 0.005."""
+    """With the size and rate that the task recommends: 128 units, lr 0.005."""
     return config("model=copytask")
 
 
 def looks(losses: list[float], moved: list[float] | float = 0.0625, step: int = 10, **values) -> list[Look]:
-    """One each 10 steps, the first at `step`."""
+    """One every 10 steps, the first at `step`."""
     moves = moved if isinstance(moved, list) else [moved] * len(losses)
     given: dict[str, Any] = {
         "peak": 1.0,
@@ -180,7 +180,7 @@ def with_gradients(*of_each_look: dict[str, float], loss: float = 1.0) -> list[L
 
 
 def test_vanishing_gradient(settings):
-    """Three looks in a row, of one and the same layer."""
+    """Three looks in a row, at the same layer."""
     none, some = {"a": 0.0625, "b": 1.0}, {"a": 1.0, "b": 0.0625}
     at_it = {"a": 0.125, "b": 1.0}
     for given, layers in [
@@ -322,7 +322,7 @@ def test_kept_graph():
 
 
 def test_rules_about_the_loss_wait(settings):
-    """Until `patience` steps after the warm-up and ten looks; that about the plateau three times as long."""
+    """Until `patience` steps after the warm-up and ten looks; three times as long for a plateau."""
     settings["scheduler"]["warmup_steps"] = 20
     settings["cell"]["hidden_size"] = 16
     still = looks([0.8] * 50, 0.0)

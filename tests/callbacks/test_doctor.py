@@ -1,4 +1,4 @@
-"""Each fault made to happen in a run, and named; sound runs, of which nothing is said."""
+"""Each fault, provoked in a run, is named; of sound runs nothing is reported."""
 
 import itertools
 import math
@@ -114,7 +114,7 @@ def test_a_fault_is_named(config, capsys, fault, overrides, evidence, override, 
 
 
 def looks_of(settings: dict) -> list[Look]:
-    """As last.ckpt has kept them."""
+    """Those in last.ckpt."""
     saved = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")
     return [Look(*values) for values in saved["callbacks"]["Doctor"]["looks"]]
 
@@ -138,7 +138,7 @@ LOOKED_AT = [
 
 
 def test_what_a_look_holds(config):
-    """Loss, gradients and classes of each batch by hand, of weights that stay as they are."""
+    """Against loss, gradients and classes of each batch, computed by hand with weights that never change."""
     settings = config(*LOOKED_AT, "optimizer.lr=1e-30", "seed=3")
     train(settings)
     ckpt = f"{settings['run_dir']}/checkpoints/last.ckpt"
@@ -175,7 +175,7 @@ def test_what_a_look_holds(config):
     assert baseline == pytest.approx(-sum(p * math.log(p) for p in shares), rel=1e-6)
 
 
-def test_the_way_of_the_weights(config):
+def test_how_far_the_weights_move(config):
     """‖W − W before‖ / ‖W before‖ of each look, from checkpoints of the steps that it looks at."""
     weights = []
     for steps, lr in ((1, 1e-30), (6, 10.0), (12, 10.0)):
@@ -188,8 +188,8 @@ def test_the_way_of_the_weights(config):
     assert min(ways) > 1e-3
 
 
-def test_a_run_that_goes_on_says_what_it_would_have_said(config, monkeypatch):
-    """What was found after the checkpoint is found once more, and stands there once."""
+def test_a_resumed_run_reports_what_it_would_have_reported(config, monkeypatch):
+    """What was found after the checkpoint is found again, but reported only once."""
     limits = ["steps=2", "exploding=1e-9", "vanishing=1e9", "waiting=1.0", "patience=100"]
     given = [
         *COPY,
@@ -258,7 +258,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(command, text_file, tmp_path):
 
 
 def test_broken_weights_are_never_saved(config, text_file, tmp_path):
-    """A step whose loss is finite breaks the weights, just before a validation that does not see it."""
+    """A step with a finite loss breaks the weights, just before a validation that does not notice."""
 
     class Breaks(charlm.CharLM):
         def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
@@ -283,7 +283,7 @@ def test_broken_weights_are_never_saved(config, text_file, tmp_path):
 
 
 def test_a_validation_loss_that_is_not_finite_ends_the_run(config, text_file, tmp_path):
-    """Of weights that are finite: the validation alone reads a character that is unknown."""
+    """The weights are finite, but only the validation reads an unknown character."""
     text_file.write_text(text_file.read_text(encoding="utf-8") + "§" * 50, encoding="utf-8")
 
     class Overflows(charlm.CharLM):
@@ -305,8 +305,8 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(config, text_file, tm
     assert not list(Path(settings["run_dir"]).glob("checkpoints/best.ckpt"))
 
 
-def test_the_share_of_the_time_that_batches_are_waited_for(config, monkeypatch):
-    """A second passes from each look at the clock to the next; a validation is no part of the time."""
+def test_the_share_of_the_time_spent_waiting_for_batches(config, monkeypatch):
+    """The clock advances by one second each time it is read. Validation does not count."""
     clock = itertools.count()
     monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     steps = ["data.delay=2", "data.train_batches=8", "trainer.max_epochs=1", "trainer.val_check_interval=2"]
@@ -359,7 +359,7 @@ def test_slow_input(config, text_file, tmp_path, monkeypatch):
 
 
 def test_out_of_memory(tmp_path):
-    """In a process of its own, which may grow by 300 MB after its imports."""
+    """In its own process, which may grow by 300 MB after its imports."""
     run = tmp_path / "run"
     script = f"""
 import re, resource, sys
@@ -394,7 +394,7 @@ train.main()
     ],
     ids=lambda recipe: recipe[0],
 )
-def test_of_sound_runs_nothing_is_said(config, recipe, tmp_path):
+def test_nothing_is_reported_of_sound_runs(config, recipe, tmp_path):
     cache = [] if "copy" in recipe[0] else [f"data.cache={tmp_path}/cache"]
     steps = ["trainer.max_steps=460", "trainer.max_epochs=null"]  # the plateau's rule speaks from 400 on
     settings = config(
@@ -405,7 +405,7 @@ def test_of_sound_runs_nothing_is_said(config, recipe, tmp_path):
 
 
 def test_long_strides_downhill_are_no_fault(config):
-    """The numbers of experiment=reviews, where the weights go far at the moment when it understands."""
+    """The numbers of experiment=reviews, where the weights move far at the moment when the loss falls."""
     settings = config("experiment=reviews")
     losses = (
         [0.694] * 10 + [0.690] * 5 + [0.676] * 3 + [0.650, 0.621, 0.449, 0.269, 0.178, 0.112, 0.052, 0.034]

@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import SMALL
 from lstmlab import data
+from lstmlab.models import charlm
+from lstmlab.models.base import Unsupported
 from lstmlab.runs.train import train
 from lstmlab.tables import markdown
 
@@ -52,3 +55,34 @@ def test_a_cell_cannot_break_the_table():
         "| --- | --- |",
         "| x⏎y | 1 |",
     ]
+
+
+@pytest.mark.parametrize("lacking", ["rows_of_batch", "token_texts", "traced_cell"])
+def test_a_task_with_nothing_to_show_trains(config, text_file, monkeypatch, lacking):
+    """Its examples and its gates are left out, without a word."""
+
+    def refuse(self, *_):
+        raise Unsupported("this task has none")
+
+    class Silent(charlm.CharLM):
+        examples = refuse
+
+        def finish(self) -> str:
+            return ""
+
+    setattr(Silent, lacking, refuse)
+    monkeypatch.setattr(charlm, "CharLM", Silent)
+    settings = config(
+        *SMALL,
+        "data=textfile",
+        f"data.path={text_file}",
+        f"data.cache={text_file.parent}/cache",
+        "data.batch_size=4",
+        "data.sequence_length=20",
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=1",
+        "trainer.log_every_n_steps=1",
+    )
+    metrics = train(settings)
+    assert "val/loss_stateful" in metrics
+    assert not any((Path(settings["run_dir"]) / name).exists() for name in ("examples.md", "gates"))

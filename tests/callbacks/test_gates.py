@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.analysis.traces import trace
-from lstmlab.callbacks.gates import picture
+from lstmlab.callbacks.gates import paint_gates
 from lstmlab.runs.train import train
 
 QUICK = [
@@ -53,7 +53,7 @@ def test_the_gates_of_one_text_at_each_validation_in_every_logger(config, text_f
 
 
 def assert_shown(image: Image.Image, blocks: dict[str, np.ndarray], top: int) -> None:
-    """A square of 9 pixels for each value, below `top` pixels of text; behind a block a row is free."""
+    """Each value is a square of 9 pixels, below `top` pixels of text, with an empty row after each block."""
     units, steps = next(iter(blocks.values())).shape
     assert image.size == (9 * (steps + 2), top + len(blocks) * 9 * (units + 1))
     for k, (name, values) in enumerate(blocks.items()):
@@ -73,8 +73,8 @@ def assert_shown(image: Image.Image, blocks: dict[str, np.ndarray], top: int) ->
 @pytest.mark.parametrize(("tokens", "top"), [([*"a \n"], 18), (["one ", "tw", "o"], 72)])
 def test_the_picture(tokens, top):
     f, h = np.array([[0.0, 1.0, 0.3], [0.5, 0.7, 0.2]]), np.array([[0.0, -1.0, 1.0], [0.5, -0.5, 0.25]])
-    assert_shown(picture({"f": f, "c": 4 * h, "h": h}, tokens), {"f": f, "c": 4 * h, "h": h}, top)
-    assert_shown(picture({"c": h / 4}, tokens), {"c": h / 4}, top)
+    assert_shown(paint_gates({"f": f, "c": 4 * h, "h": h}, tokens), {"f": f, "c": 4 * h, "h": h}, top)
+    assert_shown(paint_gates({"c": h / 4}, tokens), {"c": h / 4}, top)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A run that is broken off, at any place and as often as one likes, ends as one that never was."""
+"""A run that is interrupted, anywhere and any number of times, ends as if it had never been."""
 
 import shutil
 import signal
@@ -21,7 +21,7 @@ def task(config, text_file):
 
 @pytest.fixture
 def stop(monkeypatch):
-    """stop("on_train_batch_end", n): SIGTERM, or other signals, come in the n-th such hook from now on."""
+    """stop("on_train_batch_end", n): raise SIGTERM, or other signals, in the n-th such hook from now on."""
 
     def at(hook: str, count: int, signals: Sequence[int] = (signal.SIGTERM,)) -> None:
         original = getattr(Throughput, hook)
@@ -75,7 +75,7 @@ def test_the_end_is_the_same(name, more, task, stop):
     assert_same_end(broken, whole)
 
 
-def test_early_stopping_goes_on_counting(task, stop):
+def test_early_stopping_continues_to_count(task, stop):
     limits = ["callbacks.early_stopping.patience=3", "optimizer.lr=1e-30", "trainer.max_epochs=9"]
     whole, broken = task("copytask", *limits), task("copytask", *limits)
     train(whole)
@@ -89,8 +89,8 @@ def test_early_stopping_goes_on_counting(task, stop):
     assert_same_end(broken, whole)
 
 
-def test_a_run_that_was_moved_goes_on(task, stop, tmp_path):
-    """Its best score too, which Lightning forgets when it finds another folder."""
+def test_a_run_that_was_moved_resumes(task, stop, tmp_path):
+    """With its best score, which Lightning forgets when the folder has changed."""
     whole, broken = task("copytask"), task("copytask")
     train(whole)
     stop("on_train_batch_end", 16)
@@ -112,7 +112,7 @@ def test_a_run_that_was_moved_goes_on(task, stop, tmp_path):
     ],
 )
 def test_a_checkpoint_every_so_often(overrides, steps, task, monkeypatch):
-    """Whoever is killed without a word goes on from there."""
+    """A run that is killed resumes from there."""
     settings = task("copytask", *overrides, "trainer.val_check_interval=100")
     killed = RuntimeError("killed")
 
@@ -131,7 +131,7 @@ def test_minutes_have_sixty_seconds():
 
 
 def test_a_checkpoint_keeps_the_metrics_of_before(task, stop):
-    """Also one that comes before the next validation, in a run that went on."""
+    """Also a checkpoint before the first validation of a resumed run."""
     settings = task("copytask")
     run: Callable[[dict], object] = train
     found = []
@@ -164,8 +164,8 @@ def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(task, stop, capsys):
     assert signal.getsignal(signal.SIGINT) == handler
 
 
-def test_slurm_requeues_and_the_same_command_goes_on(task, stop, monkeypatch, tmp_path):
-    """SLURM sends SIGUSR1 before the time is up, to which Lightning answers, and SIGTERM when it requeues."""
+def test_slurm_requeues_and_the_same_command_resumes(task, stop, monkeypatch, tmp_path):
+    """SLURM sends SIGUSR1 before the time is up, which Lightning answers, and SIGTERM when it requeues."""
     whole, broken = task("copytask"), task("copytask")
     train(whole)
     asked = tmp_path / "asked"

@@ -14,7 +14,7 @@ from same_end import HARD, TASKS, overrides
 
 @pytest.fixture
 def seconds(monkeypatch):
-    """A clock by which a second passes from each look at it to the next."""
+    """A clock that advances by one second each time it is read."""
     clock = itertools.count()
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
 
@@ -40,7 +40,7 @@ COUNTED = dict(zip(TASKS, (characters, symbols_and_blanks, words, of_the_target)
 
 @pytest.mark.parametrize("name", TASKS)
 def test_tokens_of_each_stretch(name, config, text_file, seconds):
-    """Of two batches each; after a validation a stretch begins anew."""
+    """Two batches each; a validation starts a new stretch."""
     given = [o for o in overrides(name, text_file) if o not in HARD]
     settings = config(
         *given,

@@ -94,7 +94,7 @@ def test_checkpoints_are_those_of_torch(backend, kind):
 
 
 @pytest.mark.parametrize("before, after", [("torch", "fused"), ("fused", "scratch")])
-def test_training_goes_on_with_another_backend(before, after):
+def test_training_continues_with_another_backend(before, after):
     """Weights and Adam's moments move, so the fifth step is the same as without the change."""
     x = torch.randn(2, 4, 3, dtype=torch.float64)
 

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lstmlab.cells import BACKENDS, KINDS, build_cell, native
+from lstmlab.cells import BACKENDS, KINDS, build_cell
+from lstmlab.cells.admission import find_precision
+from lstmlab.cells.library import load_kernel
 
 F64 = torch.float64
 every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
@@ -19,16 +21,16 @@ every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
 @pytest.fixture(params=["native", "plain"])
 def path(request, monkeypatch, tmp_path):
     """Both ways that the cell can take on a CPU."""
-    native.library.cache_clear()
+    load_kernel.cache_clear()
     if request.param == "plain":
         monkeypatch.setenv("CXX", "no-such-compiler")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         with pytest.warns(UserWarning, match="plain path"):
-            assert native.library() is None
+            assert load_kernel() is None
     elif shutil.which(os.environ.get("CXX") or "c++") is None:
         pytest.skip("no C++ compiler for the native kernel")
     yield request.param
-    native.library.cache_clear()
+    load_kernel.cache_clear()
 
 
 @pytest.fixture
@@ -71,6 +73,7 @@ SIZES = {  # B, T, D, H: around the tiles of 16, 32 and 64 columns and of 3 and 
     "below a tile": (7, 3, 31, 15),
     "above a tile": (13, 2, 65, 33),
     "many rows": (60, 2, 5, 17),
+    "more than a block": (130, 2, 520, 130),  # of 512 columns of x and of gates, and of 256 rows and steps
 }
 
 
@@ -287,18 +290,21 @@ def test_only_what_is_asked_for_gets_a_gradient(path):
 
 
 @every_kind
-def test_bf16_autocast(path, kind):
-    x = torch.randn(3, 6, 7, generator=torch.Generator().manual_seed(0))
-    cell, scratch = (build(backend, 7, 33, kind=kind, init="torch") for backend in ("fused", "scratch"))
+@pytest.mark.parametrize("D, lengths", [(7, [6, 2, 3]), (1030, [3, 2] * 103)], ids=["small", "blocks"])
+def test_bf16_autocast(path, kind, D, lengths):
+    """Blocks: more than 1,024 columns of x, and than 512 rows and steps."""
+    x = torch.randn(len(lengths), max(lengths), D, generator=torch.Generator().manual_seed(0))
+    x *= (7 / D) ** 0.5  # more would saturate the gates, and their gradients be small differences
+    cell, scratch = (build(backend, D, 33, kind=kind, init="torch") for backend in ("fused", "scratch"))
     gradients = []
     for c in (cell, scratch):
         with torch.autocast("cpu", torch.bfloat16, enabled=c is cell):
-            output, state = c(x, None, torch.tensor([6, 2, 3]))
+            output, state = c(x, None, torch.tensor(lengths))
         output.float().square().sum().backward()
         gradients.append((output.float(), *state, *(p.grad for p in c.parameters())))
         assert state[0].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        products_alone = native.precision(torch.float32) == "bf16"  # all else in float32
+        products_alone = find_precision(torch.float32) == "bf16"  # all else in float32
     for found, expected in zip(*gradients, strict=True):
         assert (found - expected).norm() < (0.02 if products_alone else 0.05) * expected.norm()
 
@@ -319,7 +325,7 @@ def test_backward_multiplies_what_forward_did(path):
 def test_bf16_products_are_summed_in_float32(path, kind):
     """One step from what bf16 can hold: nothing is rounded before the sums."""
     with torch.autocast("cpu", torch.bfloat16):
-        if native.precision(torch.float32) != "bf16":
+        if find_precision(torch.float32) != "bf16":
             pytest.skip("no native products in bf16 here")
     cell = build("fused", 77, 33, kind=kind)
     exact = build("scratch", 77, 33, kind=kind).double()
@@ -332,6 +338,22 @@ def test_bf16_products_are_summed_in_float32(path, kind):
         found = cell(x[:, None], state)
     expected = exact(x.double()[:, None], tuple(s.double() for s in state))
     assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+def test_numbers_are_rounded_to_bf16_as_pytorch_rounds_them(path):
+    """To the nearest one; halfway between two, to the even one."""
+    with torch.autocast("cpu", torch.bfloat16):
+        if find_precision(torch.float32) != "bf16":
+            pytest.skip("no native products in bf16 here")
+    rnn = build_cell("fused", 1, 1, kind="rnn")
+    for weight, value in zip(rnn.parameters(), (1.0, 0.0, 0.0, 0.0), strict=True):
+        weight.data.fill_(value)
+    steps = 1 + torch.arange(256) / 256  # bf16 has every second one
+    last_nan = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    x = torch.cat([steps, -steps, torch.randn(1000), last_nan, torch.tensor([torch.inf, -torch.inf])])
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = rnn(x.view(-1, 1, 1))
+    assert_close(output.view(-1), x.bfloat16().float().tanh(), equal_nan=True)
 
 
 def test_a_bf16_model(path):

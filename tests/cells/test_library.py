@@ -13,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from lstmlab.cells import build_cell
-from lstmlab.cells.library import library
+from lstmlab.cells.library import CPU_FLAGS, load_kernel
 
 CALL = """
 import warnings, torch
@@ -29,15 +29,15 @@ torch.testing.assert_close(cell(x)[0], scratch(x)[0])
 @pytest.fixture
 def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    library.cache_clear()
+    load_kernel.cache_clear()
     yield tmp_path / "cache/lstmlab"
-    library.cache_clear()
+    load_kernel.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def built() -> Path:
     """A library as a compiler has left it."""
-    loaded = library()
+    loaded = load_kernel()
     if loaded is None:
         pytest.skip("no C++ compiler for the native kernel")
     return Path(loaded._name)
@@ -89,18 +89,18 @@ def test_a_compiler_that_fails_is_quoted(empty_cache, monkeypatch, tmp_path):
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.warns(UserWarning, match="error: unknown option"):
-        assert library() is None
+        assert load_kernel() is None
     assert not empty_cache.exists()
 
 
 def test_a_compiler_may_have_arguments(empty_cache, compiler, monkeypatch):
     monkeypatch.setenv("CXX", f"{compiler} -w")
-    assert library() is not None
+    assert load_kernel() is not None
 
 
 def test_two_at_once_compile_without_harm(empty_cache, compiler):
     with ThreadPoolExecutor(2) as pool:
-        libraries = list(pool.map(lambda _: library.__wrapped__(), range(2)))
+        libraries = list(pool.map(lambda _: load_kernel.__wrapped__(), range(2)))
     assert None not in libraries
     assert [path.suffix for path in empty_cache.iterdir()] == [".so"]
 
@@ -108,6 +108,15 @@ def test_two_at_once_compile_without_harm(empty_cache, compiler):
 def test_a_library_in_the_cache_needs_no_compiler(filled_cache):
     cache = str(filled_cache.parent.parent)
     assert call(XDG_CACHE_HOME=cache, CXX="no-such-compiler") == ""
+
+
+def test_processors_of_different_kinds_share_a_cache_but_no_library(filled_cache, compiler):
+    """One that lacks an instruction would end the process at it: here PyTorch is told to use none of them."""
+    if torch.backends.cpu.get_cpu_capability() not in CPU_FLAGS:
+        pytest.skip("the flags are the same for all processors of this kind")
+    assert call(XDG_CACHE_HOME=str(filled_cache.parent.parent), ATEN_CPU_CAPABILITY="default") == ""
+    keys = {path.name.split("-")[1] for path in filled_cache.parent.iterdir()}
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut short", "one byte altered"])
@@ -131,9 +140,9 @@ def test_without_a_cache_it_compiles_for_itself_and_says_so_once(compiler, monke
     monkeypatch.setattr(tempfile, "tempdir", str(private))
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc" if obstacle == "not writable" else "")
     monkeypatch.setattr(Path, "home", no_home if obstacle == "no home" else lambda: compiler)
-    library.cache_clear()
+    load_kernel.cache_clear()
     with pytest.warns(UserWarning, match="compiled for this process alone") as said:
-        assert library() is library() is not None
+        assert load_kernel() is load_kernel() is not None
     assert len(said) == 1
     assert list(private.iterdir()) == []
-    library.cache_clear()
+    load_kernel.cache_clear()

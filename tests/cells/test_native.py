@@ -1,7 +1,10 @@
 """Whatever the code around a cell does to its tensors: right numbers or a clear refusal, never a crash."""
 
+import ctypes
 import itertools
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +15,14 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
 
-from lstmlab.cells import BACKENDS, KINDS, build_cell
-from lstmlab.cells.library import library
+from lstmlab.cells import BACKENDS, KINDS, build_cell, native
+from lstmlab.cells.library import load_kernel
 
 F64 = torch.float64
 I, H = 6, 6
 TORCH: dict[str, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
-needs_kernel = pytest.mark.skipif(library() is None, reason="no C++ compiler for the native kernel")
+needs_kernel = pytest.mark.skipif(load_kernel() is None, reason="no C++ compiler for the native kernel")
 every_cell_of_torch = pytest.mark.parametrize("backend, kind", list(itertools.product(BACKENDS, TORCH)))
 
 
@@ -292,6 +295,33 @@ def test_batched_gradients_are_refused_with_the_way_out():
         torch.autograd.grad(output, list(cell.parameters()), torch.randn(4, 2, 3, H), is_grads_batched=True)
 
 
+SOURCES = Path(native.__file__).parent
+
+
+def test_the_struct_of_both_languages_has_the_same_fields():
+    """By name and order, from the declarations in scan.h."""
+    text = re.sub(r"//.*", "", (SOURCES / "scan.h").read_text(encoding="utf-8"))
+    [body] = re.findall(r"struct Scan \{(.*?)\n\n", text, re.DOTALL)
+    declarations = [re.sub(r"^\s*(const )?\w+ ", "", d) for d in body.split(";") if d.strip()]
+    fields = [name.strip(" *") for names in declarations for name in names.split(",")]
+    assert fields == [field[0] for field in native.Scan._fields_]
+
+
+@needs_kernel
+def test_the_struct_of_both_languages_has_the_same_size():
+    kernel = load_kernel()
+    assert kernel is not None
+    kernel.size_of_scan.restype = ctypes.c_int64
+    assert kernel.size_of_scan() == ctypes.sizeof(native.Scan)
+
+
+def test_kinds_have_the_same_numbers_in_both_languages():
+    [names] = re.findall(r"enum Kind : int64_t \{(.*?)\}", (SOURCES / "cell.h").read_text(encoding="utf-8"))
+    numbers = {name.strip().lower(): number for number, name in enumerate(names.split(","))}
+    assert numbers == native.NUMBERS
+    assert set(numbers) == set(BACKENDS["fused"])
+
+
 @needs_kernel
 @every_kind
 def test_hooks_on_saved_tensors(kind):
@@ -308,7 +338,7 @@ def test_hooks_on_saved_tensors(kind):
     for change in (Tensor.float, lambda t: t[:1]):
         with (
             torch.autograd.graph.saved_tensors_hooks(change, lambda t: t),
-            pytest.raises(RuntimeError, match="hook on saved tensors changed"),
+            pytest.raises(RuntimeError, match="a hook on saved tensors changed shape, dtype or device"),
         ):
             results(fused, x)
 

@@ -1,6 +1,7 @@
 """PyTorch's tools around a fused cell: they see an operator, and compute what the equations do."""
 
 import io
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from lstmlab.cells import BACKENDS, KINDS, build_cell, operators
-from lstmlab.cells.library import library
+from lstmlab.cells.library import load_kernel
 
 F64 = torch.float64
 I, H = 5, 7
@@ -24,7 +25,7 @@ DEEP: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
 LENGTHS = torch.tensor([6, 2, 4])
 every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
 pytestmark = [
-    pytest.mark.skipif(library() is None, reason="no C++ compiler for the native kernel"),
+    pytest.mark.skipif(load_kernel() is None, reason="no C++ compiler for the native kernel"),
     pytest.mark.filterwarnings("ignore:`torch.jit"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
@@ -161,6 +162,21 @@ def test_flops_are_those_of_the_products_of_scratch(kind):
     assert counts[0][0] == counts[1][0]
     assert counts[0][1] == counts[1][1] or kind == "gru"  # in scratch no gradient for the first h of W_hn·h
     assert counts[0][1] == 3 * counts[0][0]
+
+
+@every_kind
+@pytest.mark.parametrize("wanted", list(itertools.product((False, True), repeat=3)))
+def test_flops_are_those_of_the_gradients_that_are_wanted(kind, wanted):
+    """Of x, W_ih and W_hh, a product each; that of h always, beside the two products of the forward pass."""
+    fused, _ = pair(kind)
+    x = inputs()
+    for tensor, want in zip((x, fused.weight_ih_l0, fused.weight_hh_l0), wanted, strict=True):
+        tensor.requires_grad_(want)
+    (B, T, _), rows = x.shape, len(fused.weight_hh_l0)
+    columns = I + H + H + sum(size * want for size, want in zip((I, I, H), wanted, strict=True))
+    with FlopCounterMode(display=False) as counter:
+        fused(x)[0].sum().backward()
+    assert counter.get_total_flops() == 2 * B * T * rows * columns
 
 
 @every_kind

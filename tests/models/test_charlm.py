@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import SMALL, Times
+from conftest import Times
 from lstmlab import data
 from lstmlab.checkpoint import load_model
 from lstmlab.data.text import TextBatch
@@ -16,20 +16,6 @@ from lstmlab.runs.evaluate import evaluate
 from lstmlab.runs.train import train
 
 PLAIN = ["model.dropout=0", "cell.dropout=0"]
-
-
-@pytest.fixture
-def small(text_file):
-    """Overrides for a small language model on a small text."""
-    return [
-        *SMALL,
-        "data=textfile",
-        f"data.path={text_file}",
-        f"data.cache={text_file.parent}/cache",
-        "data.batch_size=4",
-        "data.sequence_length=20",
-        "data.max_val_chars=500",
-    ]
 
 
 @pytest.fixture

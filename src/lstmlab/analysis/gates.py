@@ -11,6 +11,7 @@ from lstmlab.cells import KINDS
 SIGMOIDS = {gate for kind in KINDS.values() for gate in kind.sigmoids}  # gates between 0 and 1
 # What multiplies the old state: the LSTM's forget gate, and the GRU's z
 RETAINS = {name: kind.retains for name, kind in KINDS.items() if kind.retains}
+VISIBLE = {" ": "␣", "\n": "⏎", "\t": "→"}  # what pictures show of tokens that are one invisible character
 
 
 class Saturation(NamedTuple):

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from torch import Tensor
 
-from lstmlab.analysis.gates import SIGMOIDS, Saturation
+from lstmlab.analysis.gates import SIGMOIDS, VISIBLE, Saturation
 from lstmlab.analysis.probes import ProbeResult
 from lstmlab.analysis.written import Measured
 
@@ -55,10 +55,9 @@ def draw_gates(traces: Mapping[str, Tensor], order: Tensor, tokens: list[str]) -
     """All values of the last layer over the first steps, one row per unit, sorted by `order` (H,)."""
     # Matplotlib's own font lacks some scripts
     font = get_font(findfont("DejaVu Sans"))
-    marks = {" ": "␣", "\n": "⏎", "\t": "→"}
     shown = [
         "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in token.strip(" "))
-        for token in (marks.get(token, token.rstrip("\n")) for token in tokens[:SHOWN])
+        for token in (VISIBLE.get(token, token.rstrip("\n")) for token in tokens[:SHOWN])
     ]
     figure, axes = grid(len(traces), 1, 2 + len(shown) * 0.14, 1.9)
     for (name, values), [ax] in zip(traces.items(), axes, strict=True):

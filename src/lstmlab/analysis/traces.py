@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lstmlab import data
 from lstmlab.data.rows import Rows
-from lstmlab.models import Task
+from lstmlab.models.base import Task
 
 ROWS = 64  # read side by side
 WINDOW = 512  # steps that are traced at once, where the state can be carried on: this bounds the memory
@@ -19,7 +19,7 @@ WINDOW = 512  # steps that are traced at once, where the state can be carried on
 
 def open_data(model: Task, changes: dict):
     """The data module that the model was trained with; changes: other values for keys of the `data` group."""
-    module = data.build(model.config["data"] | changes, model.config["seed"], model.info)
+    module = data.build(model.config.data | changes, model.config.seed, model.info)
     module.prepare_data()
     module.setup("fit")
     return module

@@ -1,4 +1,4 @@
-"""The cells against nn.LSTM and the other ways to run one: dense, ragged, step by step, and in memory."""
+"""The cells against nn.LSTM and other ways to run one: dense, ragged, step by step, and their memory."""
 
 import copy
 import multiprocessing
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from lstmlab.benchmarks.timing import Contenders, Row, Section, agree, alternate
+from lstmlab.benchmarks.timing import Contenders, Section, TimingRow, check_agreement, time_in_turn
 from lstmlab.cells import build_cell
 from lstmlab.cells.stack import Stack
 
@@ -24,12 +24,12 @@ LARGEST = (64, 128, 512, 512)
 Forward = Callable[[Tensor], Sequence[Tensor]]
 
 
-def sections(rounds: int) -> list[Section]:
-    """All that there is, measured. Raises RuntimeError where contenders disagree."""
-    found = []
+def measure_cells(rounds: int) -> list[Section]:
+    """Measure all sections of suite=cells. Raises RuntimeError if contenders disagree."""
+    sections = []
     for training in (True, False):
         work = "training (forward and backward)" if training else "forward"
-        rows = [dense(*size, training, rounds) for size in DENSE]
+        dense = [time_dense(*size, training, rounds) for size in DENSE]
         subjects = {
             "fused": ("nn.LSTM", "nn.LSTMCell loop", "scratch"),
             "fused without a compiler": ("nn.LSTM",),
@@ -37,23 +37,28 @@ def sections(rounds: int) -> list[Section]:
             "fused layernorm": ("nn.LSTM", "scratch layernorm"),
         }
         for subject, others in subjects.items():
-            found.append(Section(f"Dense {work}", subject, [chosen(row, subject, *others) for row in rows]))
-        found.append(Section(f"Ragged {work}", "fused", [ragged(*s, training, rounds) for s in RAGGED]))
-    rows = [mixed(*size, rounds) for size in DENSE]
-    found.append(Section("Dense training in bf16 autocast", "fused", rows))
-    found.append(Section("One step, B 1, I = H, no gradient", "fused", [step(H, rounds) for H in STEP]))
+            rows = [select_contenders(row, (subject, *others)) for row in dense]
+            sections.append(Section(f"Dense {work}", subject, rows))
+        ragged = [time_ragged(*size, training, rounds) for size in RAGGED]
+        sections.append(Section(f"Ragged {work}", "fused", ragged))
+
+    mixed = [time_bf16(*size, rounds) for size in DENSE]
+    sections.append(Section("Dense training in bf16 autocast", "fused", mixed))
+    steps = [time_step(H, rounds) for H in STEP]
+    sections.append(Section("One step, B 1, I = H, no gradient", "fused", steps))
     if sys.platform == "linux":
-        found.append(Section("Peak memory of a training step", "fused", [memory(1), memory(4)], unit="MB"))
-    return found
+        memory = [measure_memory(layers) for layers in (1, 4)]
+        sections.append(Section("Peak memory of a training step", "fused", memory, unit="MB"))
+    return sections
 
 
-def chosen(row: Row, *names: str) -> Row:
-    shares = row.gemm_share or {}
-    return Row(row.size, {n: row.medians[n] for n in names}, {n: shares[n] for n in names if n in shares})
+def select_contenders(row: TimingRow, names: Sequence[str]) -> TimingRow:
+    shares = {name: share for name, share in (row.gemm_share or {}).items() if name in names}
+    return TimingRow(row.size, {name: row.medians[name] for name in names}, shares)
 
 
-def same_weights(I: int, H: int) -> tuple[nn.LSTM, dict[str, Stack]]:
-    """nn.LSTM, and the other cells with its weights; those of a kind of its own share theirs."""
+def build_matching_cells(I: int, H: int) -> tuple[nn.LSTM, dict[str, Stack]]:
+    """nn.LSTM, and fused and scratch cells: those of kind lstm with its weights, the other kinds in pairs."""
     reference = nn.LSTM(I, H, batch_first=True)
     cells: dict[str, Any] = {}
     for kind in ("lstm", "peephole", "layernorm"):
@@ -66,19 +71,19 @@ def same_weights(I: int, H: int) -> tuple[nn.LSTM, dict[str, Stack]]:
     return reference, cells
 
 
-def outputs_of(cell: nn.Module, x: Tensor) -> Sequence[Tensor]:
+def run_cell(cell: nn.Module, x: Tensor) -> Sequence[Tensor]:
     return cell(x)[:1]
 
 
-def without_kernel(cell: Any) -> Any:
-    """The same fused cell, parameters included, that runs its plain path."""
+def copy_without_kernel(cell: Any) -> Any:
+    """A copy of a fused cell that shares its parameters and runs its plain path."""
     plain = copy.copy(cell)
     plain.engine = "plain"
     return plain
 
 
-def loop(cell: nn.LSTMCell, x: Tensor) -> Tensor:
-    """nn.LSTMCell over x (B, T, I) → (B, T, H)."""
+def loop_over_steps(cell: nn.LSTMCell, x: Tensor) -> Tensor:
+    """Run nn.LSTMCell over x (B, T, I) → (B, T, H)."""
     h = c = x.new_zeros(len(x), cell.hidden_size)
     outputs = []
     for x_t in x.unbind(1):
@@ -87,127 +92,136 @@ def loop(cell: nn.LSTMCell, x: Tensor) -> Tensor:
     return torch.stack(outputs, 1)
 
 
-def as_cell(reference: nn.LSTM) -> nn.LSTMCell:
-    """nn.LSTMCell with the weights of a one-layer nn.LSTM."""
+def build_lstm_cell(reference: nn.LSTM) -> nn.LSTMCell:
+    """An nn.LSTMCell with the weights of a one-layer nn.LSTM."""
     cell = nn.LSTMCell(reference.input_size, reference.hidden_size)
     cell.load_state_dict({name.removesuffix("_l0"): w for name, w in reference.state_dict().items()})
     return cell
 
 
-def contender(
+def build_contender(
     forward: Forward, module: nn.Module, x: Tensor, gradients: Sequence[Tensor], training: bool
 ) -> Callable[[], Sequence[Tensor]]:
-    """The forward pass, and in training the gradients of x and of every parameter, given the outputs'."""
+    """A call of the forward pass and, in training, of the backward pass, given the outputs' `gradients`."""
 
     def run() -> Sequence[Tensor]:
         if not training:
             with torch.no_grad():
                 return forward(x)
         outputs = forward(x)
-        found = torch.autograd.grad(outputs, [x, *module.parameters()], gradients)
-        return [*(output.detach() for output in outputs), *found]
+        d_inputs = torch.autograd.grad(outputs, [x, *module.parameters()], gradients)
+        return [*(output.detach() for output in outputs), *d_inputs]
 
     return run
 
 
-def timed(contenders: Contenders, flops: int, rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Medians, and shares of the peak: the best rate at which PyTorch's libraries, MKL (or another BLAS)
-    and oneDNN, multiply two 1024 × 1024 matrices."""
+def time_against_peak(
+    contenders: Contenders, flops: int, rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians in ms, and shares of the peak rate.
+
+    The peak is the best rate at which PyTorch's libraries, oneDNN and MKL (or another BLAS), multiply two
+    1024 × 1024 matrices.
+    """
     a, b = torch.randn(2, 1024, 1024)
     products: dict[str, Callable[[], object]] = {"BLAS": lambda: a @ b}
     if torch.backends.mkldnn.is_available():
         a_mkldnn, b_mkldnn = a.to_mkldnn(), b.to_mkldnn()
         products["oneDNN"] = lambda: F.linear(a_mkldnn, b_mkldnn)
-    medians = alternate({**contenders, **products}, rounds)
+    medians = time_in_turn({**contenders, **products}, rounds)
     peak = 2 * 1024**3 / min(medians.pop(name) for name in products)
     return medians, {name: flops / median / peak for name, median in medians.items()}
 
 
-def dense(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> Row:
+def time_dense(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> TimingRow:
     torch.manual_seed(0)
-    reference, cells = same_weights(I, H)
+    reference, cells = build_matching_cells(I, H)
     x = torch.randn(B, T, I, requires_grad=training)
     gradients = [torch.randn(B, T, H)]
     calls: dict[str, Callable[[], Sequence[Tensor]]] = {}
 
     def add(name: str, module: nn.Module, forward: Forward) -> None:
-        calls[name] = contender(forward, module, x, gradients, training)
+        calls[name] = build_contender(forward, module, x, gradients, training)
 
-    lstm_cell, fused = as_cell(reference), cells["fused"]
+    lstm_cell, fused = build_lstm_cell(reference), cells["fused"]
     add("nn.LSTM", reference, lambda x: reference(x)[:1])
-    add("nn.LSTMCell loop", lstm_cell, lambda x: [loop(lstm_cell, x)])
-    add("fused without a compiler", fused, partial(outputs_of, without_kernel(fused)))
+    add("nn.LSTMCell loop", lstm_cell, lambda x: [loop_over_steps(lstm_cell, x)])
+    add("fused without a compiler", fused, partial(run_cell, copy_without_kernel(fused)))
     for name, cell in cells.items():
-        add(name, cell, partial(outputs_of, cell))
+        add(name, cell, partial(run_cell, cell))
     for kind in ("peephole", "layernorm"):
-        agree({name: calls[name] for name in (f"scratch {kind}", f"fused {kind}")})
-    agree({name: run for name, run in calls.items() if not name.endswith(("peephole", "layernorm"))})
+        check_agreement({name: calls[name] for name in (f"scratch {kind}", f"fused {kind}")})
+    plain = {name: run for name, run in calls.items() if not name.endswith(("peephole", "layernorm"))}
+    check_agreement(plain)
     flops = 2 * B * T * 4 * H * (I + H) * (3 if training else 1)
-    return Row(f"B {B}, T {T}, I {I}, H {H}", *timed(calls, flops, rounds))
+    return TimingRow(f"B {B}, T {T}, I {I}, H {H}", *time_against_peak(calls, flops, rounds))
 
 
-def mixed(B: int, T: int, I: int, H: int, rounds: int) -> Row:
-    """bf16 is too coarse for the contenders to agree."""
+def time_bf16(B: int, T: int, I: int, H: int, rounds: int) -> TimingRow:
+    """Time training under bf16 autocast, which is too coarse for a check of agreement."""
     torch.manual_seed(0)
-    reference, cells = same_weights(I, H)
+    reference, cells = build_matching_cells(I, H)
     x, gradients = torch.randn(B, T, I, requires_grad=True), [torch.randn(B, T, H)]
 
-    def cast(cell: nn.Module, x: Tensor) -> Sequence[Tensor]:
+    def run_bf16(cell: nn.Module, x: Tensor) -> Sequence[Tensor]:
         with torch.autocast("cpu", torch.bfloat16):
             return [cell(x)[0].float()]
 
     contenders: dict[str, tuple[Callable[..., Sequence[Tensor]], nn.Module]] = {
-        "nn.LSTM": (cast, reference),
-        "fused": (cast, cells["fused"]),
-        "fused in float32": (outputs_of, cells["fused"]),
+        "nn.LSTM": (run_bf16, reference),
+        "fused": (run_bf16, cells["fused"]),
+        "fused in float32": (run_cell, cells["fused"]),
     }
     calls = {
-        name: contender(partial(forward, cell), cell, x, gradients, True)
+        name: build_contender(partial(forward, cell), cell, x, gradients, True)
         for name, (forward, cell) in contenders.items()
     }
-    return Row(f"B {B}, T {T}, I {I}, H {H}", alternate(calls, rounds))
+    return TimingRow(f"B {B}, T {T}, I {I}, H {H}", time_in_turn(calls, rounds))
 
 
-def ragged(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> Row:
-    """Lengths uniform in [T/4, T]; each contender gives the outputs and the last hidden states (B, H)."""
+def time_ragged(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> TimingRow:
+    """Time lengths uniform in [T/4, T]. Each contender returns outputs and last hidden states (B, H)."""
     torch.manual_seed(0)
-    reference, cells = same_weights(I, H)
+    reference, cells = build_matching_cells(I, H)
     lengths = torch.randint(T // 4, T + 1, (B,))
     padding = (torch.arange(T) >= lengths[:, None])[:, :, None]  # (B, T, 1)
     x = torch.randn(B, T, I).masked_fill(padding, 0).requires_grad_(training)
     gradients = [torch.randn(B, T, H).masked_fill(padding, 0), torch.randn(B, H)]
 
-    def packed(x: Tensor) -> Sequence[Tensor]:
+    def run_packed(x: Tensor) -> Sequence[Tensor]:
         output, (h, _) = reference(pack_padded_sequence(x, lengths, True, enforce_sorted=False))
         return pad_packed_sequence(output, True, total_length=T)[0], h[0]
 
-    def padded(x: Tensor) -> Sequence[Tensor]:
+    def run_padded(x: Tensor) -> Sequence[Tensor]:
         output, _ = reference(x)
         return output.masked_fill(padding, 0), output[torch.arange(B), lengths - 1]
 
-    def ours(name: str) -> Forward:
+    def run_ours(name: str) -> Forward:
         def run(x: Tensor) -> Sequence[Tensor]:
             output, state = cells[name](x, lengths=lengths)
             return output, state.h[0]
 
         return run
 
-    forwards: dict[str, Forward] = {"nn.LSTM packed": packed, "nn.LSTM padded, states gathered": padded}
-    forwards |= {name: ours(name) for name in ("fused", "scratch")}
+    forwards: dict[str, Forward] = {
+        "nn.LSTM packed": run_packed,
+        "nn.LSTM padded, states gathered": run_padded,
+    }
+    forwards |= {name: run_ours(name) for name in ("fused", "scratch")}
     calls = {
-        name: contender(forward, cells.get(name, reference), x, gradients, training)
+        name: build_contender(forward, cells.get(name, reference), x, gradients, training)
         for name, forward in forwards.items()
     }
-    agree(calls)
+    check_agreement(calls)
     flops = 2 * int(lengths.sum()) * 4 * H * (I + H) * (3 if training else 1)
-    return Row(f"B {B}, T {T}, I {I}, H {H}", *timed(calls, flops, rounds))
+    return TimingRow(f"B {B}, T {T}, I {I}, H {H}", *time_against_peak(calls, flops, rounds))
 
 
 @torch.no_grad()
-def step(H: int, rounds: int) -> Row:
+def time_step(H: int, rounds: int) -> TimingRow:
     torch.manual_seed(0)
-    reference, cells = same_weights(H, H)
-    lstm_cell = as_cell(reference)
+    reference, cells = build_matching_cells(H, H)
+    lstm_cell = build_lstm_cell(reference)
     x, h, c = torch.randn(3, 1, 1, H)
     x_t, h_t, c_t = x[0], h[0], c[0]
     calls: Contenders = {
@@ -216,21 +230,21 @@ def step(H: int, rounds: int) -> Row:
         "scratch": lambda: cells["scratch"](x, (h, c))[1],
         "fused": lambda: cells["fused"](x, (h, c))[1],
     }
-    agree(calls)
-    return Row(f"H {H}", alternate(calls, rounds))
+    check_agreement(calls)
+    return TimingRow(f"H {H}", time_in_turn(calls, rounds))
 
 
-def memory(layers: int) -> Row:
-    """Each in a process of its own, whose resident memory's peak grows by so much; Linux alone tells it."""
+def measure_memory(layers: int) -> TimingRow:
+    """Measure each contender in its own process, by the growth of its peak resident memory (Linux only)."""
     names = ["nn.LSTM", "scratch", "fused recompute", "fused"]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peaks = pool.starmap(peak_memory, [(name, layers, *LARGEST) for name in names], chunksize=1)
+        peaks = pool.starmap(measure_peak_memory, [(name, layers, *LARGEST) for name in names], chunksize=1)
     size = "B {}, T {}, I {}, H {}".format(*LARGEST)
-    return Row(f"{size}, layers {layers}", dict(zip(names, peaks, strict=True)))
+    return TimingRow(f"{size}, layers {layers}", dict(zip(names, peaks, strict=True)))
 
 
-def peak_memory(name: str, layers: int, B: int, T: int, I: int, H: int) -> float:
-    """MB that a training step needs beside the input, the parameters and what the library takes anyway."""
+def measure_peak_memory(name: str, layers: int, B: int, T: int, I: int, H: int) -> float:
+    """MB that a training step needs beside the input, the parameters and what the library always takes."""
     if name == "nn.LSTM":
         cell: nn.Module = nn.LSTM(I, H, layers, batch_first=True)
     else:
@@ -244,7 +258,7 @@ def peak_memory(name: str, layers: int, B: int, T: int, I: int, H: int) -> float
 
     train(1)
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    reset.write_text("5")  # the peak is now what there is
+    reset.write_text("5")  # the peak is now the current size
     before = int(status.read_text().split("VmHWM:")[1].split()[0])
     train(B)
     after = int(status.read_text().split("VmHWM:")[1].split()[0])

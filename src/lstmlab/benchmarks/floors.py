@@ -1,7 +1,7 @@
-"""What a model reaches that is no network, on the same data and split: a network should do better.
+"""Baselines without a neural network, on the same data and split: a network should do better.
 
-Text: character n-grams, interpolated modified Kneser-Ney smoothing (Chen & Goodman 1999). Reviews: a linear
-classifier of the words and pairs of words that occur, weighted by naive Bayes (Wang & Manning 2012).
+Text: character n-grams with interpolated modified Kneser-Ney smoothing (Chen & Goodman 1999). Reviews: a
+linear classifier of the words and bigrams that occur, weighted by naive Bayes (Wang & Manning 2012).
 """
 
 import sys
@@ -10,40 +10,41 @@ from collections.abc import Iterator
 import numpy as np
 
 from lstmlab import data
-from lstmlab.benchmarks.timing import write
+from lstmlab.benchmarks.timing import write_results
 from lstmlab.data.sentiment import SentimentData, clean
 from lstmlab.data.text import COLD_WINDOW, ColdWindows, TextData
 from lstmlab.data.tokenization import WORD
 from lstmlab.tables import markdown
 
 ORDERS = 10
-INVERSE_REGULARISATION = (0.01, 0.1, 1, 10)  # the best one on the validation part is taken
+INVERSE_REGULARISATION = (0.01, 0.1, 1, 10)  # the best on the validation part is taken
 
 
-def report(config: dict) -> str:
-    """Write bench.json into the run's folder; the table, to be printed.
+def measure_floors(config: dict) -> str:
+    """Write bench.json into the run's folder. Returns the table in Markdown.
 
-    Raises what the data raise, and ValueError if scikit-learn is needed and not installed.
+    Raises the errors of the data, and ValueError if scikit-learn is needed and not installed.
     """
-    module = data.build(config["data"])
+    module = data.build(config.data)
     if isinstance(module, TextData):
         module.prepare_data()
         module.setup("fit")
-        rows, source = language(module), module.info["source"]
+        rows, source = score_ngrams(module), module.info["source"]
     else:
-        rows, source = sentiment(module), config["data"]["name"]
-    write("floors", config["run_dir"], data=source, rows=rows)
+        rows, source = score_classifiers(module), config.data.name
+    write_results("floors", config.run_dir, data=source, rows=rows)
     cells = [[name, *(f"{value:.5g}" for value in values)] for name, *values in map(dict.values, rows)]
-    return f"**No network, on {source}**\n\n{markdown(list(rows[0]), cells)}\n\n{config['run_dir']}"
+    table = markdown(list(rows[0]), cells)
+    return f"**Baselines without a network, on {source}**\n\n{table}\n\n{config.run_dir}"
 
 
 # --- text: n-grams ---
 
 
-def language(module: TextData) -> list[dict]:
-    """Losses in nats a character as model=charlm reports them, of n-grams of 1 to ORDERS characters.
+def score_ngrams(module: TextData) -> list[dict]:
+    """Losses of n-grams of 1 to ORDERS characters, in nats per character as model=charlm reports them.
 
-    What stands before a cold window is not seen: its first characters are predicted by lower orders.
+    The text before a cold window is not seen, so its first characters are predicted by lower orders.
     """
     meta, cold_windows = module.meta, module.val_sets[1]
     assert isinstance(cold_windows, ColdWindows)
@@ -52,8 +53,8 @@ def language(module: TextData) -> list[dict]:
     rows: list[dict] = []
     context = np.arange(len(text) - 1) % COLD_WINDOW + 1  # characters that a cold window shows
     cold = np.empty(len(text) - 1)
-    for n, p in enumerate(kneser_ney(train, text, V, ORDERS), 1):
-        stateful = -np.log(p[1:])  # a network predicts no first character either
+    for n, p in enumerate(predict_ngrams(train, text, V, ORDERS), 1):
+        stateful = -np.log(p[1:])  # a network does not predict the first character either
         cold = np.where(context >= n - 1, stateful, cold)
         losses = {
             "val/loss_stateful": float(stateful.mean()),
@@ -64,15 +65,15 @@ def language(module: TextData) -> list[dict]:
     return rows
 
 
-def kneser_ney(train: np.ndarray, text: np.ndarray, V: int, orders: int) -> Iterator[np.ndarray]:
+def predict_ngrams(train: np.ndarray, text: np.ndarray, V: int, orders: int) -> Iterator[np.ndarray]:
     """p(x_t | x_{t-n+1} … x_{t-1}) of each character of `text` (T,), for n = 1 to `orders`: (T,) each.
 
-    Both texts are ids below V. Within the n-gram model all lower orders count not how often a gram occurs
-    but how many different characters precede it. Where fewer than n - 1 characters precede t, p is that of
-    the model of the lower order.
+    Smoothing is interpolated modified Kneser-Ney. Both texts are ids below V. Within the n-gram model, the
+    lower orders do not count how often a gram occurs but how many different characters precede it. If fewer
+    than n - 1 characters precede t, p is that of the lower order.
 
-    A gram is a number: its place among all grams of its length. One of `train` that starts at i is known by
-    that of the gram before it, which lacks the last character, and by that character.
+    A gram is represented by a number, its rank among all grams of its length. A gram of `train` that starts
+    at i is looked up by the rank of the gram without its last character, and that character.
     """
     ranks, seen = np.zeros(len(train) + 1, np.int64), np.zeros(len(text) + 1, np.int64)  # the empty gram
     p, lower = np.full((2, len(text)), 1 / V)
@@ -82,18 +83,20 @@ def kneser_ney(train: np.ndarray, text: np.ndarray, V: int, orders: int) -> Iter
         grams, ranks, counts = np.unique(longer, return_inverse=True, return_counts=True)
         distinct = len(grams)
         pairs = train[:-n].astype(np.int64) * distinct + ranks[1:]  # a character, then a gram
-        pairs, _ = np.unique(pairs, return_counts=True)  # else NumPy 2.4 hashes, a hundred times slower
+        # Without the counts NumPy 2.4 would hash, which is a hundred times slower
+        pairs, _ = np.unique(pairs, return_counts=True)
         preceding = np.bincount(pairs % distinct, minlength=distinct)
 
         context, sought = seen[:-1], seen[:-1] * V + text[n - 1 :]  # (T - n + 1,)
         places = np.searchsorted(grams, sought).clip(max=distinct - 1)
-        seen = np.where(grams[places] == sought, places, -1)  # and after -1 too: there sought is below 0
-        p[n - 1 :] = interpolated(counts, grams // V, shorter, seen, context, lower[n - 1 :])
-        lower[n - 1 :] = interpolated(preceding, grams // V, shorter, seen, context, lower[n - 1 :])
+        # After -1 too, because sought is negative there
+        seen = np.where(grams[places] == sought, places, -1)
+        p[n - 1 :] = interpolate(counts, grams // V, shorter, seen, context, lower[n - 1 :])
+        lower[n - 1 :] = interpolate(preceding, grams // V, shorter, seen, context, lower[n - 1 :])
         yield p.copy()
 
 
-def interpolated(
+def interpolate(
     counts: np.ndarray,
     contexts: np.ndarray,
     shorter: int,
@@ -101,24 +104,24 @@ def interpolated(
     context: np.ndarray,
     lower: np.ndarray,
 ) -> np.ndarray:
-    """p(w | h) = (c(hw) - D(c(hw)) + p(w | h') · Σ_v D(c(hv))) / Σ_v c(hv), h' being h without its first.
+    """p(w | h) = (c(hw) - D(c(hw)) + p(w | h') · Σ_v D(c(hv))) / Σ_v c(hv), where h' is h without its first.
 
-    Of each gram hw: `counts` c and `contexts` h, one of `shorter`. Of each character of a text: which gram
-    was `seen` and after which `context` (-1: one that training does not hold), and `lower`, p(w | h'), which
-    p(w | h) is where no c(hv) > 0.
+    For each gram hw of the training text: `counts` c and `contexts` h, one of `shorter`. For each character
+    of a text: the gram `seen`, its `context` (-1: not in the training text) and `lower`, p(w | h'), which is
+    p(w | h) as well where every c(hv) is 0.
     """
-    discounted = discounts(counts)[np.minimum(counts, 3)]
-    # one more, a zero, which -1 finds
+    discounted = estimate_discounts(counts)[np.minimum(counts, 3)]
+    # The zero at the end is what -1 finds
     kept = np.append(counts - discounted, 0)
     freed = np.append(np.bincount(contexts, discounted, shorter), 0)
     total = np.append(np.bincount(contexts, counts, shorter), 0)[context]
     return np.where(total > 0, (kept[seen] + freed[context] * lower) / np.maximum(total, 1), lower)
 
 
-def discounts(counts: np.ndarray) -> np.ndarray:
+def estimate_discounts(counts: np.ndarray) -> np.ndarray:
     """D(0) = 0, D(1), D(2), D(3 and more) of Chen & Goodman, from how many grams occur 1, 2, 3, 4 times.
 
-    Too few grams give no estimate or a negative one: then 1/2, 1, 3/2.
+    If the grams are too few for a positive estimate, D is 0, 1/2, 1, 3/2.
     """
     n = [np.count_nonzero(counts == k) for k in range(5)]
     if all(n[1:]):
@@ -132,17 +135,18 @@ def discounts(counts: np.ndarray) -> np.ndarray:
 # --- reviews: a linear classifier ---
 
 
-def sentiment(module: SentimentData) -> list[dict]:
-    """Accuracies of logistic regressions on the n-grams of words that a review holds, whole and lower-cased.
+def score_classifiers(module: SentimentData) -> list[dict]:
+    """Accuracies of logistic regressions on the words and bigrams of whole, lower-cased reviews.
 
-    Trained on the training reviews of model=sentiment, with the regularisation that is best on its validation
-    part. Raises ValueError if scikit-learn is not installed.
+    They train on the training reviews of model=sentiment, with the regularisation that is best on its
+    validation part. Raises ValueError if scikit-learn is not installed.
     """
     try:
         from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.linear_model import LogisticRegression
     except ModuleNotFoundError as error:
-        raise ValueError(f"suite=floors of reviews needs pip install -e '.[dev]': {error}") from error
+        message = f"suite=floors on reviews needs scikit-learn; pip install -e '.[dev]' ({error})"
+        raise ValueError(message) from error
 
     splits = module.read()
     texts = {split: [clean(text) for text in column] for split, (column, _) in splits.items()}
@@ -155,13 +159,13 @@ def sentiment(module: SentimentData) -> list[dict]:
         ratio = log_count_ratio(plain["train"], labels["train"])
         weighted = {split: X.multiply(ratio).tocsr() for split, X in plain.items()}
         for name, features in [(held, plain), (f"{held}, weighted by naive Bayes", weighted)]:
-            dual = features["train"].shape[0] < features["train"].shape[1]  # the faster problem to solve
+            dual = features["train"].shape[0] < features["train"].shape[1]  # the faster of the two problems
             tried = []
             for C in INVERSE_REGULARISATION:
                 model = LogisticRegression(C=C, solver="liblinear", dual=dual, max_iter=1000, random_state=0)
                 model.fit(features["train"], labels["train"])
                 tried.append((model.score(features["val"], labels["val"]), C, model))
-            accuracy, C, model = max(tried, key=lambda found: found[0])
+            accuracy, C, model = max(tried, key=lambda scored: scored[0])
             tested = model.score(features["test"], labels["test"])
             rows.append({"model": name, "C": C, "val/accuracy": accuracy, "test/accuracy": tested})
             print(f"{name}: {tested:.2%}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The way from the equations to a fast cell, one rung at a time, and what each is worth in training."""
+"""From the equations to a fast cell, one rung at a time: what each rung is worth in training."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
-from lstmlab.benchmarks.cells import contender, without_kernel
-from lstmlab.benchmarks.timing import Row, Section, agree, alternate
+from lstmlab.benchmarks.cells import build_contender, copy_without_kernel
+from lstmlab.benchmarks.timing import Section, TimingRow, check_agreement, time_in_turn
 from lstmlab.cells import build_cell
 
 SIZES = [(32, 100, 64, 128), (64, 128, 64, 256)]
 
 
-def four_products(cell: Any, x: Tensor) -> Sequence[Tensor]:
-    """x (B, T, I) → [(B, T, H)], as the following ones: each gate's W·[h, x], one after the other."""
+def run_four_products(cell: Any, x: Tensor) -> Sequence[Tensor]:
+    """x (B, T, I) → [(B, T, H)]: the product W·[h, x] of one gate after the other."""
     W_i, W_f, W_g, W_o = torch.cat([cell.weight_hh_l0, cell.weight_ih_l0], 1).chunk(4)
     b_i, b_f, b_g, b_o = (cell.bias_ih_l0 + cell.bias_hh_l0).chunk(4)
     h = c = x.new_zeros(len(x), cell.hidden_size)
@@ -31,8 +31,8 @@ def four_products(cell: Any, x: Tensor) -> Sequence[Tensor]:
     return [torch.stack(outputs, 1)]
 
 
-def one_product(cell: Any, x: Tensor) -> Sequence[Tensor]:
-    """All gates by one matrix."""
+def run_one_product(cell: Any, x: Tensor) -> Sequence[Tensor]:
+    """x (B, T, I) → [(B, T, H)]: one product for all gates."""
     W = torch.cat([cell.weight_hh_l0, cell.weight_ih_l0], 1)
     b = cell.bias_ih_l0 + cell.bias_hh_l0
     h = c = x.new_zeros(len(x), cell.hidden_size)
@@ -45,8 +45,8 @@ def one_product(cell: Any, x: Tensor) -> Sequence[Tensor]:
     return [torch.stack(outputs, 1)]
 
 
-def hoisted(cell: Any, x: Tensor) -> Sequence[Tensor]:
-    """The input's share of all steps by one product, before the loop."""
+def run_hoisted(cell: Any, x: Tensor) -> Sequence[Tensor]:
+    """x (B, T, I) → [(B, T, H)]: the input's share of all steps in one product, before the loop."""
     gates_x = linear(x, cell.weight_ih_l0, cell.bias_ih_l0 + cell.bias_hh_l0)  # (B, T, 4H)
     W_hh_t = cell.weight_hh_l0.t()
     h = c = x.new_zeros(len(x), cell.hidden_size)
@@ -60,33 +60,33 @@ def hoisted(cell: Any, x: Tensor) -> Sequence[Tensor]:
 
 
 RUNGS: dict[str, Callable[[Any, Tensor], Sequence[Tensor]]] = {
-    "a product a gate": four_products,
-    "one product for all gates": one_product,
-    "the input's share before the loop": hoisted,
-    "an own backward pass": lambda cell, x: without_kernel(cell)(x)[:1],
+    "one product per gate": run_four_products,
+    "one product for all gates": run_one_product,
+    "the input's share before the loop": run_hoisted,
+    "a hand-written backward pass": lambda cell, x: copy_without_kernel(cell)(x)[:1],
     "a native loop": lambda cell, x: cell(x)[:1],
 }
 
 
-def section(rounds: int) -> Section:
-    """Each rung against the one before and against the first."""
-    rows = [row for size in SIZES for row in climb(*size, rounds)]
+def measure_ladder(rounds: int) -> Section:
+    """Time each rung against the one before and against the first."""
+    rows = [row for size in SIZES for row in time_rungs(*size, rounds)]
     return Section("From the equations to a fast cell, training", "this", rows)
 
 
-def climb(B: int, T: int, I: int, H: int, rounds: int) -> list[Row]:
+def time_rungs(B: int, T: int, I: int, H: int, rounds: int) -> list[TimingRow]:
     torch.manual_seed(0)
     cell = build_cell("fused", I, H)
     x, d_output = torch.randn(B, T, I, requires_grad=True), torch.randn(B, T, H)
     calls = {
-        name: contender(partial(rung, cell), cell, x, [d_output], training=True)
+        name: build_contender(partial(rung, cell), cell, x, [d_output], training=True)
         for name, rung in RUNGS.items()
     }
-    agree(calls)
-    medians = alternate(calls, rounds)
+    check_agreement(calls)
+    medians = time_in_turn(calls, rounds)
     names, rows = list(RUNGS), []
     for before, name in zip([names[0], *names], names, strict=False):
         columns = {"this": name, "the rung before": before, "the first rung": names[0]}
         size = f"B {B}, T {T}, I {I}, H {H}: {name}"
-        rows.append(Row(size, {label: medians[rung] for label, rung in columns.items()}))
+        rows.append(TimingRow(size, {label: medians[rung] for label, rung in columns.items()}))
     return rows

@@ -1,4 +1,4 @@
-"""Sampling from a character model, against the loop that everyone writes around nn.LSTM."""
+"""Sampling from a character model, against a plain loop around nn.LSTM."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lstmlab.benchmarks.timing import Row, Section, alternate
+from lstmlab.benchmarks.timing import Section, TimingRow, time_in_turn
 from lstmlab.models.charlm import CharLM
 
 PROMPT = "the "
-VOCABULARY = "\0" + "".join(map(chr, range(32, 127)))  # the first one stands for the unknown
+VOCABULARY = "\0" + "".join(map(chr, range(32, 127)))  # the first stands for unknown characters
 
 
 class PlainModel(nn.Module):
@@ -18,7 +18,7 @@ class PlainModel(nn.Module):
 
     def __init__(self, model: CharLM):
         super().__init__()
-        cell = model.config["cell"]
+        cell = model.config.cell
         self.embedding, self.projection = model.embedding, model.projection
         self.lstm = nn.LSTM(
             model.embedding.embedding_dim, cell["hidden_size"], cell["num_layers"], batch_first=True
@@ -43,30 +43,31 @@ class PlainModel(nn.Module):
         return text
 
 
-def section(config: dict, rounds: int, length: int = 2000) -> Section:
-    """CharLM.sample on each backend against PlainModel; raises RuntimeError where greedy texts differ."""
-    torch.manual_seed(config["seed"])
+def measure_sampling(config: dict, rounds: int, length: int = 2000) -> Section:
+    """Time CharLM.sample on each backend against PlainModel. Raises RuntimeError if greedy texts differ."""
+    torch.manual_seed(config.seed)
     models: dict[str, CharLM] = {}
     for backend in ("fused", "torch", "scratch"):
-        settings = config | {"cell": config["cell"] | {"backend": backend}}
+        settings = config | {"cell": config.cell | {"backend": backend}}
         models[backend] = CharLM(settings, {"vocabulary": VOCABULARY}).eval()
         models[backend].load_state_dict(models["fused"].state_dict())
     plain = PlainModel(models["fused"]).eval()
     expected = plain.sample(200, greedy=True)
     for backend, model in models.items():
-        if (text := written(model, 200, temperature=0)) != expected:
+        if (text := sample_text(model, 200, temperature=0)) != expected:
             raise RuntimeError(
-                f"not timed: cell={backend} samples {text!r}, a loop around nn.LSTM {expected!r}"
+                f"not timed: cell={backend} samples {text!r}, but a loop around nn.LSTM samples {expected!r}"
             )
+
     contenders: dict[str, Callable[[], object]] = {"a loop around nn.LSTM": lambda: plain.sample(length)}
     for backend, model in models.items():
-        contenders[f"cell={backend}"] = partial(written, model, length)
-    medians = alternate(contenders, rounds)
+        contenders[f"cell={backend}"] = partial(sample_text, model, length)
+    medians = time_in_turn(contenders, rounds)
     rates = {name: length / (ms / 1e3) for name, ms in medians.items()}
-    cell = config["cell"]
+    cell = config.cell
     size = f"{length:,} characters, {cell['num_layers']} × {cell['hidden_size']}"
-    return Section("Sampling", "cell=fused", [Row(size, rates)], unit="characters/s")
+    return Section("Sampling", "cell=fused", [TimingRow(size, rates)], unit="characters/s")
 
 
-def written(model: CharLM, length: int, temperature: float = 1.0) -> str:
+def sample_text(model: CharLM, length: int, temperature: float = 1.0) -> str:
     return "".join(model.sample(PROMPT, length, temperature))

@@ -1,4 +1,4 @@
-"""Contenders side by side: whether they agree, how long each takes, and bench.json and bench.png of it."""
+"""Compare contenders: check that they agree, time them in turn, write bench.json and bench.png."""
 
 import json
 import math
@@ -16,42 +16,43 @@ from torch import Tensor
 from lstmlab.tables import markdown
 
 WARM_UP = 2  # calls that are not counted
-SHORTEST = 0.02  # seconds: a contender that takes less is called several times a round
-Contenders = Mapping[str, Callable[[], Sequence[Tensor]]]  # each gives what it computed
+SHORTEST = 0.02  # seconds; a faster contender is called several times per round
+Contenders = Mapping[str, Callable[[], Sequence[Tensor]]]  # each returns what it computed
 
 
 @dataclass
-class Row:
-    """One size of one piece of work: each contender's median."""
+class TimingRow:
+    """One size of one piece of work, with the median of each contender."""
 
     size: str
     medians: dict[str, float]
-    gemm_share: dict[str, float] | None = None  # of the peak of matrix products, measured in the same rounds
+    gemm_share: dict[str, float] | None = None  # of the peak rate of matrix products in the same rounds
 
 
 @dataclass
 class Section:
-    """One piece of work: how many times better is `subject` than each other contender?"""
+    """One piece of work: how many times better `subject` is than each other contender."""
 
     title: str
     subject: str
-    rows: list[Row]
-    unit: str = "ms"  # or MB; of what ends in /s, more is better
+    rows: list[TimingRow]
+    unit: str = "ms"  # or MB; of a unit that ends in /s, more is better
 
 
-def agree(contenders: Contenders, atol: float = 1e-4) -> None:
-    """Raise RuntimeError unless all contenders compute the same: |a − b| ≤ atol · (1 + max |b|)."""
+def check_agreement(contenders: Contenders, atol: float = 1e-4) -> None:
+    """Raise RuntimeError unless all contenders compute the same numbers: |a − b| ≤ atol · (1 + max |b|)."""
     (first, run), *others = contenders.items()
     expected = run()
     for name, run in others:
         for k, (a, b) in enumerate(zip(run(), expected, strict=True)):
             error = (a - b).abs().max().item()
             if not error <= atol * (1 + b.abs().max().item()):
-                raise RuntimeError(f"not timed: result {k} of {name} is {error:.2g} off that of {first}")
+                message = f"not timed: result {k} of {name} differs from that of {first} by {error:.2g}"
+                raise RuntimeError(message)
 
 
-def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds a call of each contender, called in turn `rounds` times, after a warm-up."""
+def time_in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds per call of each contender. After a warm-up they take turns, `rounds` times."""
     calls = {}
     for name, run in contenders.items():
         for _ in range(WARM_UP):
@@ -68,7 +69,7 @@ def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> di
     return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
 
 
-def machine() -> dict[str, str | int]:
+def describe_machine() -> dict[str, str | int]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return {
@@ -85,13 +86,13 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
-def times_better(section: Section, row: Row, name: str) -> float:
+def times_better(section: Section, row: TimingRow, name: str) -> float:
     ratio = row.medians[name] / row.medians[section.subject]
     return 1 / ratio if section.unit.endswith("/s") else ratio
 
 
-def table(section: Section) -> str:
-    """Markdown: the subject's own value, then how many times better it is than each other contender."""
+def format_section(section: Section) -> str:
+    """A Markdown table: the subject's own value and how many times better it is than each contender."""
     names = list(section.rows[0].medians)
     names.remove(section.subject)
     cells = []
@@ -106,8 +107,8 @@ def table(section: Section) -> str:
     return f"**{section.title}**\n\n" + markdown(["", f"{section.subject}, {section.unit}", *names], cells)
 
 
-def picture(sections: Sequence[Section]) -> Figure:
-    """One bar a size and contender: how many times better the subject is."""
+def draw_sections(sections: Sequence[Section]) -> Figure:
+    """One bar per size and contender: how many times better the subject is."""
     heights = [2 + sum(len(row.medians) for row in section.rows) for section in sections]
     figure = Figure((9, 0.2 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(sections), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -129,16 +130,16 @@ def picture(sections: Sequence[Section]) -> Figure:
     return figure
 
 
-def write(suite: str, folder: str, **found: object) -> None:
-    """bench.json into the folder: what was found, and on which machine."""
+def write_results(suite: str, folder: str, **results: object) -> None:
+    """Write bench.json into the folder: the results and the machine that they were measured on."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    result = {"suite": suite, "machine": machine(), **found}
-    (Path(folder) / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
+    content = {"suite": suite, "machine": describe_machine(), **results}
+    (Path(folder) / "bench.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def report(suite: str, sections: Sequence[Section], folder: str) -> str:
-    """Write bench.json and bench.png into the folder; the tables, to be printed."""
-    write(suite, folder, sections=[asdict(section) for section in sections])
-    picture(sections).savefig(Path(folder) / "bench.png", dpi=150)
-    facts = ", ".join(f"{name} {value}" for name, value in machine().items())
-    return "\n\n".join([facts, *(table(section) for section in sections)]) + f"\n\n{folder}"
+def write_report(suite: str, sections: Sequence[Section], folder: str) -> str:
+    """Write bench.json and bench.png into the folder. Returns the tables in Markdown."""
+    write_results(suite, folder, sections=[asdict(section) for section in sections])
+    draw_sections(sections).savefig(Path(folder) / "bench.png", dpi=150)
+    facts = ", ".join(f"{name} {value}" for name, value in describe_machine().items())
+    return "\n\n".join([facts, *(format_section(section) for section in sections)]) + f"\n\n{folder}"

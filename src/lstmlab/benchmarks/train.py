@@ -1,4 +1,4 @@
-"""Whole training steps: what Lightning, the logging and the callbacks cost, and what the cell gains."""
+"""Whole training steps: what Lightning, logging and callbacks cost, and what the cell gains."""
 
 import contextlib
 import copy
@@ -14,62 +14,63 @@ import lightning as L
 import torch
 
 from lstmlab import data
-from lstmlab.benchmarks.timing import Row, Section
+from lstmlab.benchmarks.timing import Section, TimingRow
 from lstmlab.cells import BACKENDS
 from lstmlab.models import model_class
 from lstmlab.runs.train import limit_steps, train
 
 
-def section(config: dict) -> Section:
-    """The run's tokens a second, and a bare loop's with its cell and with the backend to compare with."""
-    cell = config["cell"]
-    other = "fused" if cell["backend"] == "torch" else "torch"
+def measure_training(config: dict) -> Section:
+    """Tokens per second of the run, of a bare loop with the same cell, and of one with another backend."""
+    cell = config.cell
+    other = "fused" if cell.backend == "torch" else "torch"
     rates: dict[str, list[float]] = defaultdict(list)
-    for number in range(config["rounds"]):
+    for number in range(config.rounds):
         settings = copy.deepcopy(config)
-        settings["trainer"] |= {"max_steps": config["steps"], "max_epochs": None}
+        settings["trainer"] |= {"max_steps": config.steps, "max_epochs": None}
         settings["trainer"] |= {
             "limit_val_batches": 1,
             "val_check_interval": 1.0,
             "enable_progress_bar": False,
         }
-        settings["run_dir"] = f"{config['run_dir']}/{number}"
-        rates["a bare loop"].append(bare_loop(settings))
-        if cell["kind"] in BACKENDS[other]:
+        settings["run_dir"] = f"{config.run_dir}/{number}"
+        rates["a bare loop"].append(time_bare_loop(settings))
+        if cell.kind in BACKENDS[other]:
             settings["cell"] |= {"backend": other, "recompute": False}
-            rates[f"a bare loop, cell={other}"].append(bare_loop(settings))
+            rates[f"a bare loop, cell={other}"].append(time_bare_loop(settings))
             settings["cell"] |= cell
-        rates["train.py"].append(whole_run(settings))
+        rates["train.py"].append(time_run(settings))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    size = f"{config['model']['name']} on {config['data']['name']}, cell={cell['backend']}"
-    return Section("Training steps", "train.py", [Row(size, medians)], unit="tokens/s")
+    size = f"{config.model.name} on {config.data.name}, cell={cell.backend}"
+    return Section("Training steps", "train.py", [TimingRow(size, medians)], unit="tokens/s")
 
 
-def whole_run(config: dict) -> float:
-    """The median of train/tokens_per_second in the metrics.csv of a run, whose output is not shown."""
+def time_run(config: dict) -> float:
+    """The median of train/tokens_per_second in the metrics.csv of a run, with its output hidden."""
     with contextlib.redirect_stdout(io.StringIO()):
         train(config)
-    with (Path(config["run_dir"]) / "metrics.csv").open(newline="") as file:
+    with (Path(config.run_dir) / "metrics.csv").open(newline="") as file:
         rows = [float(row["train/tokens_per_second"] or 0) for row in csv.DictReader(file)]
     return statistics.median(rate for rate in rows if rate)
 
 
-def bare_loop(config: dict) -> float:
-    """The same model, batches, optimizer and clipping without a trainer; the median over as many steps."""
-    L.seed_everything(config["seed"], verbose=False)
-    datamodule = data.build(config["data"], config["seed"])
+def time_bare_loop(config: dict) -> float:
+    """Median tokens per second of the same model, batches, optimizer and clipping without a trainer."""
+    L.seed_everything(config.seed, verbose=False)
+    datamodule = data.build(config.data, config.seed)
     datamodule.prepare_data()
     datamodule.setup("fit")
     config = copy.deepcopy(config)
-    limit_steps(config["trainer"], len(datamodule.train_dataloader()))
-    model: Any = model_class(config["model"]["name"])(config, datamodule.info)
+    limit_steps(config.trainer, len(datamodule.train_dataloader()))
+    model: Any = model_class(config.model.name)(config, datamodule.info)
     model.log_step = lambda *args, **kwargs: None
     (optimizer,), (schedule,) = model.configure_optimizers()
-    interval = config["trainer"]["log_every_n_steps"]
+    interval = config.trainer.log_every_n_steps
+
     rates, tokens, start, step = [], 0, time.perf_counter(), 0
-    while step < config["steps"]:
+    while step < config.steps:
         for index, batch in enumerate(datamodule.train_dataloader()):
-            with torch.autocast("cpu", torch.bfloat16, enabled=config["precision"]["name"] == "bf16-mixed"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision.name == "bf16-mixed"):
                 loss = model.training_step(batch, index)
             optimizer.zero_grad()
             loss.backward()
@@ -81,6 +82,6 @@ def bare_loop(config: dict) -> float:
             if step % interval == 0:
                 rates.append(tokens / (time.perf_counter() - start))
                 tokens, start = 0, time.perf_counter()
-            if step == config["steps"]:
+            if step == config.steps:
                 break
     return statistics.median(rates)

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from lstmlab.loggers import show
 from lstmlab.models.base import Unsupported
 from lstmlab.tables import markdown
 
 
 class Examples(L.Callback):
-    """Write the task's `examples(batch)` and `draw_example(batch)` at each validation.
+    """Write the task's `examples(batch)` and `draw_example(batch)` at each validation, if it has examples.
 
-    The batch is the middle one, since data may come sorted by length. The table is appended to
-    RUN_DIR/examples.md, the picture is RUN_DIR/examples.png, the latest one; wandb and TensorBoard keep all.
+    The batch is the middle one, since data may be sorted by length. The table is appended to
+    RUN_DIR/examples.md. RUN_DIR/examples.png is the latest picture; wandb and TensorBoard keep all.
     """
 
     def setup(self, trainer, pl_module, stage: str) -> None:
@@ -26,7 +26,8 @@ class Examples(L.Callback):
         return {"bytes": self.table.stat().st_size if self.table.exists() else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.table.exists():  # what was written after that checkpoint comes once more
+        # what was written after that checkpoint will be written again
+        if self.table.exists():
             os.truncate(self.table, state_dict["bytes"])
 
     def on_validation_batch_end(
@@ -38,26 +39,18 @@ class Examples(L.Callback):
     def on_validation_end(self, trainer, pl_module) -> None:
         if not trainer.is_global_zero:
             return
-        step = trainer.global_step
         try:
             columns, rows = pl_module.examples(self.batch)
         except Unsupported:
             return
-        table = markdown(columns, rows)
         with self.table.open("a", encoding="utf-8") as file:
-            file.write(f"## Step {step}\n\n{table}\n\n")
+            file.write(f"## Step {trainer.global_step}\n\n{markdown(columns, rows)}\n\n")
+        show(trainer, "examples", table=(columns, rows))
+
         figure = pl_module.draw_example(self.batch)
         if figure is not None:
             figure.savefig(self.table.with_suffix(".png"))
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.log_table("examples", columns, rows)
-                if figure is not None:
-                    logger.log_image("picture", [figure])
-            elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("examples", table, step)
-                if figure is not None:
-                    logger.experiment.add_figure("picture", figure, step, close=False)
-        if figure is not None:
+            show(trainer, "picture", picture=figure)
+            # its parts refer to each other: left to Python, 50 MB of them would pile up
             del figure
-            gc.collect()  # its parts refer to each other: Python would let 50 MB of them pile up
+            gc.collect()

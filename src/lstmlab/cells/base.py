@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .dropout import dropout
-from .init import initialise
+from .init import initialise_parameters
 from .kinds import KINDS, HiddenState, State
 from .options import CellOptions
 
@@ -20,8 +20,8 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def is_traced() -> bool:
-    """Whether PyTorch must see operators: a compiler, a tracer, a dispatch mode (fake tensors, FLOPs), a
-    function transform (torch.func) or forward-mode differentiation is at work."""
+    """Whether PyTorch must see operators, since a compiler, a tracer, a dispatch mode (fake tensors, FLOPs),
+    a function transform (torch.func) or forward-mode differentiation is at work."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -35,7 +35,7 @@ class Recurrent(nn.Module):
     """`output, state = cell(input, hx=None, lengths=None)`, the call of nn.LSTM.
 
     input: (B, T, I), or (T, B, I) with batch_first=False; (T, I) is one sequence without a batch
-        axis; or a PackedSequence. B may be 0, T may not.
+        axis; or a PackedSequence. B may be 0, but T may not.
     hx: the state before the first step: a tuple or list, each member (L·D, B, H), of one sequence
         (L·D, H): (h, c) for the LSTM kinds, (h,) or the tensor h alone for RNN and GRU. With
         proj_size=P, h has P units in place of H. None: zeros of the weights' dtype.
@@ -49,9 +49,9 @@ class Recurrent(nn.Module):
         batch axis, and in the dtype of hx, if hx was so.
 
     Raises ValueError for a wrong shape of input, hx or a weight, for an hx of another dtype than
-    the input outside of autocast, and for lengths out of range where they are on the CPU and
-    nothing traces the call: on a GPU the check would halt it, so there a longer one counts as T
-    and a shorter one as 0.
+    the input outside of autocast, and for lengths out of range if they are on the CPU and nothing
+    traces the call. On a GPU the check would wait for the device, so there a length above T counts
+    as T and one below 1 as 0.
     """
 
     input_size: int
@@ -71,13 +71,15 @@ class Recurrent(nn.Module):
     batch_first: bool
     recompute: bool
 
+    _state_type: type[State]
     _shapes: list[dict[str, tuple[int, ...]]]
 
     def _set_options(self, input_size: int, options: CellOptions) -> None:
-        """Each option becomes an attribute, as those of nn.LSTM are."""
+        """Make each option an attribute, as nn.LSTM does."""
         self.input_size = input_size
         for name, value in vars(options).items():
             setattr(self, name, value)
+        self._state_type = KINDS[self.kind].state
 
     def _parameter_shapes(self) -> list[dict[str, tuple[int, ...]]]:
         """Names and shapes of the parameters of each layer and direction, in the order of nn.LSTM."""
@@ -100,7 +102,7 @@ class Recurrent(nn.Module):
         return layers
 
     def reset_parameters(self) -> None:
-        initialise(
+        initialise_parameters(
             self.named_parameters(),
             kind=self.kind,
             hidden_size=self.hidden_size,
@@ -113,29 +115,26 @@ class Recurrent(nn.Module):
     def _num_directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    @property
-    def _state_type(self) -> type[State]:
-        return KINDS[self.kind].state
-
     def forward(
         self,
         input: Tensor | PackedSequence,
         hx: Sequence[Tensor] | Tensor | None = None,
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Any, Any]:
-        return self._call(self._layers, input, hx, lengths)
+        return self._call(self._run_layers, input, hx, lengths)
 
     def _call(self, layers: Callable, input: Any, hx: Any, lengths: Any) -> tuple[Any, Any]:
-        """`layers` on (B, T, I), whatever form input, state and lengths have."""
+        """Call `layers` with x (B, T, I), whatever form input, state and lengths have."""
         if isinstance(input, PackedSequence):
             return self._call_packed(layers, input, hx, lengths)
         if input.dim() == 2:
             return self._call_unbatched(layers, input, hx, lengths)
         bare = isinstance(hx, Tensor) and self._state_type is HiddenState
         weights = self._weights()
-        x, state, lengths = self._checked(input, (hx,) if bare else hx, lengths, weights[0][0].dtype)
+        x, state, lengths = self._check_arguments(input, (hx,) if bare else hx, lengths, weights[0][0].dtype)
         output, final = layers(x, state, lengths, weights)
-        if final[0].dtype is not state[0].dtype or final[-1].dtype is not state[-1].dtype:  # by autocast
+        # Autocast changes the dtype of the state.
+        if final[0].dtype is not state[0].dtype or final[-1].dtype is not state[-1].dtype:
             final = [s.to(given.dtype) for s, given in zip(final, state, strict=True)]
         if not self.batch_first:
             output = output.transpose(0, 1)  # (T, B, D·H)
@@ -169,7 +168,7 @@ class Recurrent(nn.Module):
             return output.squeeze(batch_axis), state.squeeze(1)
         return output.squeeze(batch_axis), self._state_type(*(s.squeeze(1) for s in state))
 
-    def _checked(
+    def _check_arguments(
         self, x: Tensor, state: Any, lengths: Any, dtype: torch.dtype
     ) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
         """x as (B, T, I), the state or zeros of `dtype`, the lengths as a tensor or None."""
@@ -183,7 +182,7 @@ class Recurrent(nn.Module):
             x = x.transpose(0, 1)
         B, T, _ = x.shape
         if lengths is not None:
-            lengths = self._checked_lengths(lengths, B, T)
+            lengths = self._check_lengths(lengths, B, T)
 
         names = self._state_type._fields
         batch = (self.num_layers * self._num_directions, B)
@@ -199,7 +198,7 @@ class Recurrent(nn.Module):
                 raise ValueError(f"hx must have the dtype of input, {x.dtype}, not {s.dtype}.")
         return x, state, lengths
 
-    def _checked_lengths(self, lengths: Any, B: int, T: int) -> Tensor:
+    def _check_lengths(self, lengths: Any, B: int, T: int) -> Tensor:
         if not isinstance(lengths, Tensor):
             lengths = torch.as_tensor(lengths, device="cpu")
         if lengths.shape != (B,) or lengths.dtype not in INTEGERS:
@@ -239,7 +238,7 @@ class Recurrent(nn.Module):
             layers.append(weights)
         return layers
 
-    def _layers(
+    def _run_layers(
         self, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """x (B, T, I) through all layers → output (B, T, D·H), the final state's members."""

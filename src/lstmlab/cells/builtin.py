@@ -16,24 +16,26 @@ OPERATORS: dict[str, Any] = {"lstm": torch.lstm, "gru": torch.gru, "rnn": torch.
 def run_operator(
     cell: Recurrent, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """`Recurrent._layers` of `cell` by PyTorch's operator, which has no variational dropout: where the cell
-    has, each layer is a call."""
+    """`Recurrent._run_layers` of `cell` by PyTorch's operator.
+
+    The operator has no variational dropout, so a cell that needs it calls the operator once per layer.
+    """
     if lengths is not None:
-        lengths = lengths.cpu()  # as pack_padded_sequence needs them
+        lengths = lengths.cpu()  # pack_padded_sequence takes no others
     if not (cell.training and cell.variational and cell.dropout > 0):
-        return _run_layers(cell, x, state, lengths, weights, cell.dropout)
+        return _call_operator(cell, x, state, lengths, weights, cell.dropout)
     D = cell._num_directions
     finals = []
     for k in range(0, len(weights), D):
         if k > 0:
             x = cell._dropout(x)
         start = [s[k : k + D] for s in state]
-        x, final = _run_layers(cell, x, start, lengths, weights[k : k + D], 0.0)
+        x, final = _call_operator(cell, x, start, lengths, weights[k : k + D], 0.0)
         finals.append(final)
     return x, [torch.cat(members) for members in zip(*finals, strict=True)]
 
 
-def _run_layers(
+def _call_operator(
     cell: Recurrent,
     x: Tensor,
     state: Sequence[Tensor],
@@ -41,7 +43,7 @@ def _run_layers(
     weights: list[Weights],
     dropout: float,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """One call of the operator, for as many layers as there are weights."""
+    """One call of the operator, for all layers whose weights are given."""
     operator, D = OPERATORS[cell.kind], cell._num_directions
     flat = [weight for layer in weights for weight in layer]
     options = (flat, True, len(weights) // D, dropout, cell.training, cell.bidirectional)
@@ -59,7 +61,7 @@ def _run_layers(
 
 
 class _Builtin(Recurrent):
-    """What nn.LSTM, nn.GRU and nn.RNN need alike; it precedes them among the bases."""
+    """What nn.LSTM, nn.GRU and nn.RNN have in common; it stands before them among the base classes."""
 
     def __init__(self, input_size: int, options: CellOptions) -> None:
         # Set before the constructor of nn.LSTM runs, which calls reset_parameters.
@@ -73,10 +75,10 @@ class _Builtin(Recurrent):
             bidirectional=options.bidirectional,
             **({"proj_size": options.proj_size} if options.kind == "lstm" else {}),
         )
-        self.dropout = options.dropout  # not above: nn.LSTM warns of dropout with one layer
+        self.dropout = options.dropout  # Set afterwards, since nn.LSTM warns of dropout with one layer.
         self._shapes = self._parameter_shapes()
 
-    def _layers(
+    def _run_layers(
         self, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         return run_operator(self, x, state, lengths, weights)

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """x with each element zeroed with probability p and the others over 1 − p; in evaluation, x itself.
 
-    As torch.nn.functional.dropout (Srivastava et al. 2014). That draws a number for each element; this one,
-    on the CPU, draws one of 64 bits for four elements, and rounds p to a multiple of 2⁻¹⁶.
+    The same as torch.nn.functional.dropout (Srivastava et al. 2014), which draws a number for each element.
+    On the CPU this one draws 64 bits for four elements and rounds p to a multiple of 2⁻¹⁶.
     """
     if not training or p == 0:
         return x
-    if not x.is_cpu or torch._C._are_functorch_transforms_active():  # vmap must know what is random
+    # vmap recognises PyTorch's random functions.
+    if not x.is_cpu or torch._C._are_functorch_transforms_active():
         return F.dropout(x, p)
-    if torch.compiler.is_compiling():  # which has no random_
+    if torch.compiler.is_compiling():  # The compiler has no random_.
         bits = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,), device="cpu")
     else:
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)

@@ -1,6 +1,6 @@
-// Matrix products for the recurrence, each on one thread: for products this small, a library's dispatch, packing
-// and threads cost more than the arithmetic. A and C are given as pointers to their rows, which may lie
-// anywhere, so the rows of a ragged batch need no gathering.
+// Matrix products for the recurrence, each on one thread: for products this small, a library's dispatch,
+// packing and threads cost more than the arithmetic. A and C are given as pointers to their rows, which may
+// lie anywhere, so the rows of a ragged batch need no gathering.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -59,15 +59,17 @@ template <class R> struct Buffer {  // uninitialised, aligned to cache lines
   std::unique_ptr<void, decltype(&std::free)> memory;
   R *p;
   explicit Buffer(int64_t n)
-      : memory(std::aligned_alloc(64, (n * sizeof(R) / 64 + 1) * 64), std::free), p(static_cast<R *>(memory.get())) {}
+      : memory(std::aligned_alloc(64, (n * sizeof(R) / 64 + 1) * 64), std::free),
+        p(static_cast<R *>(memory.get())) {}
 };
 
-// B (depth, N) as K rows of elements, cut into panels of PANEL columns, each stored as [k][column] and padded with
-// zeros to whole vectors.
+// B (depth, N) as K rows of elements, cut into panels of PANEL columns, each stored as [k][column] and padded
+// with zeros to whole vectors.
 template <class E> struct Packed {
   int64_t depth, K, N;
   Buffer<E> data;
-  Packed(int64_t depth, int64_t N) : depth(depth), K((depth + DEPTH<E> - 1) / DEPTH<E>), N(N), data(K * (N + LANES<E> - 1)) {}
+  Packed(int64_t depth, int64_t N)
+      : depth(depth), K((depth + DEPTH<E> - 1) / DEPTH<E>), N(N), data(K * (N + LANES<E> - 1)) {}
   int64_t panels() const { return (N + PANEL<E> - 1) / PANEL<E>; }
   int columns(int64_t j) const { return int(std::min(PANEL<E>, N - j * PANEL<E>)); }
   int width(int64_t j) const { return int((columns(j) + LANES<E> - 1) / LANES<E> * LANES<E>); }
@@ -75,7 +77,8 @@ template <class E> struct Packed {
 };
 
 // A row of a panel, of one row of numbers or of two (second null: zeros): `columns` elements, then zeros.
-template <class E, class R> inline void pack_row(E *to, const R *first, const R *second, int columns, int width) {
+template <class E, class R>
+inline void pack_row(E *to, const R *first, const R *second, int columns, int width) {
   if (!second)
     for (int n = 0; n < columns; n++) to[n] = element<E>(first[n], R(0));
   else
@@ -83,8 +86,8 @@ template <class E, class R> inline void pack_row(E *to, const R *first, const R 
   std::fill(to + columns, to + width, E(0));
 }
 
-// B[k, n] = from[k, n], n contiguous, or (transposed) from[n, k], k contiguous; the threads of the caller's parallel
-// region share the work.
+// B[k, n] = from[k, n], n contiguous, or (transposed) from[n, k], k contiguous. The threads of the caller's
+// parallel region share the work.
 template <class E, class R> void pack(const Packed<E> &B, const R *from, bool transposed) {
 #pragma omp for schedule(static)
   for (int64_t j = 0; j < B.panels(); j++) {
@@ -103,9 +106,11 @@ template <class E, class R> void pack(const Packed<E> &B, const R *from, bool tr
         const int64_t rest = n < columns ? B.depth - k0 * DEPTH<E> : 0;
         const R *numbers = from + (j * PANEL<E> + n) * B.depth + k0 * DEPTH<E>;
         R edge[BLOCK * DEPTH<E>] = {};
-        if (rest < BLOCK * DEPTH<E>) numbers = static_cast<R *>(std::memcpy(edge, numbers, rest * sizeof(R)));
+        if (rest < BLOCK * DEPTH<E>)
+          numbers = static_cast<R *>(std::memcpy(edge, numbers, rest * sizeof(R)));
         E column[BLOCK];
-        for (int k = 0; k < BLOCK; k++) column[k] = element<E>(numbers[k * DEPTH<E>], numbers[k * DEPTH<E> + DEPTH<E> - 1]);
+        for (int k = 0; k < BLOCK; k++)
+          column[k] = element<E>(numbers[k * DEPTH<E>], numbers[k * DEPTH<E> + DEPTH<E> - 1]);
         for (int k = 0; k < std::min(BLOCK, B.K - k0); k++) to[(k0 + k) * width + n] = column[k];
       }
   }
@@ -114,8 +119,8 @@ template <class E, class R> void pack(const Packed<E> &B, const R *from, bool tr
 // C (M rows, N vectors at column c0, `columns` of them real) = init or C itself (accumulate) + A B.
 // A's row m holds its k-th value at a[m][k * step].
 template <class R, class E, int M, int N>
-void tile(const E *const *a, int64_t step, const E *b, int64_t K, R *const *c, int64_t c0, int columns, const R *init,
-          bool accumulate) {
+void tile(const E *const *a, int64_t step, const E *b, int64_t K, R *const *c, int64_t c0, int columns,
+          const R *init, bool accumulate) {
   using V = Vec<R>;
   constexpr int L = LANES<R>;
   const bool whole = columns == N * L;
@@ -153,7 +158,8 @@ void tile(const E *const *a, int64_t step, const E *b, int64_t K, R *const *c, i
 template <class R, class E, int M = MR> auto tile_of(int rows, int vectors) -> decltype(&tile<R, E, 1, 1>) {
   if constexpr (M > 1)
     if (rows < M) return tile_of<R, E, M - 1>(rows, vectors);
-  constexpr decltype(&tile<R, E, 1, 1>) tiles[NV] = {tile<R, E, M, 1>, tile<R, E, M, 2>, tile<R, E, M, 3>, tile<R, E, M, 4>};
+  constexpr decltype(&tile<R, E, 1, 1>) tiles[NV] = {
+      tile<R, E, M, 1>, tile<R, E, M, 2>, tile<R, E, M, 3>, tile<R, E, M, 4>};
   return tiles[vectors - 1];
 }
 
@@ -179,15 +185,17 @@ void multiply(const R *const *a, const Packed<E> &B, R *const *c, int64_t n, con
         const int64_t first = n * t / tiles, rows = n * (t + 1) / tiles - first;  // of even height
         const E *a_k[MR];
         for (int64_t i = 0; i < rows; i++) a_k[i] = row(first + i) + k;
-        tile_of<R, E>(int(rows), int(B.width(j) / LANES<E>))(a_k, 1, B.panel(j) + k * B.width(j), std::min(K_BLOCK, B.K - k),
-                                                          c + first, j * PANEL<E>, B.columns(j), init, accumulate || k);
+        const auto run = tile_of<R, E>(int(rows), int(B.width(j) / LANES<E>));
+        run(a_k, 1, B.panel(j) + k * B.width(j), std::min(K_BLOCK, B.K - k), c + first, j * PANEL<E>,
+            B.columns(j), init, accumulate || k);
       }
 }
 
 // C (M, N) = Σ_k d[k]ᵀ v[k] over `rows` rows d[k] = d + k * d_stride (M,) and v[k] (N,): a weight's gradient.
 // Each thread of the caller's parallel region computes some rows of C.
 template <class E, class R>
-void outer(const R *d, int64_t d_stride, int64_t M, const R *const *v, int64_t N, int64_t rows, R *c, int thread, int threads) {
+void outer(const R *d, int64_t d_stride, int64_t M, const R *const *v, int64_t N, int64_t rows, R *c,
+           int thread, int threads) {
   constexpr int64_t K_BLOCK = 256, M_BLOCK = 8 * MR;
   Packed<E> V(K_BLOCK * DEPTH<E>, N);
   Buffer<E> block(K_BLOCK * M_BLOCK);
@@ -213,7 +221,8 @@ void outer(const R *d, int64_t d_stride, int64_t M, const R *const *v, int64_t N
           const E *a[MR];
           R *to[MR];
           for (int i = 0; i < count; i++) a[i] = block.p + m + i, to[i] = c + (m0 + m + i) * N;
-          tile_of<R, E>(count, int(V.width(j) / LANES<E>))(a, M_BLOCK, V.panel(j), V.K, to, j * PANEL<E>, V.columns(j), nullptr, k0 > 0);
+          const auto run = tile_of<R, E>(count, int(V.width(j) / LANES<E>));
+          run(a, M_BLOCK, V.panel(j), V.K, to, j * PANEL<E>, V.columns(j), nullptr, k0 > 0);
         }
     }
   }
@@ -230,11 +239,11 @@ inline void dot(const R *w, int64_t stride, const R *x, int64_t K, Vec<R> *sum, 
     for (int r = 0; r < ROWS; r++) rest[r] += w[r * stride + k] * x[k];
 }
 
-// n rows of C, M columns from c0 on, += A Wᵀ + B Vᵀ, with W (M, I) and V (M, H) as stored (I or H may be 0): for
-// products too small to pack the weights first.
+// n rows of C, M columns from c0 on, += A Wᵀ + B Vᵀ, with W (M, I) and V (M, H) as stored (I or H may be 0):
+// for products too small to pack the weights first.
 template <class R>
-void multiply_unpacked(const R *const *a, const R *W, int64_t I, const R *const *b, const R *V, int64_t H, int64_t M,
-                       R *const *c, int64_t c0, int64_t n) {
+void multiply_unpacked(const R *const *a, const R *W, int64_t I, const R *const *b, const R *V, int64_t H,
+                       int64_t M, R *const *c, int64_t c0, int64_t n) {
   constexpr int ROWS = 4;
 #pragma omp for schedule(static)
   for (int64_t j0 = 0; j0 < M; j0 += ROWS) {

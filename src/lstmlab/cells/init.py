@@ -10,7 +10,7 @@ from .kinds import KINDS
 
 
 @torch.no_grad()
-def initialise(
+def initialise_parameters(
     named_parameters: Iterable[tuple[str, Tensor]],
     *,
     kind: str,
@@ -21,17 +21,17 @@ def initialise(
 ) -> None:
     """Set a cell's parameters in place.
 
-    xavier: uniform Xavier input weights (Glorot & Bengio 2010), orthogonal recurrent weights
-        (Saxe et al. 2014), both per gate, and an orthogonal projection; zero biases, but
-        b_f = forget_bias in the LSTM kinds (Jozefowicz et al. 2015), held by bias_ih alone:
-        bias_hh is zero.
+    xavier: uniform Xavier input weights (Glorot & Bengio 2010) and orthogonal recurrent weights
+        (Saxe et al. 2014), both per gate, and an orthogonal projection. The biases are zero, but
+        b_f = forget_bias in the LSTM kinds (Jozefowicz et al. 2015), all of it in bias_ih.
     chrono: the same weights; b_f = log(u), u ~ U(1, chrono_steps − 1), b_i = −b_f
         (Tallec & Ollivier 2018, equation 16).
     torch: U(−1/√H, 1/√H) for all, nn.LSTM's default.
 
-    Peephole weights start at zero, as a plain LSTM (one weight a unit: no symmetry to break), and
-    layer-norm gains at one. One number is drawn from torch's global generator and seeds an own
-    one, so that what is built afterwards does not depend on what was drawn here.
+    Of a kind's own parameters, those whose name starts with "gain" start at one and the others at
+    zero, unless init is torch: peephole weights, one per unit, have no symmetry to break. One number
+    from torch's global generator seeds a generator of the cell's own, so that what is built
+    afterwards does not depend on how many numbers are drawn here.
     """
     seed = int(torch.randint(2**62, (), device="cpu"))
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +39,7 @@ def initialise(
     bound = 1 / math.sqrt(hidden_size)
 
     for name, parameter in named_parameters:
-        if parameter.is_meta:  # a shape alone
+        if parameter.is_meta:  # It has a shape and no numbers.
             continue
         value = torch.zeros(parameter.shape, dtype=parameter.dtype, device="cpu")
         per_gate = dict(zip(gates, value.chunk(len(gates)), strict=False))  # views

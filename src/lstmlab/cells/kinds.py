@@ -36,7 +36,7 @@ class Kind:
     sigmoids: the gates whose values lie between 0 and 1.
     retains: the gate that multiplies the old state, if there is one.
     own: the parameters that it has beside weight_ih, weight_hh, bias_ih and bias_hh, by name, with their
-        shapes in units of H: (4,) is (4H,). `init.initialise` says what they start as.
+        shapes in units of H: (4,) is (4H,). `init.initialise_parameters` says what they start as.
     """
 
     backends: tuple[str, ...]

@@ -1,5 +1,5 @@
-"""The native kernel's library: compiled on first use, in some seconds, and kept in the user's cache folder
-($XDG_CACHE_HOME or ~/.cache), under a name with digests of what it was compiled from and of its bytes.
+"""The native kernel's library. It is compiled on first use, in some seconds, and kept in the user's cache
+folder ($XDG_CACHE_HOME or ~/.cache). Its name there holds digests of the sources and flags and of its bytes.
 """
 
 import ctypes
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "gemm.h")]
-# Not -march=native: what lies in a cache folder must run on each machine that shares it.
+SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "scan.h", "cell.h", "gemm.h")]
+# Not -march=native: several machines may share the cache folder.
 CPU_FLAGS = {"AVX512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
 FLAGS = [
     "-std=c++17",
@@ -32,15 +32,15 @@ if torch.cpu._is_avx512_bf16_supported():
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The kernel; None, said once, where the cache holds none and no compiler can build it."""
+def load_kernel() -> ctypes.CDLL | None:
+    """The kernel, or None with one warning if the cache holds none and no compiler can build it."""
     flags = FLAGS + CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
     key = digest(b"".join(source.read_bytes() for source in SOURCES) + repr(flags).encode())
     try:
-        return load(key) or build(key, flags)
+        return load_cached(key) or compile_kernel(key, flags)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
-        # Not logging: Hydra's settings may have switched that off
+        # Not the logging module, which Hydra's settings may have switched off.
         warnings.warn(
             f"cell=fused runs its plain path: {compiler()[0]} cannot build the native kernel ({reason})",
             stacklevel=2,
@@ -48,40 +48,41 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def load(key: str) -> ctypes.CDLL | None:
-    """From the cache, its bytes checked first: loading a file that was cut short can end the process."""
+def load_cached(key: str) -> ctypes.CDLL | None:
+    """Load the kernel from the cache if it is there. Its bytes are checked first, because loading a file that
+    was cut short can end the process."""
     try:
         for path in cache_folder().glob(f"kernel-{key}-*.so"):
             if path.stem.endswith(digest(path.read_bytes())):
                 return ctypes.CDLL(str(path))
             path.unlink()
     except (OSError, RuntimeError):
-        pass  # `build` meets the same obstacle, and says so
+        pass  # `compile_kernel` meets the same obstacle and reports it.
     return None
 
 
-def build(key: str, flags: list[str]) -> ctypes.CDLL:
-    """Compile the kernel, keep it in the cache and load it; without a cache, for this process alone."""
+def compile_kernel(key: str, flags: list[str]) -> ctypes.CDLL:
+    """Compile the kernel, store it in the cache and load it; without a cache, for this process only."""
     with tempfile.TemporaryDirectory(prefix="lstmlab-") as folder:
         compiled, linked = Path(folder, "kernel.o"), Path(folder, "kernel.so")
-        # Linked without OpenMP: torch has loaded its own, whose threads are those to use.
+        # Linked without OpenMP: torch has loaded its own, and the kernel must use those threads.
         for arguments in (
             [*flags, "-c", str(SOURCES[0]), "-o", str(compiled)],
             ["-shared", str(compiled), "-o", str(linked)],
         ):
             subprocess.run([*compiler(), *arguments], check=True, capture_output=True, text=True)
         try:
-            return ctypes.CDLL(str(store(linked.read_bytes(), key)))
+            return ctypes.CDLL(str(store_in_cache(linked.read_bytes(), key)))
         except (OSError, RuntimeError) as error:
             warnings.warn(
-                f"the native kernel was compiled for this process alone: it cannot be kept ({error})",
+                f"the native kernel was compiled for this process alone: it cannot be stored ({error})",
                 stacklevel=3,
             )
             return ctypes.CDLL(str(linked))
 
 
-def store(content: bytes, key: str) -> Path:
-    """A file in the cache, there with all its bytes or not at all, whoever else may be storing one."""
+def store_in_cache(content: bytes, key: str) -> Path:
+    """Write a file to the cache whole or not at all, even if another process stores the same one."""
     target = cache_folder() / f"kernel-{key}-{digest(content)}.so"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -94,12 +95,12 @@ def store(content: bytes, key: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Raises RuntimeError where there is no home."""
+    """Raises RuntimeError if there is no home folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lstmlab"
 
 
 def compiler() -> list[str]:
-    """$CXX, which may hold arguments, or c++."""
+    """The words of $CXX, which may hold arguments; or c++."""
     return shlex.split(os.environ.get("CXX", "")) or ["c++"]
 
 

@@ -1,6 +1,6 @@
-"""The recurrence in native code, on the CPU: float32, float64 and, where the CPU has them, bf16 products.
+"""The recurrence in native code, on the CPU: in float32, float64 and, where the CPU has them, bf16 products.
 
-The kernel gets addresses and trusts them: `admit` says which tensors it may have.
+The kernel gets addresses and trusts them; `admission.admit` decides which tensors it may have.
 """
 
 import ctypes
@@ -8,23 +8,23 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import is_traced
+from .admission import PRECISIONS, are_plain
 from .derivatives import refuse_other_derivatives
 from .kinds import KINDS
-from .library import library
+from .library import load_kernel
 
 T = TypeVar("T")
 
-NUMBERS = {"lstm": 0, "peephole": 1, "layernorm": 2, "rnn": 3, "gru": 4}  # of the kinds in kernel.cpp
-PRECISIONS = {torch.float32: "f32", torch.float64: "f64"}  # of a tensor's products; under autocast "bf16"
-PLAIN_TYPES = (Tensor, nn.Parameter)
-CAST = (torch.float32, torch.bfloat16, torch.float16)  # what autocast converts
+NUMBERS = {"lstm": 0, "peephole": 1, "layernorm": 2, "rnn": 3, "gru": 4}  # as in cell.h
 
 
-class Arguments(ctypes.Structure):
-    """`Scan` in kernel.cpp, which says what each field is; fields that are not given are 0, or null."""
+class Scan(ctypes.Structure):
+    """The arguments of a call of the kernel: the same fields as Scan in scan.h, which explains them.
+
+    A field that is not given is 0, or null.
+    """
 
     # fmt: off
     _fields_ = [(name, ctypes.c_int64) for name in (
@@ -36,56 +36,7 @@ class Arguments(ctypes.Structure):
     # fmt: on
 
 
-def are_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether the numbers of each tensor are those that stand at its address, if it has one, on the CPU."""
-    for tensor in tensors:
-        if type(tensor) not in PLAIN_TYPES or not tensor.is_cpu or tensor.is_neg():
-            return False
-    return True
-
-
-def admit(
-    x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: Sequence[Tensor]
-) -> tuple[str | None, bool]:
-    """The precision in which the kernel takes these tensors, None if it does not; and whether it may have
-    them as they are, or only through an operator, for which PyTorch makes them plain (`operators`).
-
-    weights: of all layers. Shapes have been checked: `Recurrent._checked`, `Recurrent._weights`.
-    """
-    tensors = [x, *state, *weights] if lengths is None else [x, *state, *weights, lengths]
-    plain = not is_traced() and are_plain(tensors)
-    if plain and not (x.data_ptr() and state[0].data_ptr() and state[-1].data_ptr()):  # zeros without memory
-        plain = False
-    if x.numel() == 0 or not (plain or all(tensor.is_cpu for tensor in tensors)):
-        return None, False
-    dtype = weights[0].dtype
-    how = precision(dtype)
-    if how == "bf16":  # x and state are cast
-        fits = x.dtype in CAST and all(weight.dtype is dtype for weight in weights)
-    else:  # the weights are of one dtype, or `Recurrent._weights` had refused them
-        fits = x.dtype is state[0].dtype is state[-1].dtype is dtype
-    return (how, plain) if fits else (None, False)
-
-
-def precision(dtype: torch.dtype) -> str | None:
-    """What the kernel computes the products of weights of this type in; None: it has none for them.
-
-    In bf16 autocast float32's products are of bf16, summed in float32; all else stays float32.
-    """
-    if not torch.is_autocast_enabled("cpu"):
-        name = PRECISIONS.get(dtype)
-    else:
-        cast = (dtype, torch.get_autocast_dtype("cpu")) == (torch.float32, torch.bfloat16)
-        name = "bf16" if cast else None
-    return name if name and is_compiled(name) else None
-
-
-@torch.compiler.assume_constant_result
-def is_compiled(precision: str) -> bool:
-    return hasattr(library(), f"forward_{precision}")
-
-
-def scan(
+def run_scan(
     kind: str,
     precision: str,
     x: Tensor,
@@ -97,9 +48,12 @@ def scan(
 ) -> tuple[Tensor, list[Tensor]]:
     """One layer in one direction → h after each step (B, T, H), zeros past a row's length; the final state.
 
-    precision: see `precision` · x: (B, T, I) · state: each (B, H), contiguous · lengths: (B,) int64,
-    contiguous, or None · weights: W_ih, W_hh, b_ih, b_hh and a kind's own, those of peephole as one (3H,) ·
-    buffers: see `empty_buffers`; they are filled.
+    precision: see `admission.find_precision`.
+    x: (B, T, I).
+    state: each (B, H), contiguous.
+    lengths: (B,) int64, contiguous, or None.
+    weights: W_ih, W_hh, b_ih, b_hh and the kind's own, which for peephole is one tensor (3H,).
+    buffers: filled with what the backward pass needs, see `empty_buffers`.
     """
     x = _contiguous_rows(x)
     (B, T, I), H = x.shape, state[0].size(-1)
@@ -107,22 +61,24 @@ def scan(
     (x_b, x_t, _), (h0, c0), (h, c) = x.stride(), _addresses(state), _addresses(final)
     _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
     gates, cs, norms = map(_address, buffers)
-    arguments = Arguments(
+    arguments = Scan(
         kind=NUMBERS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
         lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
         w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
         y=y.data_ptr(), y_b=T * H, y_t=H, h=h, c=c, gates=gates, cs=cs, norms=norms,
     )  # fmt: skip
-    _call("forward", precision, arguments)
+    _call_kernel("forward", precision, arguments)
     return y, final
 
 
-def step(
+def run_step(
     kind: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Sequence[Tensor]]
 ) -> tuple[Tensor, list[Tensor]]:
-    """One step of a stack of layers in one call → h of the last one (B, 1, H); the state after it.
+    """One step of a stack of layers in one call → h of the last layer (B, 1, H); the state after the step.
 
-    x: (B, 1, I) · state: (L, B, H) each, contiguous · weights: of each layer, see `scan`.
+    x: (B, 1, I).
+    state: each (L, B, H), contiguous.
+    weights: of each layer, see `run_scan`.
     """
     x = _contiguous_rows(x)
     (B, _, I), H = x.shape, state[0].size(-1)
@@ -135,19 +91,19 @@ def step(
         held.append(tensors)
         target = y.data_ptr() if k == len(weights) - 1 else h
         calls.append(
-            Arguments(
+            Scan(
                 kind=number, B=B, T=1, I=I, H=H, threads=threads, x=source, x_b=x_b, h0=h0, c0=c0,
                 w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra, y=target, y_b=H, h=h, c=c,
             )
         )  # fmt: skip
         source, x_b, I = target, H, H
         h0, c0, h, c = h0 + size, c0 + size, h + size, c + size
-    _call("forward", PRECISIONS[x.dtype], *calls)
+    _call_kernel("forward", PRECISIONS[x.dtype], *calls)
     return y, final
 
 
 def empty_buffers(kind: str, cells: int, x: Tensor, H: int) -> list[Tensor | None]:
-    """For what forward keeps for backward of each cell of the unpadded batch: gates, c, layer norm's 1/σ."""
+    """What forward keeps for backward: gates, c and layer norm's 1/σ, each with a row per unpadded step."""
     return [
         x.new_empty(cells, H if kind == "rnn" else 4 * H),
         x.new_empty(cells, H) if "c" in KINDS[kind].state._fields else None,
@@ -155,7 +111,7 @@ def empty_buffers(kind: str, cells: int, x: Tensor, H: int) -> list[Tensor | Non
     ]
 
 
-def scan_backward(
+def run_scan_backward(
     kind: str,
     precision: str,
     x: Tensor,
@@ -173,12 +129,13 @@ def scan_backward(
     """The gradients of x, of each member of the state and of each weight, given those of y and of the final
     state (None: zeros).
 
-    needs: of x, W_ih and W_hh; the others come at no cost · buffers: what `scan` filled · dgates: memory like
-    that of the gates; if it is theirs, they are overwritten.
+    needs: whether those of x, W_ih and W_hh are wanted; the others come at no cost.
+    buffers: those that `run_scan` filled.
+    dgates: memory as large as the gates; if it is theirs, they are overwritten.
     """
     x = _contiguous_rows(x)
     (B, T, I), (rows, H) = x.shape, weights[1].shape
-    # Not empty_like: x or a weight may have other strides than those in which the kernel writes
+    # Not empty_like: x or a weight may have other strides than those in which the kernel writes.
     dx = x.new_empty(B, T, I) if needs[0] else None
     dw_ih = x.new_empty(rows, I) if needs[1] else None
     dw_hh = x.new_empty(rows, H) if needs[2] else None
@@ -191,7 +148,7 @@ def scan_backward(
     (x_b, x_t, _), (y_b, y_t, _) = x.stride(), y.stride()
     (h0, c0), (dh, dc), (gates, cs, norms) = _addresses(state), _addresses(d_state), map(_address, buffers)
     _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
-    arguments = Arguments(
+    arguments = Scan(
         kind=NUMBERS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
         lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
         w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
@@ -202,32 +159,32 @@ def scan_backward(
     if dy is not None:
         dy = _contiguous_rows(dy)
         arguments.dy, (arguments.dy_b, arguments.dy_t, _) = dy.data_ptr(), dy.stride()
-    _call("backward", precision, arguments)
+    _call_kernel("backward", precision, arguments)
     db_ih, db_hh = d_bias, d_bias.clone()
-    if kind == "gru":  # r, z and the two halves of n
+    if kind == "gru":  # The kernel's are of r, z and the two parts of n.
         db_ih, db_hh = d_bias[: 3 * H], torch.cat([d_bias[: 2 * H], d_bias[3 * H :]])
     return [dx, *d_state, dw_ih, dw_hh, db_ih, db_hh, *d_extra]
 
 
-def _call(function: str, precision: str, *calls: Arguments) -> None:
-    if getattr(library(), f"{function}_{precision}")((Arguments * len(calls))(*calls), len(calls)):
-        raise RuntimeError("cell=fused was given a tensor that has no memory of its own.")
+def _call_kernel(function: str, precision: str, *calls: Scan) -> None:
+    if getattr(load_kernel(), f"{function}_{precision}")((Scan * len(calls))(*calls), len(calls)):
+        raise RuntimeError("cell=fused got a tensor without memory of its own.")
 
 
 def _contiguous_rows(x: Tensor) -> Tensor:
-    """x (B, T, ·) as the kernel takes it: contiguous in the last axis, the strides of B and T being free."""
+    """x (B, T, ·) as the kernel takes it: contiguous in the last axis, with any strides of B and T."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _operands(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """The weights as the kernel reads them, to be held while it runs, and their addresses, five in all."""
+    """The weights as the kernel reads them, which must live while it runs, and five addresses."""
     held = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
     addresses = [weight.data_ptr() for weight in held]
     return held, addresses if len(held) == 5 else [*addresses, 0]
 
 
 def _addresses(state: Sequence[Tensor]) -> tuple[int, int]:
-    """Of h and c."""
+    """The addresses of h and c; 0 if there is no c."""
     return state[0].data_ptr(), state[1].data_ptr() if len(state) == 2 else 0
 
 
@@ -235,7 +192,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def differentiable_scan(
+def run_differentiable_scan(
     kind: str,
     precision: str,
     x: Tensor,
@@ -244,22 +201,24 @@ def differentiable_scan(
     weights: Sequence[Tensor],
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    y, *final = Scan.apply(kind, precision, _contiguous_rows(x), lengths, reverse, *state, *weights)
+    y, *final = DifferentiableScan.apply(
+        kind, precision, _contiguous_rows(x), lengths, reverse, *state, *weights
+    )
     return y, final
 
 
-class Scan(torch.autograd.Function):
-    """`scan` with its own backward pass: (y, *final state) of tensors = (*state, *weights).
+class DifferentiableScan(torch.autograd.Function):
+    """`run_scan` with its own backward pass. tensors: the members of the state, then the weights.
 
-    Backward writes the gates' gradients over the gates; asked again, it runs forward again.
+    Backward writes the gates' gradients over the gates; if it is called again, it first runs forward again.
     """
 
     @staticmethod
     def forward(ctx, kind, precision, x, lengths, reverse, *tensors):
-        state, weights = split(kind, tensors)
+        state, weights = split_state(kind, tensors)
         cells = x.size(0) * x.size(1) if lengths is None else int(lengths.sum())
         buffers = empty_buffers(kind, cells, x, state[0].size(-1))
-        y, final = scan(kind, precision, x, state, lengths, weights, reverse, buffers)
+        y, final = run_scan(kind, precision, x, state, lengths, weights, reverse, buffers)
         saved = (x, lengths, y, *buffers, *tensors)
         hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         ctx.described = [_description(tensor) for tensor in saved] if hooked else None
@@ -273,27 +232,29 @@ class Scan(torch.autograd.Function):
         refuse_other_derivatives((dy, *d_final))
         given = [d if d is None else d.resolve_neg() for d in (dy, *d_final)]
         if not are_plain([d for d in given if d is not None]):
-            raise RuntimeError("cell=fused: the gradients are of another kind than the tensors of the call.")
+            raise RuntimeError(
+                "cell=fused got gradients of another device or type than the tensors of the call."
+            )
         dy, *d_state = given
         saved: list[Any] = list(ctx.saved_tensors)
         if ctx.described is not None:
             if ctx.described != [_description(tensor) for tensor in saved]:
                 raise RuntimeError(
-                    "A hook on saved tensors changed their shape, dtype or device: cell=fused."
+                    "cell=fused cannot run backward: a hook on saved tensors changed shape, dtype or device."
                 )
             saved = [None if tensor is None else tensor.contiguous() for tensor in saved]
         x, lengths, y, *rest = saved
         kind, precision, reverse = ctx.how
         buffers = rest[:3]
-        state, weights = split(kind, rest[3:])
+        state, weights = split_state(kind, rest[3:])
         scanned = (kind, precision, x, state, lengths, weights, reverse)
         if ctx.gates_overwritten:
             buffers = empty_buffers(kind, len(buffers[0]), x, y.size(-1))
-            scan(*scanned, buffers)
+            run_scan(*scanned, buffers)
         ctx.gates_overwritten = True
         _, _, x_needs, _, _, *needs = ctx.needs_input_grad
-        needs = (x_needs, *split(kind, needs)[1][:2])
-        dx, *gradients = scan_backward(*scanned, needs, y, buffers, buffers[0], dy, d_state)
+        needs = (x_needs, *split_state(kind, needs)[1][:2])
+        dx, *gradients = run_scan_backward(*scanned, needs, y, buffers, buffers[0], dy, d_state)
         return None, None, dx, None, None, *gradients
 
 
@@ -301,7 +262,7 @@ def _description(tensor: Tensor | None) -> Any:
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device)
 
 
-def split(kind: str, tensors: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    """Of the state, and of the weights."""
+def split_state(kind: str, tensors: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """What belongs to the members of the state, and what belongs to the weights."""
     members = len(KINDS[kind].state._fields)
     return tensors[:members], tensors[members:]

@@ -1,11 +1,11 @@
 """The native kernel as two operators of PyTorch, `lstmlab::scan` and `lstmlab::scan_backward`.
 
 They are for whatever watches operators: torch.compile, torch.export, tracers, fake tensors, the FLOP counter,
-and torch.func, which gets them through `TransformedScan`. A call that nothing watches goes to the kernel
-directly (`native.scan`, `native.Scan`), because an operator costs more.
+and torch.func, which gets them through `TransformedScan`. A call that nothing watches goes straight to the
+kernel (`native.run_scan`, `native.DifferentiableScan`), because an operator costs more.
 
-extra: peephole weights (3H,) or layer norm's gain (4H,). What a kind does not have is None among the
-arguments and an empty tensor among the results.
+The argument `extra` holds the peephole weights (3H,) or layer norm's gain (4H,). What a kind does not have is
+None as an argument and an empty tensor as a result.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,12 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import native
+from .admission import is_compiled
 from .derivatives import NO_FORWARD_MODE, NO_SECOND_DERIVATIVE
 from .kinds import KINDS
 
 
-def traced_scan(
+def run_traced_scan(
     kind: str,
     precision: str,
     x: Tensor,
@@ -30,10 +31,10 @@ def traced_scan(
     weights: Sequence[Tensor],
     reverse: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """As `native.scan`, by the operator."""
+    """The same as `native.run_scan`, through the operator."""
     transformed = not torch.compiler.is_compiling() and is_transformed()
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights))
-    # torch.jit.trace runs with gradients and checks without, and wants the same graph
+    # torch.jit.trace runs with gradients, checks without them, and wants the same graph both times.
     keep = transformed or differentiable or torch._C._get_tracing_state() is not None
     operands = (*state, *[None] * (2 - len(state)), *weights, *[None] * (5 - len(weights)))
     run = TransformedScan.apply if transformed else scan
@@ -42,7 +43,7 @@ def traced_scan(
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work; functionalize takes the operator."""
+    """Whether torch.func, functionalize excepted, or forward-mode differentiation is at work."""
     if torch._C._are_functorch_transforms_active():
         top = torch._C._functorch.peek_interpreter_stack()
         return top.key() != torch._C._functorch.TransformType.Functionalize
@@ -65,15 +66,15 @@ def scan(
     bias_hh: Tensor,
     extra: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """y, the final h and c and, with `keep`, the three buffers that backward needs; strides are free.
+    """y, the final h and c and, with `keep`, the three buffers that backward needs. Any strides will do.
 
     Raises ValueError for shapes and dtypes that do not fit together, and for lengths out of range.
     """
     tensors = (h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra)
-    x, state, lengths, weights = _checked(kind, precision, x, lengths, tensors)
+    x, state, lengths, weights = _check_operands(kind, precision, x, lengths, tensors)
     cells = x.size(0) * x.size(1)
     buffers = native.empty_buffers(kind, cells, x, h.size(1)) if keep else [None] * 3
-    y, final = native.scan(kind, precision, x, state, lengths, weights, reverse, buffers)
+    y, final = native.run_scan(kind, precision, x, state, lengths, weights, reverse, buffers)
     return _results(x, y, *final, *[None] * (2 - len(final)), *buffers)
 
 
@@ -113,7 +114,7 @@ def scan_backward(
     needs: whether those of x, weight_ih and weight_hh are wanted; one that is not is an empty tensor.
     """
     tensors = (h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra)
-    x, state, lengths, weights = _checked(kind, precision, x, lengths, tensors)
+    x, state, lengths, weights = _check_operands(kind, precision, x, lengths, tensors)
     (B, T, _), H, cells = x.shape, h.size(1), x.size(0) * x.size(1)
     expected = {
         "y": (y, (B, T, H)),
@@ -128,12 +129,12 @@ def scan_backward(
         if tensor is not None:
             _expect(name, tensor, shape, x.dtype)
     buffers = [buffer.contiguous() for buffer in (gates, cs, norms)]
-    dgates = torch.empty_like(buffers[0])  # an operator may not overwrite its arguments
-    dx, *gradients = native.scan_backward(
+    dgates = torch.empty_like(buffers[0])  # Not the gates: an operator may not overwrite its arguments.
+    dx, *gradients = native.run_scan_backward(
         *(kind, precision, x, state, lengths, weights, reverse),
         *(needs, y.contiguous(), buffers, dgates, dy, (dh_n, dc_n)[: len(state)]),
     )
-    d_state, d_weights = native.split(kind, gradients)
+    d_state, d_weights = native.split_state(kind, gradients)
     d_operands = (*d_state, *[None] * (2 - len(state)), *d_weights, *[None] * (5 - len(weights)))
     return _results(x, dx, *d_operands)
 
@@ -155,14 +156,14 @@ def _results(x: Tensor, *tensors: Tensor | None) -> Any:
     return tuple(x.new_empty(0) if tensor is None else tensor for tensor in tensors)
 
 
-def _checked(
+def _check_operands(
     kind: str, precision: str, x: Tensor, lengths: Tensor | None, tensors: Sequence[Tensor | None]
 ) -> tuple[Tensor, Sequence[Tensor], Tensor | None, Sequence[Tensor]]:
-    """x, state, lengths and weights for `native.scan`; checked, since anyone may call an operator.
+    """x, state, lengths and weights for `native.run_scan`, checked, since anyone may call an operator.
 
     tensors: h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra.
     """
-    if not native.is_compiled(precision):
+    if not is_compiled(precision):
         raise RuntimeError(f"lstmlab::scan needs the native kernel, which has no {precision} here.")
     h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra = tensors
     assert h is not None
@@ -179,7 +180,7 @@ def _checked(
         raise ValueError(f"x must have rows and steps, not {tuple(x.shape)}.")
     _expect("x", x, (B, T, I), dtype)
     present = [_expect(name, tensor, shape, dtype) for name, (tensor, shape) in expected.items()]
-    state, weights = native.split(kind, present)
+    state, weights = native.split_state(kind, present)
     if lengths is not None:
         lengths = _expect("lengths", lengths, (B,), torch.int64).contiguous()
         if not 1 <= lengths.min() <= lengths.max() <= T:
@@ -195,7 +196,7 @@ def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: tor
 
 
 class TransformedScan(torch.autograd.Function):
-    """`scan` under torch.func, whose transforms want an autograd.Function, not an operator's own formula."""
+    """`scan` under torch.func, which needs an autograd.Function in place of an operator's formula."""
 
     generate_vmap_rule = True
 
@@ -248,8 +249,8 @@ class TransformedScanBackward(torch.autograd.Function):
         raise RuntimeError(NO_FORWARD_MODE)
 
 
-def one_by_one(operator: Callable) -> Callable:
-    """The rule of vmap: a call for each sample."""
+def call_one_by_one(operator: Callable) -> Callable:
+    """The operator's rule for vmap: one call per sample."""
 
     def rule(info, in_dims, *arguments):
         samples = []
@@ -266,13 +267,13 @@ def one_by_one(operator: Callable) -> Callable:
 
 
 scan.register_autograd(TransformedScan.backward, setup_context=TransformedScan.setup_context)
-scan.register_vmap(one_by_one(scan))
-scan_backward.register_vmap(one_by_one(scan_backward))
+scan.register_vmap(call_one_by_one(scan))
+scan_backward.register_vmap(call_one_by_one(scan_backward))
 
 
 @register_flop_formula(torch.ops.lstmlab.scan)
 def scan_flops(kind, precision, reverse, keep, x, lengths, h, c, weight_ih, weight_hh, *_, **__) -> int:
-    """Those of the products. Tensors are given by their shapes."""
+    """The FLOPs of the products. The counter passes shapes in place of tensors."""
     (B, T, I), (rows, H) = x, weight_hh
     return 2 * B * T * rows * (I + H)
 

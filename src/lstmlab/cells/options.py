@@ -19,7 +19,7 @@ class CellOptions:
     dropout: on the outputs of each layer but the last, as in nn.LSTM; no effect with one layer.
     variational: the same dropout mask at each time step (Gal & Ghahramani 2016).
     weight_drop: share of the entries of weight_hh that a training call drops (Merity et al. 2018).
-    init: xavier, chrono or torch, see `init.initialise`.
+    init: xavier, chrono or torch, see `init.initialise_parameters`.
     forget_bias: the LSTM kinds' forget-gate bias under init=xavier, in total.
     chrono_steps: the longest dependency in steps (T_max), for init=chrono.
     batch_first: input and output are (B, T, ·); False: (T, B, ·).

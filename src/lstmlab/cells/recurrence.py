@@ -24,7 +24,7 @@ from .derivatives import refuse_other_derivatives
 def run_recurrence(
     kind: str, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """One layer forward in time: the arguments and the results are those of `Stack._steps`.
+    """One layer forward in time: the arguments and the results are those of `Stack._run_steps`.
 
     Raises RuntimeError if the tensors are on several devices, which not every operation with out= notices.
     """
@@ -53,6 +53,24 @@ def run_recurrence(
     return hs, [hs[-1], final_c]
 
 
+def _step_back(
+    t: int,
+    dh: Tensor,
+    d_h_t: Sequence[Tensor],
+    d_a: Tensor,
+    weight_hh: Tensor,
+    dh_to_dh_t: Sequence[Tensor] | None,
+) -> Tensor:
+    """The gradient of h before step t, given dh of h after it.
+
+    d_h_t: those of the outputs · d_a: of W_hh·h at step t · dh_to_dh_t: what share of dh passes
+    each step without the gates: all of it in padding, and z in a GRU.
+    """
+    d_h_before = d_h_t[t - 1] if t else torch.zeros_like(dh)
+    d_h_before = torch.addmm(d_h_before, d_a, weight_hh)
+    return d_h_before if dh_to_dh_t is None else d_h_before.addcmul_(dh, dh_to_dh_t[t])
+
+
 class RNNRecurrence(torch.autograd.Function):
     """h' = tanh(a), with a = gates_x + W_hh·h."""
 
@@ -78,15 +96,11 @@ class RNNRecurrence(torch.autograd.Function):
         if mask is not None:
             d_a.mul_(mask)
         d_a_t, d_h_t = d_a.unbind(), d_hs.unbind()
-        padding_t = () if mask is None else (~mask).unbind()
+        dh_to_dh_t = None if mask is None else (~mask).unbind()
         dh = d_h_t[-1]
         for t in reversed(range(len(d_a))):
             d_a_t[t].mul_(dh)
-            d_h_before = d_h_t[t - 1] if t else torch.zeros_like(dh)
-            dh_kept = dh
-            dh = torch.addmm(d_h_before, d_a_t[t], weight_hh)
-            if mask is not None:
-                dh.addcmul_(dh_kept, padding_t[t])
+            dh = _step_back(t, dh, d_h_t, d_a_t[t], weight_hh, dh_to_dh_t)
         d_weight_hh = d_a.flatten(0, 1).t() @ hs[:-1].flatten(0, 1)
         return d_a, None, d_weight_hh, dh
 
@@ -130,10 +144,9 @@ class GRURecurrence(torch.autograd.Function):
         torch.mul(d_n, r, out=d_hidden_n)
         torch.mul(d_hidden_n, 1 - r, out=d_r).mul_(hidden_n)
         torch.mul(hs[:-1] - n, z, out=d_z).mul_(1 - z)
-        dh_to_dh = z  # the way past the gates
         if mask is not None:
             d_gates.mul_(mask)
-            dh_to_dh = torch.where(mask, z, 1)
+        dh_to_dh_t = (z if mask is None else torch.where(mask, z, 1)).unbind()
 
         d_t, d_h_t = d_gates.unflatten(-1, (4, H)).unbind(), d_hs.unbind()
         d_hidden = d_gates[..., H:]  # of W_hh·h + b_hh: r, z and n
@@ -141,8 +154,7 @@ class GRURecurrence(torch.autograd.Function):
         dh = d_h_t[-1]
         for t in reversed(range(len(d_gates))):
             d_t[t].mul_(dh.unsqueeze(1))
-            d_h_before = d_h_t[t - 1] if t else torch.zeros_like(dh)
-            dh = torch.addmm(d_h_before, d_hidden_t[t], weight_hh).addcmul_(dh, dh_to_dh[t])
+            dh = _step_back(t, dh, d_h_t, d_hidden_t[t], weight_hh, dh_to_dh_t)
 
         d_gates_x = torch.cat([d_gates[..., H : 3 * H], d_n], -1)
         d_hidden = d_hidden.flatten(0, 1)
@@ -212,7 +224,7 @@ class LSTMRecurrence(torch.autograd.Function):
         d_ifg_t = d_gates[..., : 3 * H].unflatten(-1, (3, H)).unbind()
         d_o_t, d4_t = d_gates[..., 3 * H :].unbind(), d_gates.unflatten(-1, (4, H)).unbind()
         d_a_t, d_a4_t, d_h_t = d_a.unbind(), d_a.unflatten(-1, (4, H)).unbind(), d_hs.unbind()
-        padding_t = () if mask is None else (~mask).unbind()
+        dh_to_dh_t = None if mask is None else (~mask).unbind()
         dh, dc = d_h_t[-1], d_c.clone()
         for t in reversed(range(len(d_gates))):
             dc.addcmul_(dh, dh_to_dc[t])
@@ -223,11 +235,7 @@ class LSTMRecurrence(torch.autograd.Function):
                 n, d_n = normalised[t], d4_t[t] * norm[0]
                 d_n -= d_n.mean(-1, keepdim=True) + n * (d_n * n).mean(-1, keepdim=True)
                 torch.mul(d_n, scales[t], out=d_a4_t[t])
-            d_h_before = d_h_t[t - 1] if t else torch.zeros_like(dh)
-            dh_kept = dh
-            dh = torch.addmm(d_h_before, d_a_t[t], weight_hh)
-            if mask is not None:
-                dh.addcmul_(dh_kept, padding_t[t])
+            dh = _step_back(t, dh, d_h_t, d_a_t[t], weight_hh, dh_to_dh_t)
 
         d_weight_hh = d_a.flatten(0, 1).t() @ hs[:-1].flatten(0, 1)
         d_peepholes = d_norm = None

@@ -1,7 +1,7 @@
-"""The ground truth: one step a call, one gate a line, as in the equations.
+"""The ground truth: one step per call and one gate per line, as in the equations.
 
-[h, x] is the concatenation of h_{t−1} and x_t; W_i = [W_hi, W_ii] are the stored matrices side by
-side. Stored biases come in pairs, whose sum is the equations' one.
+[h, x] is the concatenation of h_{t−1} and x_t, and W_i = [W_hi, W_ii] puts the stored matrices side
+by side. Biases are stored in pairs; the equations have their sum.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +16,12 @@ from torch.nn.functional import linear
 from .kinds import State
 from .stack import Stack
 
-Step = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # the new state, and the gates
+StepResult = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # the new state, and the gates
 STEPS: dict[str, Any] = {}  # of each kind, the class of its equations
 
 
 def step_of(kind: str) -> Callable[[type], type]:
-    """Mark a class as the equations of a kind, made of a layer's weights and called once for each step."""
+    """Make a class the equations of a kind. It is built from a layer's weights and called once per step."""
 
     def register(equations: type) -> type:
         STEPS[kind] = equations
@@ -46,7 +46,7 @@ class LSTM:
         self.W_i, self.W_f, self.W_g, self.W_o = torch.cat([weight_hh, weight_ih], 1).chunk(4)
         self.b_i, self.b_f, self.b_g, self.b_o = (bias_ih + bias_hh).chunk(4)
 
-    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> Step:
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> StepResult:
         """x (B, I), h and c (B, H)."""
         hx = torch.cat([h, x], -1)
         i = sigmoid(linear(hx, self.W_i, self.b_i))
@@ -60,7 +60,7 @@ class LSTM:
 
 @step_of("peephole")
 class Peephole:
-    """Gers & Schmidhuber 2000: the gates see the cell state; i and f the old one, o the new one.
+    """Gers & Schmidhuber 2000: the gates see the cell state, i and f the old one and o the new one.
 
     i = σ(W_i·[h, x] + w_ci ⊙ c + b_i)
     f = σ(W_f·[h, x] + w_cf ⊙ c + b_f)
@@ -84,7 +84,7 @@ class Peephole:
         self.b_i, self.b_f, self.b_g, self.b_o = (bias_ih + bias_hh).chunk(4)
         self.w_ci, self.w_cf, self.w_co = weight_ci, weight_cf, weight_co
 
-    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> Step:
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> StepResult:
         """x (B, I), h and c (B, H)."""
         hx = torch.cat([h, x], -1)
         i = sigmoid(linear(hx, self.W_i, self.b_i) + self.w_ci * c)
@@ -98,7 +98,7 @@ class Peephole:
 
 @step_of("layernorm")
 class LayerNorm:
-    """Ba et al. 2016, on each gate's pre-activation over its H units; gain γ and bias come after.
+    """Ba et al. 2016, for each gate's pre-activation over its H units; gain γ and bias come afterwards.
 
     LN(a) = γ ⊙ (a − mean(a)) / √(var(a) + 1e-5) + b
     i = σ(LN_i(W_i·[h, x]))
@@ -117,7 +117,7 @@ class LayerNorm:
         ]
         self.LN_i, self.LN_f, self.LN_g, self.LN_o = layer_norms
 
-    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> Step:
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> StepResult:
         """x (B, I), h and c (B, H)."""
         hx = torch.cat([h, x], -1)
         i = sigmoid(self.LN_i(linear(hx, self.W_i)))
@@ -138,7 +138,7 @@ class ProjectedLSTM(LSTM):
         super().__init__(weight_ih, weight_hh, bias_ih, bias_hh)
         self.W_hr = weight_hr
 
-    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> Step:
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> StepResult:
         """x (B, I), h (B, P), c (B, H)."""
         (h, c), gates = super().__call__(x, h, c)
         return (linear(h, self.W_hr), c), gates
@@ -152,7 +152,7 @@ class RNN:
         self.W = torch.cat([weight_hh, weight_ih], 1)
         self.b = bias_ih + bias_hh
 
-    def __call__(self, x: Tensor, h: Tensor) -> Step:
+    def __call__(self, x: Tensor, h: Tensor) -> StepResult:
         """x (B, I), h (B, H)."""
         h = tanh(linear(torch.cat([h, x], -1), self.W, self.b))
         return (h,), {}
@@ -174,7 +174,7 @@ class GRU:
         self.W_in, self.b_in = weight_ih.chunk(3)[2], bias_ih.chunk(3)[2]
         self.W_hn, self.b_hn = weight_hh.chunk(3)[2], bias_hh.chunk(3)[2]
 
-    def __call__(self, x: Tensor, h: Tensor) -> Step:
+    def __call__(self, x: Tensor, h: Tensor) -> StepResult:
         """x (B, I), h (B, H)."""
         hx = torch.cat([h, x], -1)
         r = sigmoid(linear(hx, self.W_r, self.b_r))
@@ -186,8 +186,8 @@ class GRU:
 
 def run_steps(
     kind: str, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Sequence[Tensor]
-) -> Iterator[Step]:
-    """The equations over x (T, B, I): the state after each step, and its gates; see `Stack._steps`."""
+) -> Iterator[StepResult]:
+    """The equations over x (T, B, I): the state after each step, and its gates; see `Stack._run_steps`."""
     step = (ProjectedLSTM if kind == "lstm" and len(weights) == 5 else STEPS[kind])(*weights)
     for t, x_t in enumerate(x):
         new, gates = step(x_t, *state)
@@ -200,7 +200,7 @@ def run_steps(
 class ScratchCell(Stack):
     """Any kind of cell, step by step; autograd finds the gradients."""
 
-    def _steps(
+    def _run_steps(
         self,
         x: Tensor,
         state: Sequence[Tensor],
@@ -220,14 +220,14 @@ class ScratchCell(Stack):
     def trace(
         self, x: Tensor, state: State | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, State, dict[str, Tensor]]:
-        """As the call, and every gate and state of each layer, direction and step beside it.
+        """The results of the call, and every gate and state of each layer, direction and step.
 
-        The third result maps i, f, g, o, c, h (GRU: r, z, n, h; RNN: h) to (L, D, B, T, H); h and
-        c are those after the step. Past a row's length: zeros.
+        The third result maps i, f, g, o, c, h (GRU: r, z, n, h; RNN: h) to (L, D, B, T, H), where h and
+        c are those after the step. Past a row's length they are zeros.
         """
-        traces: list[dict[str, Tensor]] = []  # one a layer and direction, each (T, B, H)
-        scan = partial(self._scan, steps=partial(self._steps, traces=traces))
-        output, final = self._call(partial(self._layers, scan=scan), x, state, lengths)
+        traces: list[dict[str, Tensor]] = []  # one per layer and direction, each (T, B, H)
+        scan = partial(self._scan_layer, steps=partial(self._run_steps, traces=traces))
+        output, final = self._call(partial(self._run_layers, scan=scan), x, state, lengths)
         D = self._num_directions
         for backwards in traces[1::2] if D == 2 else []:
             backwards.update({name: values.flip(0) for name, values in backwards.items()})

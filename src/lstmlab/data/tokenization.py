@@ -11,8 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from lstmlab.atomic import replace_file
 from lstmlab.data.batching import Ragged
-from lstmlab.schema import TokensConfig
 from lstmlab.data.rows import Rows
+from lstmlab.schema import TokensConfig
 
 # Said aloud, since the library warns at every fork of a process that has tokenized. The forks, the
 # loaders' workers, never tokenize.

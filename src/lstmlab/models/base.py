@@ -62,7 +62,7 @@ class Task(L.LightningModule):
 
     def build_cell(self, input_size: int, **changes: Any) -> nn.Module:
         """The recurrent stack that the `cell` group describes, with some of its settings changed."""
-        return build_cell(input_size=input_size, **(self.config["cell"] | changes))
+        return build_cell(input_size=input_size, **(self.config.cell | changes))
 
     def count_tokens(self, batch: Any) -> int | Tensor:
         """How many tokens a training batch holds: what the throughput counts."""
@@ -76,7 +76,7 @@ class Task(L.LightningModule):
         return None
 
     def unsupported(self, what: str) -> Unsupported:
-        return Unsupported(f"model={self.config['model']['name']} {what}")
+        return Unsupported(f"model={self.config.model.name} {what}")
 
     # --- what predict.py and the callbacks ask for ---
 
@@ -152,7 +152,7 @@ class Task(L.LightningModule):
         matrices = [p for p in self.parameters() if p.ndim > 1]
         vectors = [p for p in self.parameters() if p.ndim <= 1]  # biases and gains
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = instantiate(self.config["optimizer"], groups, _convert_="all")
+        optimizer = instantiate(self.config.optimizer, groups, _convert_="all")
         scheduler, self.plateau = build_schedules(optimizer, self.config)
         if self.plateau is not None:
             self.plateau.load_state_dict(self.resumed.get("plateau", {}))
@@ -160,21 +160,21 @@ class Task(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip as the `clipping` group says, and log the norm before clipping, computed once."""
-        config = self.config["clipping"]
+        config = self.config.clipping
         parameters = list(self.parameters())
-        if config["name"] == "norm":
-            norm = clip_grad_norm_(parameters, config["max_norm"])
+        if config.name == "norm":
+            norm = clip_grad_norm_(parameters, config.max_norm)
         else:
             norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if config["name"] == "value":
-            clip_grad_value_(parameters, config["max_value"])
+        if config.name == "value":
+            clip_grad_value_(parameters, config.max_value)
         self.grad_norm = norm
         self.log_step({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
 
     def on_fit_start(self) -> None:
         if distributed.world_size() > 1:
             # Each process draws its own dropout masks
-            torch.manual_seed(self.config["seed"] + distributed.rank())
+            torch.manual_seed(self.config.seed + distributed.rank())
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log the mean over processes, so that all decide alike on what they validated."""
@@ -188,22 +188,22 @@ class Task(L.LightningModule):
         Lightning's `log` costs a third of a millisecond even where its values are thrown away. The last step
         is recorded: Lightning writes a row for it anyway, which would otherwise repeat the values before it.
         """
-        step, trainer = self.trainer.global_step + 1, self.config["trainer"]
-        if step % trainer["log_every_n_steps"] == 0 or step == trainer["max_steps"]:
+        step, trainer = self.trainer.global_step + 1, self.config.trainer
+        if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:
             self.log_dict(values, prog_bar=prog_bar, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.stop_when_done()
 
     def stop_when_done(self) -> None:
-        """End training at max_steps in good order: Lightning would stop without a last validation."""
-        if self.trainer.global_step >= self.config["trainer"]["max_steps"]:
+        """Ask Lightning to stop at max_steps. Its own limit would skip the last validation."""
+        if self.trainer.global_step >= self.config.trainer.max_steps:
             self.trainer.should_stop = True
 
     def on_validation_epoch_end(self) -> None:
         """Show the plateau scheduler each validation; Lightning would show it one per epoch."""
         if self.plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.plateau.step(self.trainer.callback_metrics[self.config["model"]["monitor"]])
+            self.plateau.step(self.trainer.callback_metrics[self.config.model.monitor])
 
     # --- checkpoint ---
 

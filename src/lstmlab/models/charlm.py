@@ -31,16 +31,16 @@ class CharLM(Task):
 
     def __init__(self, config: dict, info: dict):
         super().__init__(config, info)
-        model, hidden_size = config["model"], config["cell"]["hidden_size"]
+        model, hidden_size = config.model, config.cell.hidden_size
         self.vocabulary: str = info["vocabulary"]
-        embedding_size = model["embedding_size"]
+        embedding_size = model.embedding_size
         self.embedding = nn.Embedding(len(self.vocabulary), embedding_size)
         self.cell = self.build_cell(embedding_size)
-        self.dropout = Dropout(model["dropout"])
-        size = embedding_size if model["tie_weights"] else hidden_size
+        self.dropout = Dropout(model.dropout)
+        size = embedding_size if model.tie_weights else hidden_size
         self.resize = nn.Identity() if size == hidden_size else nn.Linear(hidden_size, size, bias=False)
         self.projection = nn.Linear(size, len(self.vocabulary))
-        if model["tie_weights"]:
+        if model.tie_weights:
             self.projection.weight = self.embedding.weight
         self.train_state: tuple[Tensor, ...] | None = None
         self.val_state: tuple[Tensor, ...] | None = None
@@ -209,7 +209,7 @@ class CharLM(Task):
 
     def text_features(self, rows: Rows, language: str | None) -> features.Features:
         """Those of Python source by default for data=stdlib, those of English prose otherwise."""
-        by_default = "python" if self.config["data"]["name"] == "stdlib" else "english"
+        by_default = "python" if self.config.data.name == "stdlib" else "english"
         compute = features.python if (language or by_default) == "python" else features.english
         return compute("".join(self.token_texts(rows)))
 

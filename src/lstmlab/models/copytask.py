@@ -24,11 +24,11 @@ class CopyTask(Task):
 
     def __init__(self, config: dict, info: dict):
         super().__init__(config, info)
-        cell = config["cell"]
+        cell = config.cell
         self.symbols, self.length = info["symbols"], info["length"]
         self.steps = 2 * self.length + info["max_delay"] + 1  # of the longest training sequence
-        self.cell = self.build_cell(info["num_tokens"], chrono_steps=cell["chrono_steps"] or self.steps)
-        self.projection = nn.Linear(cell["hidden_size"] * (1 + cell["bidirectional"]), self.symbols)
+        self.cell = self.build_cell(info["num_tokens"], chrono_steps=cell.chrono_steps or self.steps)
+        self.projection = nn.Linear(cell.hidden_size * (1 + cell.bidirectional), self.symbols)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         return F.one_hot(ids, self.info["num_tokens"]).to(self.projection.weight.dtype)

@@ -26,7 +26,7 @@ class EncoderDecoder(Task):
 
     def __init__(self, config: dict, info: dict):
         super().__init__(config, info)
-        model, cell = config["model"], config["cell"]
+        model, cell = config.model, config.cell
         H, E, V = cell["hidden_size"], model["embedding_size"], info["vocab_size"]
         memory_size = H * (2 if cell["bidirectional"] else 1)
         self.input_feeding: bool = model["input_feeding"]

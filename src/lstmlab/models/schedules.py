@@ -14,12 +14,12 @@ def build_schedules(
 
     config: the whole configuration, of which the `scheduler` group chooses.
     """
-    settings, steps = config["scheduler"], config["trainer"]["max_steps"]
+    settings, steps = config.scheduler, config.trainer.max_steps
     warmup = settings["warmup_steps"]
     if settings["name"] == "plateau":
         # PyTorch lowers the rate only once there are more bad validations than its patience
         patience = settings["patience"] - 1
-        mode = config["model"]["monitor_mode"]
+        mode = config.model.monitor_mode
         plateau = ReduceLROnPlateau(optimizer, mode, factor=settings["factor"], patience=patience)
         # LinearLR multiplies the rate that it finds, so both can act on one optimizer
         return LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), plateau

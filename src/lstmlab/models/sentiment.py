@@ -34,17 +34,17 @@ class Sentiment(Task):
 
     def __init__(self, config: dict, info: dict):
         super().__init__(config, info)
-        model, cell = config["model"], config["cell"]
-        self.embedding = nn.Embedding(info["vocab_size"], model["embedding_size"], padding_idx=PAD)
+        model, cell = config.model, config.cell
+        self.embedding = nn.Embedding(info["vocab_size"], model.embedding_size, padding_idx=PAD)
         with torch.no_grad():
             # PyTorch's N(0, 1) is noise that rare words, which are most words, never lose
             self.embedding.weight *= 0.1
-        self.cell = self.build_cell(model["embedding_size"])
-        self.dropout = Dropout(model["dropout"])
-        self.word_dropout, self.adversarial = model["word_dropout"], model["adversarial"]
-        self.directions = 1 + cell["bidirectional"]
-        size = cell["hidden_size"] * self.directions
-        self.pooling = model["pooling"]
+        self.cell = self.build_cell(model.embedding_size)
+        self.dropout = Dropout(model.dropout)
+        self.word_dropout, self.adversarial = model.word_dropout, model.adversarial
+        self.directions = 1 + cell.bidirectional
+        size = cell.hidden_size * self.directions
+        self.pooling = model.pooling
         if self.pooling == "attention":
             self.score = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 1, bias=False))
         self.projection = nn.Linear(size, 1)
@@ -160,7 +160,7 @@ class Sentiment(Task):
         return self.rows_of_batch(dataset[choose_rows(dataset.lengths, count)])
 
     def token_texts(self, rows: Rows) -> list[str]:
-        return token_texts(rows, self.info["tokenizer"], self.config["data"]["tokenizer"])
+        return token_texts(rows, self.info["tokenizer"], self.config.data.tokenizer)
 
     def text_features(self, rows: Rows, language: str | None) -> Features:
         lengths = rows.lengths.numpy()

@@ -61,8 +61,8 @@ class Seq2Seq(EncoderDecoder):
     # --- training, validation, test ---
 
     def training_step(self, batch: TranslationBatch, index: int) -> Tensor:
-        model = self.config["model"]
-        loss = self.loss(batch, model["label_smoothing"], model["r_drop"])
+        model = self.config.model
+        loss = self.loss(batch, model.label_smoothing, model.r_drop)
         loss = scale_to_global_mean(loss, batch.target_lengths.sum() - len(batch.target))
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
@@ -73,7 +73,7 @@ class Seq2Seq(EncoderDecoder):
 
     def validation_step(self, batch: TranslationBatch, index: int) -> None:
         self._log_loss("val", batch)
-        if self.config["model"]["translate_val"]:
+        if self.config.model.translate_val:
             self._translate(batch, beam_size=1, length_penalty=1.0)
 
     def on_validation_epoch_end(self) -> None:
@@ -87,8 +87,8 @@ class Seq2Seq(EncoderDecoder):
 
     def test_step(self, batch: TranslationBatch, index: int) -> None:
         self._log_loss("test", batch)
-        model = self.config["model"]
-        self._translate(batch, model["beam_size"], model["length_penalty"])
+        model = self.config.model
+        self._translate(batch, model.beam_size, model.length_penalty)
 
     def on_test_epoch_end(self) -> None:
         self.log("test/perplexity", self.trainer.callback_metrics["test/loss"].exp())
@@ -107,7 +107,7 @@ class Seq2Seq(EncoderDecoder):
 
     def _log_translations(self, part: str) -> None:
         # Cased, if the texts are; tokenised as 13a
-        bleu = BLEU(lowercase=self.config["data"]["lowercase"])
+        bleu = BLEU(lowercase=self.config.data.lowercase)
         self.log(f"{part}/sacrebleu", bleu.corpus_score(self.predictions, [self.truths]).score)
         same = [p == t for p, t in zip(self.predictions, self.truths, strict=True)]
         self.log(f"{part}/exact_match", sum(same) / len(same))
@@ -132,7 +132,7 @@ class Seq2Seq(EncoderDecoder):
             part = lines[start : start + LINES]
             source, lengths = (tensor.to(self.device) for tensor in encode_sources(self.info, part))
             if start == 0 and options["attention_map"] is not None:
-                if self.config["model"]["attention"] == "none":
+                if self.config.model.attention == "none":
                     raise ValueError("attention_map= has nothing to show: model.attention=none")
                 self.draw_attention(source[:1], lengths[:1], *how).savefig(options["attention_map"])
             translations = self.translate(source, lengths, *how)
@@ -151,7 +151,7 @@ class Seq2Seq(EncoderDecoder):
         return self.draw_rows(Rows(batch.source, batch.source_lengths))
 
     def draw_rows(self, rows: Rows) -> Figure | None:
-        if self.config["model"]["attention"] == "none":
+        if self.config.model.attention == "none":
             return None
         lengths = rows.lengths[:1]
         return self.draw_attention(rows.ids[:1, : int(lengths)], lengths)
@@ -199,7 +199,7 @@ class Seq2Seq(EncoderDecoder):
         return self.rows_of_batch(dataset[choose_rows(dataset.source.lengths, count)])
 
     def token_texts(self, rows: Rows) -> list[str]:
-        return token_texts(rows, self.info["tokenizer"], self.config["data"]["tokenizer"])
+        return token_texts(rows, self.info["tokenizer"], self.config.data.tokenizer)
 
     def text_features(self, rows: Rows, language: str | None) -> Features:
         return {"position in text": position_in_text(rows.lengths.numpy())}

@@ -1,0 +1,65 @@
+"""Which tensors the native kernel may have, and in which precision it computes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import is_traced
+from .library import load_kernel
+
+# The precision of the products by the type of the weights; under autocast it is "bf16".
+PRECISIONS = {torch.float32: "f32", torch.float64: "f64"}
+PLAIN_TYPES = (Tensor, nn.Parameter)
+CAST_BY_AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def are_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether each tensor is on the CPU and its numbers are those that stand at its address."""
+    for tensor in tensors:
+        if type(tensor) not in PLAIN_TYPES or not tensor.is_cpu or tensor.is_neg():
+            return False
+    return True
+
+
+def admit(
+    x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[str | None, bool]:
+    """The precision in which the kernel takes these tensors, or None if it does not take them; and whether it
+    may have them as they are. If not, PyTorch makes them plain for an operator (`operators`).
+
+    weights: of all layers. `Recurrent._check_arguments` and `Recurrent._weights` have checked the shapes.
+    """
+    tensors = [x, *state, *weights] if lengths is None else [x, *state, *weights, lengths]
+    plain = not is_traced() and are_plain(tensors)
+    # PyTorch has zeros that take no memory.
+    if plain and not (x.data_ptr() and state[0].data_ptr() and state[-1].data_ptr()):
+        plain = False
+    if x.numel() == 0 or not (plain or all(tensor.is_cpu for tensor in tensors)):
+        return None, False
+    dtype = weights[0].dtype
+    how = find_precision(dtype)
+    if how == "bf16":  # The caller casts x and the state.
+        fits = x.dtype in CAST_BY_AUTOCAST and all(weight.dtype is dtype for weight in weights)
+    else:  # `Recurrent._weights` has refused weights of several types.
+        fits = x.dtype is state[0].dtype is state[-1].dtype is dtype
+    return (how, plain) if fits else (None, False)
+
+
+def find_precision(dtype: torch.dtype) -> str | None:
+    """The precision in which the kernel computes the products of weights of this type; None: it cannot.
+
+    Under bf16 autocast the products of float32 weights are of bf16 numbers, summed in float32; all else stays
+    in float32.
+    """
+    if not torch.is_autocast_enabled("cpu"):
+        name = PRECISIONS.get(dtype)
+    else:
+        cast = (dtype, torch.get_autocast_dtype("cpu")) == (torch.float32, torch.bfloat16)
+        name = "bf16" if cast else None
+    return name if name and is_compiled(name) else None
+
+
+@torch.compiler.assume_constant_result
+def is_compiled(precision: str) -> bool:
+    return hasattr(load_kernel(), f"forward_{precision}")

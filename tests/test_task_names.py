@@ -1,0 +1,47 @@
+"""No file outside the tasks and their data asks for a task's name: it asks the task."""
+
+import ast
+
+import pytest
+
+from lstmlab.config import PROJECT
+
+SOURCE = PROJECT / "src"
+NAMES = {path.stem for path in (PROJECT / "conf/model").glob("*.yaml")}
+OWN = ("models/", "data/", "schema.py")  # below src/lstmlab
+FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
+OTHERS = [name for name in FILES if not name.removeprefix("lstmlab/").startswith(OWN)]
+
+
+def questions(code: str) -> list[str]:
+    """The expressions of a file that tell a task by its name."""
+    places = []
+    for node in ast.walk(ast.parse(code)):
+        named = isinstance(node, ast.Constant) and node.value in NAMES
+        compared = isinstance(node, (ast.Compare, ast.Match)) and any(
+            text in ast.unparse(node.left if isinstance(node, ast.Compare) else node.subject)
+            for text in ("['model']['name']", "model.name")
+        )
+        if named or compared:
+            places.append(ast.unparse(node))
+    return places
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_file_asks_for_the_name_of_a_task(name):
+    assert questions(FILES[name].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'name == "charlm"',
+        'config["model"]["name"] == name',
+        "config.model.name in names",
+        'task in ("seq2seq", "x")',
+        'match config["model"]["name"]:\n    case x: pass',
+    ],
+)
+def test_a_question_is_noticed(code):
+    assert {"charlm", "copytask", "sentiment", "seq2seq"} <= NAMES and questions(code)
+    assert questions('model_class(config["model"]["name"])') == questions('f"model={model.name}"') == []
