@@ -68,7 +68,7 @@ class Group(BaseModel):
             group[name] = value
         return type(self).model_validate(settings)
 
-    def __deepcopy__(self, memo: Any) -> Self:
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self
 
     def __reduce__(self) -> Any:
@@ -94,7 +94,7 @@ class OpenTarget(Target):
     __pydantic_extra__: dict[str, Plain]
 
 
-def leaves(base: type[Group]) -> list[type[Group]]:
+def leaves(base: type[Group]) -> list[Any]:
     """The classes from `base` on that describe one choice each: those whose name is fixed."""
     found = [base] if get_origin(base.model_fields["name"].annotation) is Literal else []
     return found + [leaf for child in base.__subclasses__() for leaf in leaves(child)]
@@ -440,15 +440,15 @@ CALLBACKS = (
 def target_tag(settings: Any) -> str:
     """Which of CALLBACKS describes a callback, or "other"."""
     target = settings.get("_target_") if isinstance(settings, dict) else settings.target
-    known = [get_args(config.model_fields.target.annotation)[0] for config in CALLBACKS]
-    return target if target in known else "other"
+    known = [get_args(config.model_fields["target"].annotation)[0] for config in CALLBACKS]
+    return str(target) if target in known else "other"
 
 
 # --- commands -----------------------------------------------------------------------------------
 
 
 if TYPE_CHECKING:
-    AnyModel, AnyData, AnyCallback = ModelConfig, DataConfig, CallbackConfig
+    AnyModel = AnyData = AnyCallback = Any  # a task or data set reads keys of its own class
 else:
     AnyModel = Annotated[reduce(or_, leaves(ModelConfig)), Field(discriminator="name")]
     AnyData = Annotated[reduce(or_, leaves(DataConfig)), Field(discriminator="name")]
@@ -456,7 +456,7 @@ else:
         reduce(
             or_,
             (
-                Annotated[config, Tag(config.model_fields.target.annotation.__args__[0])]
+                Annotated[config, Tag(config.model_fields["target"].annotation.__args__[0])]
                 for config in CALLBACKS
             ),
             Annotated[CallbackConfig, Tag("other")],

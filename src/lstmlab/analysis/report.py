@@ -16,6 +16,7 @@ from lstmlab.cells import KINDS
 from lstmlab.checkpoint import find_run_folder, load_model
 from lstmlab.data.rows import Rows
 from lstmlab.models.base import Task
+from lstmlab.schema import AnalyzeConfig
 from lstmlab.tables import markdown
 
 FLOW_STEPS, FLOW_ROWS = 100, 32
@@ -24,10 +25,10 @@ SAMPLES, PROMPT, LENGTH = 20, 100, 500  # texts at each temperature; characters 
 CORPUS = 2_000_000  # characters of the training text to compare with, at most
 
 
-def analyze(config: dict[str, Any]) -> Path:
+def analyze(config: AnalyzeConfig) -> Path:
     """Look inside checkpoint `config.ckpt`; returns the folder: report.md, page.html, traces.npz, plots.
 
-    Raises what `checkpoint.load`, the task's `read_text` and the data module raise, and Unsupported for a
+    Raises what `load_checkpoint`, the task's `read_text` and the data module raise, and Unsupported for a
     task that has no cell or no text.
     """
     ckpt, changes = Path(config.ckpt), {k: v for k, v in config.data.items() if v is not None}
@@ -50,8 +51,8 @@ def analyze(config: dict[str, Any]) -> Path:
     np.savez(folder / "traces.npz", **arrays)
 
     task, cell = model.config.model.name, model.config.cell
-    shape = f"{cell['kind']}, {cell['num_layers']} × {cell['hidden_size']}"
-    retain = gates.RETAINS.get(cell["kind"])
+    shape = f"{cell.kind}, {cell.num_layers} × {cell.hidden_size}"
+    retain = gates.RETAINS.get(cell.kind)
     half_lives = None if retain is None else gates.half_life(values[retain])  # (L, D, H)
     parts = [f"# Inside {ckpt}\n\n{task}: {shape}. {len(text):,} steps traced."]
     parts += report_gates(values, text, retain, half_lives, folder)

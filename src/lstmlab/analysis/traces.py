@@ -9,7 +9,7 @@ A checkpoint is opened with the scratch cell, which alone can be traced:
 import torch
 from torch import Tensor
 
-from lstmlab import data
+from lstmlab.data import build_data
 from lstmlab.data.rows import Rows
 from lstmlab.models.base import Task
 
@@ -19,7 +19,7 @@ WINDOW = 512  # steps that are traced at once, where the state can be carried on
 
 def open_data(model: Task, changes: dict):
     """The data module that the model was trained with; changes: other values for keys of the `data` group."""
-    module = data.build(model.config.data | changes, model.config.seed, model.info)
+    module = build_data(model.config.data.replace(changes), model.config.seed, model.info)
     module.prepare_data()
     module.setup("fit")
     return module

@@ -10,12 +10,13 @@ from lstmlab.benchmarks.timing import Section, TimingRow, time_in_turn
 from lstmlab.data.text import TextBatch
 from lstmlab.models.charlm import CharLM
 from lstmlab.runs.train import keep_freed_memory
+from lstmlab.schema import TrainConfig
 
 VOCABULARY = "\0" + "".join(map(chr, range(32, 127)))
 LENGTHS = (2, 17, 100, 256)  # of further steps that the same graph has to take
 
 
-def measure_compiled_step(config: dict, rounds: int) -> Section:
+def measure_compiled_step(config: TrainConfig, rounds: int) -> Section:
     """Time the step of `model=charlm` with the settings of the run, compiled as one graph for all lengths."""
     keep_freed_memory()
     torch._dynamo.reset()

@@ -1,7 +1,6 @@
 """Whole training steps: what Lightning, logging and callbacks cost, and what the cell gains."""
 
 import contextlib
-import copy
 import csv
 import io
 import statistics
@@ -13,39 +12,39 @@ from typing import Any
 import lightning as L
 import torch
 
-from lstmlab import data
 from lstmlab.benchmarks.timing import Section, TimingRow
 from lstmlab.cells import BACKENDS
-from lstmlab.models import model_class
-from lstmlab.runs.train import limit_steps, train
+from lstmlab.data import build_data
+from lstmlab.models import build_model
+from lstmlab.runs.train import train, with_step_limits
+from lstmlab.schema import BenchConfig
 
 
-def measure_training(config: dict) -> Section:
+def measure_training(config: BenchConfig) -> Section:
     """Tokens per second of the run, of a bare loop with the same cell, and of one with another backend."""
     cell = config.cell
     other = "fused" if cell.backend == "torch" else "torch"
     rates: dict[str, list[float]] = defaultdict(list)
+    trainer = {
+        "max_steps": config.steps,
+        "max_epochs": None,
+        "limit_val_batches": 1,
+        "val_check_interval": 1.0,
+        "enable_progress_bar": False,
+    }
+    run = config.replace({f"trainer.{key}": value for key, value in trainer.items()})
     for number in range(config.rounds):
-        settings = copy.deepcopy(config)
-        settings["trainer"] |= {"max_steps": config.steps, "max_epochs": None}
-        settings["trainer"] |= {
-            "limit_val_batches": 1,
-            "val_check_interval": 1.0,
-            "enable_progress_bar": False,
-        }
-        settings["run_dir"] = f"{config.run_dir}/{number}"
-        rates["a bare loop"].append(time_bare_loop(settings))
+        rates["a bare loop"].append(time_bare_loop(run))
         if cell.kind in BACKENDS[other]:
-            settings["cell"] |= {"backend": other, "recompute": False}
-            rates[f"a bare loop, cell={other}"].append(time_bare_loop(settings))
-            settings["cell"] |= cell
-        rates["train.py"].append(time_run(settings))
+            changed = run.replace({"cell.backend": other, "cell.recompute": False})
+            rates[f"a bare loop, cell={other}"].append(time_bare_loop(changed))
+        rates["train.py"].append(time_run(run.replace({"run_dir": f"{config.run_dir}/{number}"})))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     size = f"{config.model.name} on {config.data.name}, cell={cell.backend}"
     return Section("Training steps", "train.py", [TimingRow(size, medians)], unit="tokens/s")
 
 
-def time_run(config: dict) -> float:
+def time_run(config: BenchConfig) -> float:
     """The median of train/tokens_per_second in the metrics.csv of a run, with its output hidden."""
     with contextlib.redirect_stdout(io.StringIO()):
         train(config)
@@ -54,15 +53,14 @@ def time_run(config: dict) -> float:
     return statistics.median(rate for rate in rows if rate)
 
 
-def time_bare_loop(config: dict) -> float:
+def time_bare_loop(config: BenchConfig) -> float:
     """Median tokens per second of the same model, batches, optimizer and clipping without a trainer."""
     L.seed_everything(config.seed, verbose=False)
-    datamodule = data.build(config.data, config.seed)
+    datamodule = build_data(config.data, config.seed)
     datamodule.prepare_data()
     datamodule.setup("fit")
-    config = copy.deepcopy(config)
-    limit_steps(config.trainer, len(datamodule.train_dataloader()))
-    model: Any = model_class(config.model.name)(config, datamodule.info)
+    limited = with_step_limits(config, len(datamodule.train_dataloader()))
+    model: Any = build_model(limited, datamodule.info)
     model.log_step = lambda *args, **kwargs: None
     (optimizer,), (schedule,) = model.configure_optimizers()
     interval = config.trainer.log_every_n_steps

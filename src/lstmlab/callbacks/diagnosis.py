@@ -4,7 +4,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
-from lstmlab.schema import Limits
+from lstmlab.schema import Limits, NormClippingConfig, TrainConfig
 
 RECENT = 5  # looks that count as now
 
@@ -29,7 +29,7 @@ class Finding(NamedTuple):
     advice: list[str]
 
 
-def find_flat_loss(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
+def find_flat_loss(looks: list[Look], baseline: float, config: TrainConfig, limits: Limits) -> Finding | None:
     """The loss has been flat from the start, and the weights have hardly moved."""
     first, now = looks[0].loss, fmean(look.loss for look in looks[-RECENT:])
     way = sum(look.moved for look in looks)
@@ -46,7 +46,9 @@ def find_flat_loss(looks: list[Look], baseline: float, config: dict, limits: Lim
     )
 
 
-def find_oscillating_loss(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
+def find_oscillating_loss(
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
+) -> Finding | None:
     """The loss goes up and down; or it does not fall, and each look moves the weights far, or one did
     before the network died."""
     losses = [look.loss for look in looks[-2 * RECENT :]]
@@ -70,7 +72,9 @@ def find_oscillating_loss(looks: list[Look], baseline: float, config: dict, limi
     )
 
 
-def find_early_plateau(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
+def find_early_plateau(
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
+) -> Finding | None:
     """The loss is still high but no longer falls, or hardly falls in a stack far smaller than the
     recommended one.
 
@@ -97,7 +101,7 @@ def find_early_plateau(looks: list[Look], baseline: float, config: dict, limits:
 
 
 def find_vanishing_gradient(
-    looks: list[Look], baseline: float, config: dict, limits: Limits
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
 ) -> Finding | None:
     """A layer gets almost no gradient at three looks in a row, although the loss is still high."""
     recent = looks[-3:]
@@ -121,7 +125,7 @@ def find_vanishing_gradient(
 
 
 def find_exploding_gradient(
-    looks: list[Look], baseline: float, config: dict, limits: Limits
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
 ) -> Finding | None:
     """The gradient is huge before clipping."""
     look = looks[-1]
@@ -143,11 +147,13 @@ def find_exploding_gradient(
     )
 
 
-def find_slow_input(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
+def find_slow_input(
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
+) -> Finding | None:
     """At three looks in a row, training waited for batches."""
     if len(looks) < 3 or min(look.waiting for look in looks[-3:]) < limits.waiting:
         return None
-    workers = config.data.get("num_workers")
+    workers = getattr(config.data, "num_workers", None)
     return Finding(
         "slow input",
         f"{looks[-1].waiting:.0%} of the time was spent waiting for batches",
@@ -160,7 +166,7 @@ ABOUT_THE_LOSS = (find_flat_loss, find_oscillating_loss)
 AT_EACH_LOOK = (find_vanishing_gradient, find_exploding_gradient, find_slow_input)
 
 
-def diagnose(looks: list[Look], baseline: float, config: dict, limits: Limits) -> list[Finding]:
+def diagnose(looks: list[Look], baseline: float, config: TrainConfig, limits: Limits) -> list[Finding]:
     """All faults that the looks show so far, whether or not they were reported before.
 
     baseline: the loss of a model that knows how often each class occurs, and nothing else.
@@ -175,7 +181,7 @@ def diagnose(looks: list[Look], baseline: float, config: dict, limits: Limits) -
     return [finding for finding in findings if finding]
 
 
-def explain_not_finite(what: str, looks: list[Look], config: dict) -> Finding:
+def explain_not_finite(what: str, looks: list[Look], config: TrainConfig) -> Finding:
     """what: the number that is not finite, and the step."""
     curve = ", ".join(f"{look.loss:.4g} at step {look.step}" for look in looks[-3:])
     return Finding(
@@ -188,9 +194,9 @@ def explain_not_finite(what: str, looks: list[Look], config: dict) -> Finding:
     )
 
 
-def explain_out_of_memory(error: BaseException, config: dict) -> Finding:
-    data, cell, trainer = config.data, config.cell, config.trainer
-    size, parts = data.batch_size, trainer.accumulate_grad_batches
+def explain_out_of_memory(error: BaseException, config: TrainConfig) -> Finding:
+    data, cell, trainer = config.data.to_plain(), config.cell, config.trainer
+    size, parts = data["batch_size"], trainer.accumulate_grad_batches
     sizes = ("batch_size", "sequence_length", "max_length", "delay")
     shape = ", ".join(f"data.{key}={data[key]}" for key in sizes if key in data)
 
@@ -225,18 +231,18 @@ def explain_kept_graph(older: int, total: int) -> Finding:
     )
 
 
-def suggest_learning_rate(config: dict, factor: float) -> str:
+def suggest_learning_rate(config: TrainConfig, factor: float) -> str:
     """The override that multiplies the learning rate, or gives the task's recommended one if that is on
     the way."""
     lr, recommended = config.optimizer.lr, config.model.recommends.lr
     # the tasks recommend a rate for Adam and AdamW
-    adaptive = "Adam" in config.optimizer._target_
+    adaptive = "Adam" in config.optimizer.target
     suitable = adaptive and (recommended > lr if factor > 1 else recommended < lr / 2)
     return f"optimizer.lr={recommended if suitable else min(lr * factor, 1):.2g}"
 
 
-def suggest_clipping(config: dict) -> str:
+def suggest_clipping(config: TrainConfig) -> str:
     """The override that clips, or clips harder."""
-    if config.clipping.name == "norm":
+    if isinstance(config.clipping, NormClippingConfig):
         return f"clipping.max_norm={config.clipping.max_norm / 4:g}"
     return "clipping=norm clipping.max_norm=1"

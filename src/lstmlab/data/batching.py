@@ -137,7 +137,8 @@ class BucketedData(L.LightningDataModule):
 
     def __init__(self, config: TokensConfig, seed: int = 0, info: dict | None = None):
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config: Any = config  # each data set reads keys of its own
+        self.seed = seed
         self.trained = None if info is None else info["tokenizer"]
         self.datasets: dict[str, Any] = {}
 

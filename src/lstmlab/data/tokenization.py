@@ -109,7 +109,7 @@ def fit_and_encode(
     Of `config`: `tokenizer`, `vocab_size` and `lowercase`, as in `train_tokenizer`, and the folder `cache`,
     where the result lies under a name made from the texts and the settings: it is made once.
     """
-    settings = [config.tokenizer, config.vocab_size, config.lowercase]
+    settings = config.tokenizer, config.vocab_size, config.lowercase
     digest = hashlib.sha256(json.dumps([fit, settings, trained, tokenizers.__version__]).encode())
     for name, texts in columns.items():
         digest.update(json.dumps([name, texts]).encode())

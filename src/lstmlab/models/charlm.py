@@ -15,6 +15,7 @@ from lstmlab.data import features
 from lstmlab.data.rows import Rows
 from lstmlab.data.text import TextBatch
 from lstmlab.models.base import Graph, Task, detach
+from lstmlab.schema import PredictConfig, TrainConfig
 
 TRANSFER = 16  # characters that are sampled on the device before they are fetched together
 
@@ -29,7 +30,7 @@ class CharLM(Task):
     options = ("length", "temperature", "top_k", "seed")
     writes_text = True
 
-    def __init__(self, config: dict, info: dict):
+    def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
         model, hidden_size = config.model, config.cell.hidden_size
         self.vocabulary: str = info["vocabulary"]
@@ -160,9 +161,9 @@ class CharLM(Task):
                 drawn.append(inputs)
             yield torch.cat(drawn, 1)
 
-    def respond(self, text: str, options: dict) -> Iterator[str]:
+    def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
         yield text
-        yield from self.sample(text, **{key: options[key] for key in self.options})
+        yield from self.sample(text, **{key: getattr(options, key) for key in self.options})
 
     def examples(self, batch: TextBatch) -> tuple[list[str], list[list]]:
         prompts = [self.decode(row) or self.vocabulary[1] for row in batch.inputs[:3, :40]]

@@ -17,6 +17,7 @@ from lstmlab.data.sentiment import SentimentBatch, clean, encode_reviews
 from lstmlab.data.tokenization import PAD, UNK, load_tokenizer, token_texts
 from lstmlab.distributed import scale_to_global_mean
 from lstmlab.models.base import Graph, Task
+from lstmlab.schema import PredictConfig, TrainConfig
 
 SHOWN = 8  # reviews in the table of examples, and words that got the most attention
 
@@ -32,7 +33,7 @@ class Sentiment(Task):
     (Miyato et al. 2017).
     """
 
-    def __init__(self, config: dict, info: dict):
+    def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
         model, cell = config.model, config.cell
         self.embedding = nn.Embedding(info["vocab_size"], model.embedding_size, padding_idx=PAD)
@@ -128,7 +129,7 @@ class Sentiment(Task):
         ]
 
     @torch.inference_mode()
-    def respond(self, text: str, options: dict) -> Iterator[str]:
+    def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
         """The label, its probability and, with attention, the words that weighed most."""
         tokens, lengths, _ = self.read_text(text)
         logits, weights = self(tokens.to(self.device), lengths.to(self.device))

@@ -16,6 +16,7 @@ from lstmlab.data.tokenization import load_tokenizer, token_texts
 from lstmlab.data.translation import TranslationBatch, decode_targets, encode_sources
 from lstmlab.distributed import scale_to_global_mean
 from lstmlab.models.encoder_decoder import EncoderDecoder
+from lstmlab.schema import PredictConfig
 
 LINES = 64  # lines of a text that are translated together
 
@@ -123,18 +124,18 @@ class Seq2Seq(EncoderDecoder):
 
     # --- to look at ---
 
-    def respond(self, text: str, options: dict) -> Iterator[str]:
-        """The translation of each line; `options["attention_map"]` names a picture to draw for the first."""
+    def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
+        """The translation of each line; `options.attention_map` names a picture to draw for the first."""
         if not text.strip():
             raise ValueError("text= is empty; give a sentence to translate")
-        lines, how = text.splitlines(), (options["beam_size"], options["length_penalty"])
+        lines, how = text.splitlines(), (options.beam_size, options.length_penalty)
         for start in range(0, len(lines), LINES):
             part = lines[start : start + LINES]
             source, lengths = (tensor.to(self.device) for tensor in encode_sources(self.info, part))
-            if start == 0 and options["attention_map"] is not None:
+            if start == 0 and options.attention_map is not None:
                 if self.config.model.attention == "none":
                     raise ValueError("attention_map= has nothing to show: model.attention=none")
-                self.draw_attention(source[:1], lengths[:1], *how).savefig(options["attention_map"])
+                self.draw_attention(source[:1], lengths[:1], *how).savefig(options.attention_map)
             translations = self.translate(source, lengths, *how)
             pairs = zip(part, translations, strict=True)
             yield "\n" * (start > 0) + "\n".join(found if line.strip() else "" for line, found in pairs)

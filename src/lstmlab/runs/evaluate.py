@@ -16,7 +16,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
 
     Raises what `load_model` and the data module raise, and ValueError for a setting that does not fit.
     """
-    model = load_model(config.ckpt, config.backend, config.accelerator)
+    model: Any = load_model(config.ckpt, config.backend, config.accelerator)
     if config.beam_size is not None:
         if "beam_size" not in type(model.config.model).model_fields:
             raise ValueError(
