@@ -216,7 +216,7 @@ def test_the_checksum_is_of_what_is_said_about_the_numbers_too(tmp_path, whole, 
     written = json.dumps(header).encode()
     file.write_bytes(len(written).to_bytes(8, "little") + written + content[end:])
     with pytest.raises(ValueError, match="fails its checksum"):
-        checkpoint.load(str(file))
+        checkpoint.load_checkpoint(str(file))
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])

@@ -139,7 +139,7 @@ def test_safetensors_opens_as_the_checkpoint(command, trained, name):
     assert code == 0, error
     file = path.parents[1] / "export/model.safetensors"
     assert out.strip() == str(file)
-    one, other = checkpoint.load(str(path)), checkpoint.load(str(file))
+    one, other = checkpoint.load_checkpoint(str(path)), checkpoint.load_checkpoint(str(file))
     assert one["hyper_parameters"] == other["hyper_parameters"]
     assert all(np.array_equal(tensor, other["state_dict"][k]) for k, tensor in one["state_dict"].items())
     load_model(str(file))

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hydra_plugins.lstmlab_study import jobs_of
 from lstmlab.checkpoint import load_model
-from lstmlab.config import PROJECT, plain, quote_raw
+from lstmlab.config import PROJECT, quote_raw, to_plain
 from lstmlab.schema import check
 
 NOT_OURS = {"logs", "multirun", "wandb", "build"}  # what runs and tools write at the top level
@@ -95,7 +95,7 @@ def test_a_command_composes(command, tmp_path):
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
         for job in jobs:
             run_dir = [f"run_dir={tmp_path}"] if name in ("train", "bench") else []
-            check(name, plain(compose(name, job + run_dir)))
+            check(name, to_plain(compose(name, job + run_dir)))
 
 
 @pytest.mark.parametrize(("line", "printed"), REFUSED)

@@ -15,7 +15,7 @@ from lstmlab.atomic import replace_file
 from lstmlab.models import Task, build_model
 from lstmlab.schema import CheckpointConfig, check
 
-FORMAT = 1  # raised whenever checkpoints written before can no longer be opened
+FORMAT = 2  # raised whenever checkpoints written before can no longer be opened
 
 
 class CheckpointIO(TorchCheckpointIO):

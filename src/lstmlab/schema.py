@@ -448,7 +448,10 @@ def target_tag(settings: Any) -> str:
 
 
 if TYPE_CHECKING:
-    AnyModel = AnyData = AnyCallback = Any  # a task or data set reads keys of its own class
+    # A task and a data set read the keys of their own class
+    AnyModel = Any
+    AnyData = Any
+    AnyCallback = Any
 else:
     AnyModel = Annotated[reduce(or_, leaves(ModelConfig)), Field(discriminator="name")]
     AnyData = Annotated[reduce(or_, leaves(DataConfig)), Field(discriminator="name")]

@@ -2,13 +2,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from lstmlab.benchmarks import sample
-from lstmlab.config import PROJECT, plain
+from lstmlab.config import PROJECT, to_plain
 
 
 @pytest.fixture
 def settings():
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
-        return plain(compose("bench", ["suite=sample", "run_dir=x", "cell.hidden_size=16"]))
+        return to_plain(compose("bench", ["suite=sample", "run_dir=x", "cell.hidden_size=16"]))
 
 
 def test_samplers_that_write_the_same_text_are_timed(settings):

@@ -90,7 +90,7 @@ def test_flat_loss(settings, losses, moved, step, speaks):
     ],
 )
 def test_a_higher_rate(settings, optimizer, lr, advice):
-    settings["optimizer"] = {"_target_": f"torch.optim.{optimizer}", "lr": lr}
+    settings.optimizer = {"_target_": f"torch.optim.{optimizer}", "lr": lr}
     found = find_flat_loss(looks([1.0] * 8, 0.0), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [advice]
     assert f"optimizer.lr={lr:g}, is too low" in found.cause
@@ -126,7 +126,7 @@ def test_oscillating_loss(settings, losses, moved, speaks):
     [(0.5, "optimizer.lr=0.005"), (0.008, "optimizer.lr=0.0008"), (0.01, "optimizer.lr=0.001")],
 )
 def test_a_lower_rate(settings, lr, advice):
-    settings["optimizer"]["lr"] = lr
+    settings.optimizer["lr"] = lr
     found = find_oscillating_loss(looks([7.0] + [1.0, 1.25] * 5, 0.5), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [advice, "scheduler.warmup_steps=200"]
     assert (
@@ -155,14 +155,14 @@ def test_a_lower_rate(settings, lr, advice):
     ],
 )
 def test_early_plateau(settings, losses, hidden_size, speaks):
-    settings["cell"]["hidden_size"] = hidden_size
+    settings.cell["hidden_size"] = hidden_size
     found = find_early_plateau(looks(losses), 1.0, settings, LIMITS)
     assert name(found) == ("early plateau" if speaks else None)
 
 
 @pytest.mark.parametrize(("hidden_size", "advice"), [(16, 128), (100, 200)])
 def test_more_capacity(settings, hidden_size, advice):
-    settings["cell"] |= {"hidden_size": hidden_size, "num_layers": 2}
+    settings.cell |= {"hidden_size": hidden_size, "num_layers": 2}
     found = find_early_plateau(looks([1.8] * 16), 2.1, settings, LIMITS)
     assert found is not None
     assert found.advice == [f"cell.hidden_size={advice}", "cell.num_layers=3"]
@@ -213,7 +213,7 @@ def test_vanishing_gradient(settings):
     ],
 )
 def test_what_helps_against_vanishing(settings, cell, advice):
-    settings["cell"] |= cell
+    settings.cell |= cell
     found = find_vanishing_gradient(with_gradients(*[{"a": 0.0}] * 3), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [*advice, "optimizer.lr=0.0015"]
 
@@ -247,7 +247,7 @@ def test_exploding_gradient(settings, peak, gradients, layer):
     ],
 )
 def test_what_helps_against_exploding(settings, changes, advice):
-    settings["cell"]["kind"] = "rnn"
+    settings.cell["kind"] = "rnn"
     found = find_exploding_gradient(looks([1.0], peak=4096.0), 1.0, settings | changes, LIMITS)
     assert found is not None and found.advice == [*advice, "optimizer.lr=0.0005", "cell.kind=lstm"]
     assert found.evidence.startswith("within 10 steps")
@@ -278,22 +278,22 @@ def test_not_finite_in_half_precision(settings):
 )
 def test_slow_input(settings, waiting, speaks):
     given = [look._replace(waiting=w) for look, w in zip(looks([1.0] * len(waiting)), waiting, strict=True)]
-    settings["data"]["num_workers"] = 3
+    settings.data["num_workers"] = 3
     found = find_slow_input(given, 1.0, settings, LIMITS)
     assert (found is not None) == speaks
     if found is not None:
         assert found.advice == ["data.num_workers=5"]
         assert found.evidence.startswith(f"{waiting[-1]:.0%} of the time")
-        del settings["data"]["num_workers"]
+        del settings.data.num_workers
         found = find_slow_input(given, 1.0, settings, LIMITS)
         assert found is not None and found.advice == ["data.path=… on a faster disk"]
 
 
 def test_out_of_memory(settings):
-    settings["data"] |= {"batch_size": 8, "delay": 7}
-    settings["trainer"]["accumulate_grad_batches"] = 3
-    settings["cell"] |= {"backend": "scratch", "hidden_size": 9, "num_layers": 2}
-    settings["data"]["max_length"] = 41
+    settings.data |= {"batch_size": 8, "delay": 7}
+    settings.trainer["accumulate_grad_batches"] = 3
+    settings.cell |= {"backend": "scratch", "hidden_size": 9, "num_layers": 2}
+    settings.data["max_length"] = 41
     found = explain_out_of_memory(MemoryError("too much\nof it"), settings)
     assert found.evidence == (
         "too much; data.batch_size=8, data.max_length=41, data.delay=7, cell.hidden_size=9, cell.num_layers=2"
@@ -304,13 +304,13 @@ def test_out_of_memory(settings):
         "data.max_length=20",
         "cell.hidden_size=4",
     ]
-    settings["data"] |= {"batch_size": 1, "max_length": 1}
-    settings["cell"] |= {"backend": "fused", "hidden_size": 1}
-    settings["trainer"]["accelerator"] = "gpu"
+    settings.data |= {"batch_size": 1, "max_length": 1}
+    settings.cell |= {"backend": "fused", "hidden_size": 1}
+    settings.trainer["accelerator"] = "gpu"
     found = explain_out_of_memory(MemoryError(), settings)
     assert found.evidence.startswith("MemoryError; ")
     assert found.advice == ["cell.hidden_size=1", "precision=bf16"]
-    settings["precision"]["name"] = "bf16-mixed"
+    settings.precision["name"] = "bf16-mixed"
     assert explain_out_of_memory(MemoryError(), settings).advice == ["cell.hidden_size=1"]
 
 
@@ -323,8 +323,8 @@ def test_kept_graph():
 
 def test_rules_about_the_loss_wait(settings):
     """Until `patience` steps after the warm-up and ten looks; three times as long for a plateau."""
-    settings["scheduler"]["warmup_steps"] = 20
-    settings["cell"]["hidden_size"] = 16
+    settings.scheduler["warmup_steps"] = 20
+    settings.cell["hidden_size"] = 16
     still = looks([0.8] * 50, 0.0)
 
     def said(count: int, given: list[Look] = still) -> list[str]:

@@ -84,7 +84,7 @@ def test_early_stopping_continues_to_count(task, stop):
         train(broken)
     resume(broken)
     assert_same_end(broken, whole)
-    (Path(broken["run_dir"]) / "metrics.json").unlink()  # as if it had been killed in the test that follows
+    (Path(broken.run_dir) / "metrics.json").unlink()  # as if it had been killed in the test that follows
     resume(broken)
     assert_same_end(broken, whole)
 
@@ -97,7 +97,7 @@ def test_a_run_that_was_moved_resumes(task, stop, tmp_path):
     with pytest.raises(SystemExit):
         train(broken)
     elsewhere = broken | {"run_dir": str(tmp_path / "elsewhere")}
-    shutil.move(broken["run_dir"], elsewhere["run_dir"])
+    shutil.move(broken.run_dir, elsewhere["run_dir"])
     resume(elsewhere)
     assert_same_end(elsewhere, whole)
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_every_so_often(overrides, steps, task, monkeypatch):
     monkeypatch.setattr(Throughput, "on_train_batch_end", kill)
     with pytest.raises(RuntimeError, match="killed"):
         train(settings)
-    assert checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["global_step"] == steps
+    assert checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")["global_step"] == steps
 
 
 def test_minutes_have_sixty_seconds():
@@ -139,7 +139,7 @@ def test_a_checkpoint_keeps_the_metrics_of_before(task, stop):
         stop("on_train_batch_end", count)
         with pytest.raises(SystemExit):
             run(settings)
-        found.append(checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["metrics"])
+        found.append(checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")["metrics"])
         run = resume
     names = ("val/loss", "val/sequence_accuracy")
     assert [found[0][name] for name in names] == [found[1][name] for name in names]
@@ -152,15 +152,25 @@ def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(task, stop, capsys):
     with pytest.raises(SystemExit) as ended:
         train(settings)
     assert ended.value.code == 130
-    assert f"python src/train.py resume={settings['run_dir']}" in capsys.readouterr().out
-    last = f"{settings['run_dir']}/checkpoints/last.ckpt"
-    assert checkpoint.load(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3
+    assert f"python src/train.py resume={settings.run_dir}" in capsys.readouterr().out
+    last = f"{settings.run_dir}/checkpoints/last.ckpt"
+    assert (
+        checkpoint.load_checkpoint(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"][
+            "completed"
+        ]
+        == 3
+    )
     assert signal.getsignal(signal.SIGINT) == handler
     stop("on_train_batch_end", 2, [signal.SIGINT, signal.SIGINT])
     with pytest.raises(SystemExit) as ended:
         resume(settings)
     assert ended.value.code == 130
-    assert checkpoint.load(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3
+    assert (
+        checkpoint.load_checkpoint(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"][
+            "completed"
+        ]
+        == 3
+    )
     assert signal.getsignal(signal.SIGINT) == handler
 
 
@@ -191,9 +201,9 @@ def test_the_folder_is_deleted(task, monkeypatch):
     settings = task("copytask")
 
     def delete(_, trainer, *__) -> None:
-        shutil.rmtree(settings["run_dir"])
+        shutil.rmtree(settings.run_dir)
 
     monkeypatch.setattr(Throughput, "on_train_batch_end", delete)
-    with pytest.raises(FileNotFoundError, match=f"{settings['run_dir']} was deleted while"):
+    with pytest.raises(FileNotFoundError, match=f"{settings.run_dir} was deleted while"):
         train(settings)
-    assert not Path(settings["run_dir"]).exists()
+    assert not Path(settings.run_dir).exists()

@@ -29,7 +29,7 @@ TINY = [
 def ask(settings: dict, backend: str | None = None, **changes) -> dict:
     """What evaluate.py would run on the best checkpoint."""
     given = {"path": None, "cache": "unused", "test_delay": None} | changes
-    ckpt = f"{settings['run_dir']}/checkpoints/best.ckpt"
+    ckpt = f"{settings.run_dir}/checkpoints/best.ckpt"
     return evaluate(
         {"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "beam_size": None, "data": given}
     )
@@ -37,7 +37,7 @@ def ask(settings: dict, backend: str | None = None, **changes) -> dict:
 
 def build(settings: dict) -> tuple[CopyTask, data.Any]:
     torch.manual_seed(0)
-    module = data.build(settings["data"])
+    module = build_data(settings.data)
     return CopyTask(settings, module.info).double().eval(), module
 
 
@@ -74,12 +74,12 @@ def test_metrics_are_those_of_the_best_checkpoint_over_all_sequences(config):
     settings = config(*TINY, *best, "trainer.val_check_interval=10", "callbacks.early_stopping=null")
     metrics = train(settings)
     states = [
-        torch.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt", weights_only=True)["global_step"]
+        torch.load(f"{settings.run_dir}/checkpoints/{name}.ckpt", weights_only=True)["global_step"]
         for name in ("best", "last")
     ]
     assert states == [10, 20]
-    model: Any = load_model(f"{settings['run_dir']}/checkpoints/best.ckpt")
-    module = data.build(settings["data"])
+    model: Any = load_model(f"{settings.run_dir}/checkpoints/best.ckpt")
+    module = build_data(settings.data)
     for part, loader, suffix, delay in [
         ("val", module.val_dataloader(), "", 4),
         ("test", module.test_dataloader(), "", 4),
@@ -175,7 +175,7 @@ def test_chrono_takes_its_steps_from_the_task(config):
 def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, said):
     settings = config(*TINY, f"data.symbols={symbols}")
     train(settings)
-    ckpt = f"{settings['run_dir']}/checkpoints/best.ckpt"
+    ckpt = f"{settings.run_dir}/checkpoints/best.ckpt"
     code, out, _ = command("predict", f"ckpt={ckpt}", f"text={text}")
     assert code == 0 and "symbols right after 4 steps" in out
 
@@ -209,7 +209,7 @@ def test_refusals(command, override, said):
 def test_examples(config, capsys):
     settings = config(*TINY, "data.batch_size=8")
     train(settings)
-    text = (Path(settings["run_dir"]) / "examples.md").read_text()
+    text = (Path(settings.run_dir) / "examples.md").read_text()
     assert text.startswith("## Step 3\n\n| prediction | truth |\n| --- | --- |\n")
     assert len(text.strip().splitlines()) == 4 + 8
     assert "| prediction | truth |" in capsys.readouterr().out

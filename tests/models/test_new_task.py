@@ -101,7 +101,7 @@ def settings(config) -> dict:
 
 def train(task: type[Task], settings: dict, run_dir: Path, steps: int, ckpt: Path | None = None) -> Any:
     """As runs/train.py does, with every callback that is on by default."""
-    settings = settings | {"trainer": settings["trainer"] | {"max_steps": steps}, "run_dir": str(run_dir)}
+    settings = settings | {"trainer": settings.trainer | {"max_steps": steps}, "run_dir": str(run_dir)}
     torch.manual_seed(0)
     trainer = L.Trainer(
         max_steps=steps,
@@ -113,7 +113,7 @@ def train(task: type[Task], settings: dict, run_dir: Path, steps: int, ckpt: Pat
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=MetricsCSV(str(run_dir)),
-        callbacks=[instantiate(callback) for callback in settings["callbacks"].values() if callback],
+        callbacks=[instantiate(callback) for callback in settings.callbacks.values() if callback],
         plugins=[CheckpointIO()],
         default_root_dir=run_dir,
     )

@@ -1,6 +1,7 @@
 """trainer=ddp through the real command: two processes, the numbers of one."""
 
 import csv
+import importlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from lstmlab import checkpoint
 from lstmlab.config import PROJECT
 from lstmlab.data.text import TextBatch
 from lstmlab.distributed import take_own_rows
+from lstmlab.models.base import Task
 from lstmlab.runs.launch import work
 from lstmlab.runs.train import train
 from lstmlab.schema import TrainConfig
@@ -48,11 +51,15 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def two(settings: TrainConfig) -> list:
-    """What the command starts, without the seconds that it takes to import torch in each."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def two(settings: TrainConfig) -> list:
+    """What the command starts, without the seconds that it takes to import torch in each."""
+    port = free_port()
     return [fork(work, rank, settings.to_plain(), port, RESULTS) for rank in (0, 1)]
 
 
@@ -100,21 +107,36 @@ def test_two_processes_give_the_numbers_of_one(name, config, text_file):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def work_until(batch: int, rank: int, settings: TrainConfig, port: int) -> None:
+    """`work`, in which the second process gets SIGTERM as it begins this batch of the first epoch."""
+
+    def begin_batch(_: Task, __: Any, batch_idx: int) -> None:
+        if (rank, batch_idx) == (1, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    module, name = settings.model.module.split(".")
+    getattr(importlib.import_module(f"lstmlab.models.{module}"), name).on_train_batch_start = begin_batch
+    work(rank, settings.to_plain(), port, RESULTS)
+
+
+@pytest.mark.parametrize("batch", [6, 7], ids=["in a step", "between steps"])
 @pytest.mark.parametrize("name", TASKS)
-def test_the_end_is_the_same(name, config, text_file):
-    """With dropout, broken off in the midst of an epoch by SIGTERM to one of them: bit for bit."""
+def test_the_end_is_the_same(name, batch, config, text_file):
+    """With dropout, interrupted in the middle of an epoch by SIGTERM to one of them: bit for bit."""
     more = ["model.r_drop=1", "callbacks=averaging"] if name == "seq2seq" else []
     whole, broken = (config(*overrides(name, text_file), *DDP, *more) for _ in range(2))
     assert codes(two(whole)) == [0, 0]
-    last = Path(broken.run_dir) / "checkpoints/last.ckpt"
-    begun = two(broken)
-    wait_for_checkpoint(last)
-    begun[1].terminate()
-    assert codes(begun) == [143, 143]
-    loaded = checkpoint.load_checkpoint(str(last))
-    assert 0 < loaded["global_step"] < len(losses(Path(whole.run_dir)))
-    (other,) = loaded["resume"]["random_states_of_others"]  # and so other dropout masks
-    assert not torch.equal(other["torch"], loaded["resume"]["random_states"]["torch"])
+    port = free_port()
+    assert codes([fork(work_until, batch, rank, broken, port) for rank in (0, 1)]) == [143, 143]
+
+    loaded = checkpoint.load_checkpoint(f"{broken.run_dir}/checkpoints/last.ckpt")
+    assert loaded["global_step"] == (batch + 1) // 2
+    first, second = loaded["resume"]["processes"]
+    assert not torch.equal(first["random_states"]["torch"], second["random_states"]["torch"])
+    assert first["gradients"].keys() == second["gradients"].keys()
+    assert bool(first["gradients"]) == (batch == 6)
+    assert not any(torch.equal(g, second["gradients"][name]) for name, g in first["gradients"].items())
+
     assert codes(two(resumed(broken))) == [0, 0]
     assert_same_end(broken, whole)
 

@@ -54,13 +54,16 @@ class LastCheckpoint(Checkpoint):
         earlier = 0.0
         if self.resume_state is not None:
             earlier = self.resume_state["seconds"]
-            for name, gradient in self.resume_state["gradients"].items():
-                pl_module.get_parameter(name).grad = gradient.to(pl_module.device)
-            others = self.resume_state.get("random_states_of_others", [])
-            states = [self.resume_state["random_states"], *others]
+            processes = self.resume_state["processes"]
             # there may be more processes now than there were
-            if distributed.rank() < len(states):
-                set_random_states(states[distributed.rank()])
+            if distributed.rank() < len(processes):
+                set_random_states(processes[distributed.rank()]["random_states"])
+            # each resumes from its own gradients: their mean would be summed in another order
+            if distributed.world_size() == len(processes):
+                processes = [processes[distributed.rank()]]
+            for name in processes[0]["gradients"]:
+                mean = torch.stack([process["gradients"][name] for process in processes]).mean(0)
+                pl_module.get_parameter(name).grad = mean.to(pl_module.device)
             self.resume_state = None
         self.start = time.monotonic() - earlier
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
@@ -86,15 +89,13 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         csv_logs = [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
         rows = sum(logger.experiment.rows for logger in csv_logs) if trainer.is_global_zero else 0
-        states, *others = distributed.gather_objects(random_states())
         incomplete = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches
         parameters = pl_module.named_parameters() if incomplete else []
+        gradients = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}
         checkpoint["resume"] = {
-            "random_states": states,
-            "random_states_of_others": others,  # the processes after the first
-            "gradients": {
-                name: trainer.strategy.reduce(p.grad.clone()) for name, p in parameters if p.grad is not None
-            },
+            "processes": distributed.gather_objects(
+                {"random_states": random_states(), "gradients": gradients}
+            ),
             "rows": rows,
             "seconds": time.monotonic() - self.start,
         }
