@@ -49,7 +49,7 @@ def pytest_addoption(parser) -> None:
 def compose_train(*overrides: str) -> TrainConfig:
     """The checked configuration that train.py would run."""
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
-        return check("train", to_to_plain(compose("train", list(overrides))))
+        return check("train", to_plain(compose("train", list(overrides))))
 
 
 @pytest.fixture

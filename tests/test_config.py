@@ -507,7 +507,7 @@ def test_a_mistake_ends_in_one_sentence(command, files, offline, tmp_path, name,
 def test_what_is_allowed(name, typed, tmp_path):
     given = [f"run_dir={tmp_path}"] if name in ("train", "bench") else []
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
-        check(name, to_to_plain(compose(name, [*given, *typed.split()])))
+        check(name, to_plain(compose(name, [*given, *typed.split()])))
 
 
 def test_hydra_replaces_nothing_in_a_path(command, trained, tmp_path):

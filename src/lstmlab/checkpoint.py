@@ -12,7 +12,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lstmlab.atomic import replace_file
-from lstmlab.models import Task, build_model
+from lstmlab.models import build_model
+from lstmlab.models.base import Task
 from lstmlab.schema import CheckpointConfig, check
 
 FORMAT = 2  # raised whenever checkpoints written before can no longer be opened
@@ -56,12 +57,14 @@ def find_checkpoint(path: str) -> Path:
     if file.is_dir():
         file /= "checkpoints/best.ckpt"
     if not file.is_file():
-        raise FileNotFoundError(f"ckpt={path}: no such file: {file}")
+        missing = "a folder without checkpoints/best.ckpt" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"ckpt={path}: {missing}")
     return file
 
 
-def find_run_folder(ckpt: Path) -> Path:
-    """The folder of the run that wrote a checkpoint; of a file that was moved, the folder where it lies."""
+def find_run_folder(path: str) -> Path:
+    """The folder of the run that wrote checkpoint `path`; of a file that was moved, where it lies."""
+    ckpt = find_checkpoint(path)
     return ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
 
 

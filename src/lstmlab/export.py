@@ -40,7 +40,7 @@ def export(config: ExportConfig) -> list[Path]:
     task has no graph, a cell has no ONNX operator or a package is missing.
     """
     model = load_model(config.ckpt)
-    folder = Path(config.folder or find_run_folder(Path(config.ckpt)) / "export")
+    folder = Path(config.folder or find_run_folder(config.ckpt) / "export")
 
     described = load_checkpoint(config.ckpt)["hyper_parameters"]
     files = onnx_files if config.format == "onnx" else safetensors_files

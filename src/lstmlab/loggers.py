@@ -20,7 +20,6 @@ from lstmlab.atomic import replace_file
 from lstmlab.config import is_sweep
 from lstmlab.schema import TrainConfig
 from lstmlab.tables import markdown
-from lstmlab.targets import build_target
 
 
 class MetricsCSV(CSVLogger):
@@ -95,7 +94,7 @@ def build_loggers(config: TrainConfig, resumed_at: int | None) -> list[Logger]:
     loggers: list[Logger] = [MetricsCSV(config.run_dir)]
     for name, settings in config.logger.items():
         more = {"purge_step": resumed_at} if settings.target.endswith("TensorBoardLogger") else {}
-        logger = build_target(f"logger.{name}", settings, Logger, **more)
+        logger = settings.build(f"logger.{name}", Logger, **more)
         if isinstance(logger, WandbLogger) and distributed.rank() == 0:
             logger.experiment.config.update(config.to_plain(), allow_val_change=True)
             monitor, mode = config.model.monitor, config.model.monitor_mode

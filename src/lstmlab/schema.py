@@ -5,6 +5,8 @@ settings are attributes: `config.cell.hidden_size`. A new task is a subclass of 
 one of `DataConfig`.
 """
 
+import importlib
+import inspect
 from collections.abc import Mapping
 from functools import reduce
 from operator import or_
@@ -28,7 +30,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lstmlab.cells import BACKENDS, KINDS  # torch-free
+from lstmlab.cells.kinds import BACKENDS, KINDS  # torch-free
 
 Share = Annotated[float, Field(ge=0, lt=1)]  # of something dropped
 Backend = Literal["scratch", "fused", "torch"]
@@ -83,11 +85,34 @@ class Target(Group):
     def arguments(self) -> dict[str, Any]:
         return {key: value for key, value in self.to_plain().items() if key != "_target_"}
 
+    def load(self, key: str, base: type, positional: int = 0) -> type:
+        """Import the class, which takes the arguments after `positional` others; `key` names it in errors.
+
+        Raises ValueError, in one sentence, if there is no such class, if it is no subclass of `base`, or if
+        it does not take these arguments.
+        """
+        module, _, name = self.target.rpartition(".")
+        try:
+            loaded = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"{key}._target_={self.target} cannot be imported: {error}") from error
+        if not (isinstance(loaded, type) and issubclass(loaded, base)):
+            raise ValueError(f"{key}._target_={self.target} must be a subclass of {base.__name__}")
+        try:
+            inspect.signature(loaded).bind(*[None] * positional, **self.arguments())
+        except TypeError as error:
+            raise ValueError(f"{key} does not fit {self.target}: {error}") from None
+        return loaded
+
+    def build(self, key: str, base: type, *positional: Any, **more: Any) -> Any:
+        """An instance of the class. Raises what `load` raises."""
+        return self.load(key, base, len(positional))(*positional, **self.arguments(), **more)
+
 
 class OpenTarget(Target):
     """A class that may be the user's own, with any plain arguments: nothing that is built in turn.
 
-    It is imported, and its arguments compared with its signature, when a run starts: `targets`.
+    It is imported, and its arguments compared with its signature, when a run starts.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -651,6 +676,7 @@ def check(command: str, config: dict[str, Any]) -> Any:
                 keys.append(str(part))
                 node = node.get(part)
         message, value = first["msg"][0].lower() + first["msg"][1:], first["input"]
+        message = message.replace("tuple should", "list should").replace(" after validation", "")
         if first["type"] == "union_tag_invalid":  # data.name and the like, optimizer._target_
             by_name = first["ctx"]["discriminator"] in ("'name'", "scheduler_name()")
             keys.append("name" if by_name else "_target_")

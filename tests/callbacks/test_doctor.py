@@ -19,7 +19,7 @@ from lstmlab.callbacks import doctor
 from lstmlab.callbacks.diagnosis import Look, diagnose
 from lstmlab.callbacks.throughput import Throughput
 from lstmlab.config import PROJECT
-from lstmlab.data import text
+from lstmlab.data import build_data, text
 from lstmlab.models import charlm
 from lstmlab.runs.train import train
 from lstmlab.schema import Limits

@@ -5,6 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import SMALL
+from lstmlab.data import build_data
 from lstmlab.models import charlm
 from lstmlab.models.base import Unsupported
 from lstmlab.runs.train import train

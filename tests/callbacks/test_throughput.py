@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lstmlab.callbacks import throughput
+from lstmlab.data import build_data
 from lstmlab.runs.train import train
 from same_end import HARD, TASKS, overrides
 

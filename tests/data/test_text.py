@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lstmlab.data import build_data
 from lstmlab.data import text as text_module
 from lstmlab.data.text import UNKNOWN, encode
 

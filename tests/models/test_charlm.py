@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from conftest import Times
 from lstmlab.checkpoint import load_model
+from lstmlab.data import build_data
 from lstmlab.data.text import TextBatch
 from lstmlab.models.charlm import CharLM
 from lstmlab.runs.evaluate import evaluate

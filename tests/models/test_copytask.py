@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from conftest import SMALL
-from lstmlab import data
 from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
+from lstmlab.data import build_data
 from lstmlab.models.copytask import CopyTask
 from lstmlab.runs.evaluate import evaluate
 from lstmlab.runs.train import train
@@ -35,7 +35,7 @@ def ask(settings: dict, backend: str | None = None, **changes) -> dict:
     )
 
 
-def build(settings: dict) -> tuple[CopyTask, data.Any]:
+def build(settings: dict) -> tuple[CopyTask, Any]:
     torch.manual_seed(0)
     module = build_data(settings.data)
     return CopyTask(settings, module.info).double().eval(), module

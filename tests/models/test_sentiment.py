@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from conftest import SMALL, Times
 from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
+from lstmlab.data import build_data
 from lstmlab.data.sentiment import SentimentBatch, encode_reviews
 from lstmlab.models.sentiment import Sentiment
 from lstmlab.runs.evaluate import evaluate

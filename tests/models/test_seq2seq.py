@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from conftest import SMALL, Times
 from lstmlab.checkpoint import load_model
+from lstmlab.data import build_data
 from lstmlab.data.translation import TranslationBatch, encode_sources
 from lstmlab.models.seq2seq import Seq2Seq
 from lstmlab.runs.evaluate import evaluate

@@ -31,7 +31,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     Raises what `load_checkpoint`, the task's `read_text` and the data module raise, and Unsupported for a
     task that has no cell or no text.
     """
-    ckpt, changes = Path(config.ckpt), {k: v for k, v in config.data.items() if v is not None}
+    changes = {k: v for k, v in config.data.items() if v is not None}
     model: Any = load_model(config.ckpt, "scratch")
     held_out: Any = None
     note = ""
@@ -45,7 +45,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     if unknown := [n for n in shown if n not in values]:
         raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
 
-    folder = Path(config.folder or find_run_folder(ckpt) / "analysis")
+    folder = Path(config.folder or find_run_folder(config.ckpt) / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"tokens": np.array(text)} | {n: v.numpy() for n, v in values.items()}
     np.savez(folder / "traces.npz", **arrays)
@@ -54,7 +54,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     shape = f"{cell.kind}, {cell.num_layers} × {cell.hidden_size}"
     retain = gates.RETAINS.get(cell.kind)
     half_lives = None if retain is None else gates.half_life(values[retain])  # (L, D, H)
-    parts = [f"# Inside {ckpt}\n\n{task}: {shape}. {len(text):,} steps traced."]
+    parts = [f"# Inside {config.ckpt}\n\n{task}: {shape}. {len(text):,} steps traced."]
     parts += report_gates(values, text, retain, half_lives, folder)
     if config.probe_steps:
         probed = held_out.head(config.probe_steps)
@@ -65,7 +65,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     if (figure := model.draw_rows(rows)) is not None:
         figure.savefig(folder / "attention.png")
 
-    subtitle = f"{shape} · {len(text):,} steps · {ckpt}"
+    subtitle = f"{shape} · {len(text):,} steps · {config.ckpt}"
     features = model.text_features(rows, config.language)
     page = {name: values[name] for name in shown}
     write_page(folder / "page.html", f"Inside {task}", subtitle, text, page, features, half_lives)

@@ -8,7 +8,6 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from lstmlab.schema import OptimizerConfig
-from lstmlab.targets import build_target
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -17,10 +16,10 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
     if config.matrices_only:
-        of_matrices = build_target("optimizer", config, Optimizer, matrices)
+        of_matrices = config.build("optimizer", Optimizer, matrices)
         return TwoOptimizers(of_matrices, AdamW(vectors, config.lr, weight_decay=0.0))
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return build_target("optimizer", config, Optimizer, groups)
+    return config.build("optimizer", Optimizer, groups)
 
 
 class TwoOptimizers(Optimizer):

@@ -6,7 +6,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
 from lstmlab.schema import CosineConfig, OwnSchedulerConfig, PlateauConfig, TrainConfig
-from lstmlab.targets import build_target
 
 
 def build_schedules(
@@ -18,7 +17,7 @@ def build_schedules(
     """
     settings, steps = config.scheduler, config.trainer.max_steps
     if isinstance(settings, OwnSchedulerConfig):
-        return build_target("scheduler", settings, LRScheduler, optimizer), None
+        return settings.build("scheduler", LRScheduler, optimizer), None
     warmup = settings.warmup_steps
     if isinstance(settings, PlateauConfig):
         # PyTorch lowers the rate only once there are more bad validations than its patience

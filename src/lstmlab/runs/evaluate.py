@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
-from lstmlab.models import Task
+from lstmlab.models.base import Task
 from lstmlab.schema import EvaluateConfig
 
 

@@ -109,7 +109,7 @@ def find_start(config: TrainConfig) -> Start:
     before = checkpoint["hyper_parameters"]["config"]
     changes = find_changes(before, config.to_plain())
     longer = [key for key in changes if key in LENGTH]
-    if of_run and not longer and read_metrics(config.run_dir) is not None:
+    if of_run and not longer and (Path(config.run_dir) / "metrics.json").exists():
         raise ValueError(
             f"resume={path.parents[1]}: this run has ended; to extend it, raise trainer.max_epochs"
         )

@@ -31,10 +31,10 @@ from lstmlab.atomic import replace_file
 from lstmlab.checkpoint import CheckpointIO, find_device, load_checkpoint
 from lstmlab.data import build_data
 from lstmlab.loggers import add_wandb_ids, build_loggers
-from lstmlab.models import Task, build_model
+from lstmlab.models import build_model
+from lstmlab.models.base import Task
 from lstmlab.runs.resume import Start, find_repeated_run, find_start, read_metrics
 from lstmlab.schema import OwnSchedulerConfig, TrainConfig
-from lstmlab.targets import build_target, load_target
 
 # Silence Lightning's start-up banner and its advertising
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -92,14 +92,14 @@ def train(config: TrainConfig) -> dict[str, float]:
 
 def check_targets(config: TrainConfig) -> None:
     """Import the classes that the configuration names. Raises what `load_target` raises."""
-    load_target("optimizer", config.optimizer, Optimizer, positional=1)
+    config.optimizer.load("optimizer", Optimizer, positional=1)
     if isinstance(config.scheduler, OwnSchedulerConfig):
-        load_target("scheduler", config.scheduler, LRScheduler, positional=1)
+        config.scheduler.load("scheduler", LRScheduler, positional=1)
     for name, logger in config.logger.items():
-        load_target(f"logger.{name}", logger, Logger)
+        logger.load(f"logger.{name}", Logger)
     for name, callback in config.callbacks.items():
         if callback is not None:
-            load_target(f"callbacks.{name}", callback, L.Callback)
+            callback.load(f"callbacks.{name}", L.Callback)
 
 
 def set_up_process(config: TrainConfig) -> TrainConfig:
@@ -174,7 +174,7 @@ def check_continues(config: TrainConfig, start: Start, info: dict[str, Any]) -> 
 
 def build_callbacks(config: TrainConfig) -> list[L.Callback]:
     return [
-        build_target(f"callbacks.{name}", settings, L.Callback)
+        settings.build(f"callbacks.{name}", L.Callback)
         for name, settings in config.callbacks.items()
         if settings is not None
     ]
