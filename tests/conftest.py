@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from lstmlab.config import PROJECT, to_plain
 from lstmlab.data import build_data
 from lstmlab.runs.train import train
-from lstmlab.schema import AnyData, TrainConfig, check
+from lstmlab.schema import AnyData, EvaluateConfig, TrainConfig, check
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
@@ -50,6 +50,13 @@ def compose_train(*overrides: str) -> TrainConfig:
     """The checked configuration that train.py would run."""
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
         return check("train", to_plain(compose("train", list(overrides))))
+
+
+def ask(ckpt: str, backend: str | None = None, **data: Any) -> EvaluateConfig:
+    """What evaluate.py would run: `data` are keys of its data group."""
+    settings = {"path": None, "cache": "unused", "test_delay": None} | data
+    how = {"accelerator": "cpu", "beam_size": None}
+    return check("evaluate", {"ckpt": ckpt, "backend": backend, "data": settings, **how})
 
 
 @pytest.fixture

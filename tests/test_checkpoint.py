@@ -14,6 +14,7 @@ import torch
 
 from lstmlab import checkpoint
 from lstmlab.export import export
+from lstmlab.schema import ExportConfig
 
 
 def equal(one, other) -> bool:
@@ -204,7 +205,7 @@ def test_an_archive_that_is_no_checkpoint(tmp_path):
 @pytest.mark.parametrize("altered", ["shape", "dtype", "name"])
 def test_the_checksum_is_of_what_is_said_about_the_numbers_too(tmp_path, whole, altered):
     """These stand there as they did, but as another matrix."""
-    (file,) = export({"ckpt": str(whole), "format": "safetensors", "folder": str(tmp_path)})
+    (file,) = export(ExportConfig(ckpt=str(whole), format="safetensors", folder=str(tmp_path)))
     content = file.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -223,7 +224,7 @@ def test_the_checksum_is_of_what_is_said_about_the_numbers_too(tmp_path, whole, 
 def test_damage_never_goes_unnoticed(tmp_path, whole, pytestconfig, kind):
     """Cut anywhere, or with a bit flipped anywhere: refused, or (in a time stamp, say) read as it was."""
     if kind == "safetensors":
-        (whole,) = export({"ckpt": str(whole), "format": kind, "folder": str(tmp_path)})
+        (whole,) = export(ExportConfig(ckpt=str(whole), format=kind, folder=str(tmp_path)))
     expected, content, rng = checkpoint.load_checkpoint(str(whole)), whole.read_bytes(), random.Random(0)
     path = tmp_path / f"x.{kind}"
     refused = 0

@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lstmlab.config import PROJECT, quote_raw
+from lstmlab.config import PROJECT, quote_raw, to_plain
 from lstmlab.schema import check
 
 TEXTS = [

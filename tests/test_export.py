@@ -11,6 +11,7 @@ import torch
 from lstmlab import checkpoint
 from lstmlab.checkpoint import load_model
 from lstmlab.export import export
+from lstmlab.schema import ExportConfig
 
 SIZES = [(1, 1), (3, 17), (7, 4)]  # rows, steps
 
@@ -27,7 +28,7 @@ def exported(tmp_path, trained):
         for tensor in content["state_dict"].values():
             tensor.normal_(std=0.7)
         torch.save(content, path)
-        files = export({"ckpt": path, "format": "onnx", "folder": str(tmp_path / "onnx")})
+        files = export(ExportConfig(ckpt=path, format="onnx", folder=str(tmp_path / "onnx")))
         sessions = {file.stem: onnxruntime.InferenceSession(file) for file in files}
 
         def run(graph: str, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL
+from conftest import SMALL, ask
 from lstmlab import checkpoint
 from lstmlab.callbacks.examples import Examples
 from lstmlab.callbacks.throughput import Throughput
@@ -70,9 +70,7 @@ def test_the_average(name, from_step, config, text_file, weights):
         torch.testing.assert_close(current, weights["training"][saved["global_step"]], rtol=0, atol=0)
     assert saved["global_step"] == steps[-1] > from_step + 5
     assert max((average[key] - current[key]).abs().max() for key in average) > 1e-3
-    data = {"path": None, "cache": settings.data.get("cache", ""), "test_delay": None}
-    ask = {"ckpt": str(folder / "best.ckpt"), "backend": None, "accelerator": "cpu", "beam_size": None}
-    found = evaluate(ask | {"data": data})
+    found = evaluate(ask(str(folder / "best.ckpt"), cache=getattr(settings.data, "cache", "")))
     losses = [key for key in found if "loss" in key]
     assert losses and all(found[key] == pytest.approx(metrics[key], rel=1e-4) for key in losses)
 

@@ -22,7 +22,7 @@ from lstmlab.config import PROJECT
 from lstmlab.data import build_data, text
 from lstmlab.models import charlm
 from lstmlab.runs.train import train
-from lstmlab.schema import Limits
+from lstmlab.schema import Limits, TrainConfig
 from same_end import resume
 
 QUICK = [
@@ -42,7 +42,7 @@ CHARLM = [
 COPY = [*QUICK, "model=copytask", "cell=fused", "data.batch_size=4", "cell.hidden_size=8"]
 
 
-def findings(settings: dict) -> dict[str, str]:
+def findings(settings: TrainConfig) -> dict[str, str]:
     """Name → text of what doctor.md holds."""
     file = Path(settings.run_dir) / "doctor.md"
     parts = file.read_text(encoding="utf-8").split("## Step ")[1:] if file.exists() else []
@@ -113,7 +113,7 @@ def test_a_fault_is_named(config, capsys, fault, overrides, evidence, override, 
     assert fault in capsys.readouterr().out
 
 
-def looks_of(settings: dict) -> list[Look]:
+def looks_of(settings: TrainConfig) -> list[Look]:
     """Those in last.ckpt."""
     saved = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")
     return [Look(*values) for values in saved["callbacks"]["Doctor"]["looks"]]

@@ -11,6 +11,7 @@ from lstmlab import checkpoint
 from lstmlab.callbacks.last import LastCheckpoint
 from lstmlab.callbacks.throughput import Throughput
 from lstmlab.runs.train import train
+from lstmlab.schema import TrainConfig
 from same_end import assert_same_end, overrides, resume
 
 
@@ -56,7 +57,7 @@ AVERAGING = ["callbacks=averaging", "callbacks.averaging.decay=0.9", "model.tie_
 def test_the_end_is_the_same(name, more, task, stop):
     whole, broken = task(name, *more), task(name, *more)
     train(whole)
-    run: Callable[[dict], object] = train
+    run: Callable[[TrainConfig], object] = train
     # within a step of two batches; as a validation is due; at an epoch's end; within two validations
     for hook, count in [
         ("on_train_batch_end", 1),
@@ -133,7 +134,7 @@ def test_minutes_have_sixty_seconds():
 def test_a_checkpoint_keeps_the_metrics_of_before(task, stop):
     """Also a checkpoint before the first validation of a resumed run."""
     settings = task("copytask")
-    run: Callable[[dict], object] = train
+    run: Callable[[TrainConfig], object] = train
     found = []
     for count in (7, 1):  # a validation comes after 5 batches
         stop("on_train_batch_end", count)
@@ -186,14 +187,13 @@ def test_slurm_requeues_and_the_same_command_resumes(task, stop, monkeypatch, tm
     job |= {"PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in job.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    before = dict(broken)
     stop("on_train_batch_end", 7, [signal.SIGUSR1, signal.SIGTERM])
     with pytest.raises(SystemExit) as ended:
         train(broken)
     assert ended.value.code == 143
     assert asked.read_text() == "requeue 7\n"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    train(before)
+    train(broken)
     assert_same_end(broken, whole)
 
 

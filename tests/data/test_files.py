@@ -14,6 +14,7 @@ import pytest
 
 from lstmlab.config import PROJECT
 from lstmlab.data.files import read_splits
+from lstmlab.schema import HubConfig
 
 FILES = {"train": "train-*.parquet", "test": "test-*.parquet"}
 COLUMNS = {"text": str, "label": int}
@@ -34,7 +35,7 @@ def write(path, **columns):
 
 
 def read(folder):
-    config = {"path": str(folder), "hub": "some/where", "revision": "main"}
+    config = HubConfig.model_validate({"path": str(folder), "hub": "some/where", "revision": "main"})
     return read_splits(config, FILES, COLUMNS, "data=reviews")
 
 
@@ -51,7 +52,7 @@ def test_jsonl(tmp_path):
     for split in ("train", "test"):
         lines = [json.dumps({"en": f"{split} {i}", "de": "ä"}, ensure_ascii=False) for i in range(2)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    config = {"path": str(tmp_path), "hub": "some/where", "revision": "main"}
+    config = HubConfig.model_validate({"path": str(tmp_path), "hub": "some/where", "revision": "main"})
     files = {"train": "train.jsonl", "test": "test.jsonl"}
     splits = read_splits(config, files, {"de": str, "en": str}, "data=dates")
     assert splits["train"] == {"de": ["ä", "ä"], "en": ["train 0", "train 1"]}
@@ -161,7 +162,7 @@ def test_of_a_hubs_files_only_those_that_are_read_are_fetched(folder, tmp_path):
 
 def test_no_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    config = {"path": None, "hub": "no-such/set", "revision": "main"}
+    config = HubConfig.model_validate({"path": None, "hub": "no-such/set", "revision": "main"})
     with pytest.raises(OSError, match=r"no-such/set .*data\.path=FOLDER.* data=reviews") as error:
         read_splits(config, FILES, COLUMNS, "data=reviews")
     assert "\n" not in str(error.value)
@@ -169,7 +170,7 @@ def test_no_network(monkeypatch):
 
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"en": "a", "de": "b"}\n{"en": "a", "de"\n')
-    config = {"path": str(tmp_path), "hub": "some/where", "revision": "main"}
+    config = HubConfig.model_validate({"path": str(tmp_path), "hub": "some/where", "revision": "main"})
     with pytest.raises(OSError, match=r"cannot read train\.jsonl in data\.path=") as error:
         read_splits(config, {"train": "train.jsonl"}, {"de": str, "en": str}, "data=dates")
     assert "\n" not in str(error.value)

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import Times
+from conftest import Times, ask
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
 from lstmlab.data.text import TextBatch
 from lstmlab.models.charlm import CharLM
 from lstmlab.runs.evaluate import evaluate
 from lstmlab.runs.train import train
+from lstmlab.schema import TrainConfig
 
 PLAIN = ["model.dropout=0", "cell.dropout=0"]
 
@@ -24,7 +25,7 @@ def model(config, small):
     return CharLM(config(*small, *PLAIN), {"vocabulary": "\ufffdabcdefgh"}).double().eval()
 
 
-def rows(settings: dict, column: str) -> list[float]:
+def rows(settings: TrainConfig, column: str) -> list[float]:
     with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         return [float(row[column]) for row in csv.DictReader(file) if row[column]]
 
@@ -128,15 +129,7 @@ def test_backends_have_the_same_loss_curve_and_open_each_others_checkpoints(conf
         curves[backend] = rows(settings, "train/loss")
         assert len(curves[backend]) == 50
         torch.testing.assert_close(curves[backend], curves["torch"], atol=1e-5, rtol=0)
-        again = evaluate(
-            {
-                "ckpt": settings.run_dir + "/checkpoints/best.ckpt",
-                "backend": "scratch",
-                "accelerator": "cpu",
-                "beam_size": None,
-                "data": {"path": None, "cache": settings.data.cache},
-            }
-        )
+        again = evaluate(ask(settings.run_dir, "scratch", cache=settings.data.cache))
         for name in ("val/loss_stateful", "val/loss_cold", "val/perplexity"):
             assert again[name] == pytest.approx(metrics[name], abs=1e-5)
 

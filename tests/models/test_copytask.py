@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SMALL
+from conftest import SMALL, ask
 from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
 from lstmlab.models.copytask import CopyTask
 from lstmlab.runs.evaluate import evaluate
 from lstmlab.runs.train import train
+from lstmlab.schema import TrainConfig
 
 TINY = [
     *SMALL,
@@ -26,16 +27,7 @@ TINY = [
 ]
 
 
-def ask(settings: dict, backend: str | None = None, **changes) -> dict:
-    """What evaluate.py would run on the best checkpoint."""
-    given = {"path": None, "cache": "unused", "test_delay": None} | changes
-    ckpt = f"{settings.run_dir}/checkpoints/best.ckpt"
-    return evaluate(
-        {"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "beam_size": None, "data": given}
-    )
-
-
-def build(settings: dict) -> tuple[CopyTask, Any]:
+def build(settings: TrainConfig) -> tuple[CopyTask, Any]:
     torch.manual_seed(0)
     module = build_data(settings.data)
     return CopyTask(settings, module.info).double().eval(), module
@@ -137,19 +129,19 @@ def test_the_backends_agree_on_a_checkpoint(config, kind):
     metrics = train(settings)
     for backend in BACKENDS:
         if kind in BACKENDS[backend]:
-            again = ask(settings, backend)
+            again = evaluate(ask(settings.run_dir, backend))
             assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
 
 
 def test_evaluation_at_other_delays(config):
     settings = config(*TINY)
     metrics = train(settings)
-    again = ask(settings, test_delay=[4, 7])
+    again = evaluate(ask(settings.run_dir, test_delay=[4, 7]))
     assert again["test/loss"] == pytest.approx(metrics["test/loss"], abs=1e-6)
     other = train(config(*TINY, "data.test_delay=7"))
     assert again["test/loss_delay7"] == pytest.approx(other["test/loss_delay7"], abs=1e-6)
     with pytest.raises(ValueError, match=r"data.path=x: data=copy has no such key"):
-        ask(settings, path="x")
+        evaluate(ask(settings.run_dir, path="x"))
 
 
 def test_chrono_takes_its_steps_from_the_task(config):

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import SMALL, Times
+from conftest import SMALL, Times, ask
 from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
@@ -148,11 +148,7 @@ def test_the_backends_agree_on_a_checkpoint(config, small, kind):
     metrics = train(settings)
     for backend in BACKENDS:
         if kind in BACKENDS[backend]:
-            given = {"path": None, "cache": settings.data.cache}
-            ckpt = settings.run_dir + "/checkpoints/best.ckpt"
-            again = evaluate(
-                {"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "beam_size": None, "data": given}
-            )
+            again = evaluate(ask(settings.run_dir, backend, cache=settings.data.cache))
             assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
             assert "test/auroc" in again and "val/f1" in again
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import SMALL, Times
+from conftest import SMALL, Times, ask
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
 from lstmlab.data.translation import TranslationBatch, encode_sources
@@ -346,9 +346,8 @@ def test_metrics_of_the_test_set(run, capsys):
     assert isinstance(model, Seq2Seq)
     module = build_data(settings.data)
     module.setup("fit")
-    options = {"ckpt": ckpt, "backend": "scratch", "accelerator": "cpu", "beam_size": None}
-    options["data"] = {"path": None, "cache": settings.data.cache}
-    greedy = evaluate(options | {"beam_size": 1})
+    options = ask(ckpt, "scratch", cache=settings.data.cache)
+    greedy = evaluate(options.replace({"beam_size": 1}))
     for part, beam_size, metrics in (("val", 1, trained), ("test", 1, greedy), ("test", 5, trained)):
         sources, targets = module.read()[part]
         predictions = model.translate(*encode_sources(model.info, sources), beam_size, 1.0)
