@@ -16,12 +16,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck
 from omegaconf import DictConfig, OmegaConf
-from pydantic import TypeAdapter
 
 from lstmlab.config import PROJECT, to_plain
 from lstmlab.data import build_data
 from lstmlab.runs.train import train
-from lstmlab.schema import AnyData, EvaluateConfig, TrainConfig, check
+from lstmlab.schema import EvaluateConfig, TrainConfig, check
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
@@ -46,6 +45,7 @@ def pytest_addoption(parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="of each task, at random moments")
 
 
+@functools.cache
 def compose_train(*overrides: str) -> TrainConfig:
     """The checked configuration that train.py would run."""
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
@@ -165,10 +165,12 @@ def module(tmp_path) -> Callable:
 
     def build(name: str, seed: int = 0, info: dict | None = None, **changes):
         written = OmegaConf.load(PROJECT / f"conf/data/{name}.yaml")
-        settings = OmegaConf.merge(written, {"cache": str(tmp_path / "cache")}, changes)
+        cache = {"cache": str(tmp_path / "cache")} if "cache" in written else {}
+        settings = OmegaConf.merge(written, cache, changes)
         assert isinstance(settings, DictConfig)
-        checked = TypeAdapter(AnyData).validate_python(to_plain(settings))
-        built = build_data(checked, seed, info)
+        others = {key: getattr(compose_train("run_dir=x"), key).to_plain() for key in ("model", "cell")}
+        checked = check("checkpoint", {"data": to_plain(settings), **others, "seed": seed})
+        built = build_data(checked.data, seed, info)
         built.prepare_data()
         built.setup("fit")
         return built

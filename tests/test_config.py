@@ -147,7 +147,7 @@ WRONG = [
     (
         "train",
         "optimizer._target_=os.system",
-        "optimizer._target_=os.system: input should be 'torch.optim",
+        "optimizer._target_=os.system must be a subclass of Optimizer",
     ),
     (
         "train",
@@ -302,7 +302,7 @@ WRONG = [
     ("train", "-m sweep=optuna optimizer.lr=1 cell.dropout=0 cell.hidden_size=8", "has nothing to search"),
     ("predict", "text=a", "ckpt is required: ckpt=…"),
     ("predict", "ckpt=nowhere.ckpt text=a", "ckpt=nowhere.ckpt: no such file"),
-    ("predict", "ckpt={folder} text=a", "ckpt={folder}: a folder, not a file"),
+    ("predict", "ckpt={folder} text=a", "ckpt={folder}: a folder without checkpoints/best.ckpt"),
     ("predict", "ckpt={empty} text=a", "ckpt={empty} is empty"),
     ("predict", "ckpt={latin1} text=a", "ckpt={latin1} is no checkpoint"),
     ("predict", "ckpt={foreign} text=a", "ckpt={foreign} is a checkpoint, but not one of lstmlab's"),
@@ -319,7 +319,7 @@ WRONG = [
     (
         "predict",
         "ckpt={charlm} text=1 beam_size=2",
-        "beam_size= means nothing to this CharLM, which takes length",
+        "beam_size= means nothing to model=charlm, which takes accelerator",
     ),
     ("predict", "ckpt={peephole} text=1 backend=torch", "No cell of kind='peephole' in backend='torch'"),
     ("predict", "ckpt={copytask} text=012", "text= holds '2', but this model remembers 10 symbols of 0 to 1"),
@@ -547,7 +547,7 @@ def test_help_lists_choices_and_settings():
     done = subprocess.run(
         [sys.executable, str(PROJECT / "src/train.py"), "--help"], capture_output=True, text=True, check=True
     )
-    assert "optimizer: adam, adamw, rmsprop, sgd" in done.stdout
+    assert "optimizer: adam, adamw, muon, rmsprop, sgd" in done.stdout
     assert "hidden_size: 256" in done.stdout
 
 

@@ -40,8 +40,7 @@ def exported(tmp_path, trained):
 
         for session in sessions.values():
             described = session.get_modelmeta().custom_metadata_map
-            model = load_model(path)
-            assert {k: json.loads(described[k]) for k in ("config", "info")} == model.hparams
+            assert {k: json.loads(described[k]) for k in ("config", "info")} == content["hyper_parameters"]
         return load_model(path), run
 
     return build

@@ -84,4 +84,4 @@ def test_a_run_keeps_its_average(change, config, command):
     code, _, error = command(
         "train", f"resume={settings.run_dir}", change, "trainer.max_steps=9", "exact=false"
     )
-    assert code == 1 and f"{change.replace('null', 'None')} cannot be changed within a run" in error
+    assert code == 1 and f"{change.replace('null', 'None')} cannot change within a run" in error

@@ -413,14 +413,14 @@ def test_long_strides_downhill_are_no_fault(config):
         [0.694] * 10 + [0.690] * 5 + [0.676] * 3 + [0.650, 0.621, 0.449, 0.269, 0.178, 0.112, 0.052, 0.034]
     )
     strides = [0.1] * 18 + [0.206, 0.308, 0.379, 0.323, 0.278, 0.194, 0.163, 0.114]
-    given = {key: value for key, value in settings.callbacks["doctor"].items() if key != "_target_"}
+    limits = Limits(**settings.callbacks["doctor"].arguments())
     looks = [
         Look(20 * (k + 1), loss, moved, 1.0, {"cell layer 0": 1.0}, 0.0)
         for k, (loss, moved) in enumerate(zip(losses, strides, strict=True))
     ]
-    said = [diagnose(looks[:k], math.log(2), settings, Limits(**given)) for k in range(1, len(looks) + 1)]
+    said = [diagnose(looks[:k], math.log(2), settings, limits) for k in range(1, len(looks) + 1)]
     assert not any(said)
     level = [look._replace(loss=0.5) for look in looks]
-    assert [finding.name for finding in diagnose(level[:23], math.log(2), settings, Limits(**given))] == [
+    assert [finding.name for finding in diagnose(level[:23], math.log(2), settings, limits)] == [
         "oscillating loss"
     ]

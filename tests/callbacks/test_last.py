@@ -97,8 +97,8 @@ def test_a_run_that_was_moved_resumes(task, stop, tmp_path):
     stop("on_train_batch_end", 16)
     with pytest.raises(SystemExit):
         train(broken)
-    elsewhere = broken | {"run_dir": str(tmp_path / "elsewhere")}
-    shutil.move(broken.run_dir, elsewhere["run_dir"])
+    elsewhere = broken.replace({"run_dir": str(tmp_path / "elsewhere")})
+    shutil.move(broken.run_dir, elsewhere.run_dir)
     resume(elsewhere)
     assert_same_end(elsewhere, whole)
 

@@ -138,8 +138,8 @@ def test_of_a_hubs_files_only_those_that_are_read_are_fetched(folder, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     script = (
-        "import json; from lstmlab.data.files import read_splits; "
-        "config = {'path': None, 'hub': 'some/where', 'revision': 'main'}; "
+        "import json; from lstmlab.data.files import read_splits; from lstmlab.schema import HubConfig; "
+        "config = HubConfig(path=None, hub='some/where', revision='main'); "
         f"print(json.dumps(read_splits(config, {FILES}, {{'text': str, 'label': int}}, 'data=reviews')))"
     )
     environment = os.environ | {

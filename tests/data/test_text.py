@@ -183,7 +183,11 @@ def test_stdlib_is_the_same_every_time(tmp_path):
 
 
 def test_shakespeare_is_checked(tmp_path, real_data):
-    source = {"path": str(real_data / "shakespeare"), "hub": "nobody/nothing", "revision": "main"}
+    source: dict[str, Any] = {
+        "path": str(real_data / "shakespeare"),
+        "hub": "nobody/nothing",
+        "revision": "main",
+    }
     settings = ShakespeareConfig(name="shakespeare", cache=str(tmp_path), **source, **SIZES)
     module = build_data(settings)
     module.prepare_data()
@@ -196,7 +200,7 @@ def test_shakespeare_is_checked(tmp_path, real_data):
 
 def test_an_unreachable_hub_names_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    source = {"path": None, "hub": "nobody/nothing", "revision": "main"}
+    source: dict[str, Any] = {"path": None, "hub": "nobody/nothing", "revision": "main"}
     settings = ShakespeareConfig(name="shakespeare", cache=str(tmp_path), **source, **SIZES)
     with pytest.raises(ConnectionError, match=r"nobody/nothing at main.*data\.path=FOLDER.*data=stdlib"):
         build_data(settings).prepare_data()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -75,7 +77,7 @@ def test_delimit():
 
 
 def choose(cache: str) -> TokensConfig:
-    names = {"name": "a data set", "batch_size": 1, "max_length": 9, "num_workers": 0}
+    names: dict[str, Any] = {"name": "a data set", "batch_size": 1, "max_length": 9, "num_workers": 0}
     return TokensConfig(tokenizer="word", vocab_size=300, lowercase=True, cache=cache, **names)
 
 

@@ -22,6 +22,9 @@ from lstmlab.models.base import Task, Unsupported
 from lstmlab.runs.train import build_callbacks
 from lstmlab.schema import PredictConfig, TrainConfig
 
+# The configuration holds a task that the schema does not know
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+
 
 class Regression(Task):
     """y = w·x + b: no cell, no ids, no text."""

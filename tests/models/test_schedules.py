@@ -12,7 +12,7 @@ from lstmlab.schema import check
 
 def rates(scheduler: dict, steps: int, losses: dict[int, float] | None = None) -> list[float]:
     """The learning rate at each step; a validation after step k has loss `losses[k]`."""
-    settings = compose_train("scheduler=constant").to_plain() | {"scheduler": scheduler}
+    settings = compose_train("run_dir=x").to_plain() | {"scheduler": scheduler}
     config = check("train", settings).replace({"trainer.max_steps": steps})
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     stepped, validated = build_schedules(optimizer, config)

@@ -84,7 +84,7 @@ WRONG = [
         "trainer.max_epochs=3 in place of 2 would not end like a run without interruption",
     ),
     (["trainer.max_epochs=1", "exact=false"], "trainer.max_steps=6, but the run is at step 12"),
-    (["clipping.max_norm=2"], "clipping.max_norm=2 in place of 1.0"),
+    (["clipping.max_norm=2"], "clipping.max_norm=2.0 in place of 1.0"),
     (["cell.hidden_size=9", "exact=false"], "cell.hidden_size=9 cannot change within a run"),
     (["optimizer=sgd"], "optimizer=sgd"),
     (["data.seed=3"], "data.seed"),

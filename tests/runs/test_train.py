@@ -38,6 +38,7 @@ def weights(settings: TrainConfig, name: str) -> dict[str, torch.Tensor]:
 def test_the_run_folder(config, small, capsys):
     settings = config(*small, "trainer.max_steps=4", "trainer.val_check_interval=2")
     metrics = train(settings)
+    reached = settings.replace({"trainer.max_epochs": 1})
     folder = Path(settings.run_dir)
     assert {path.name for path in folder.rglob("*") if path.is_file()} == {
         "config.yaml",
@@ -50,7 +51,7 @@ def test_the_run_folder(config, small, capsys):
         "best.ckpt",
         "last.ckpt",
     }
-    assert yaml.safe_load((folder / "config.yaml").read_text()) == settings
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == reached.to_plain()
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert metrics["train/seconds"] > 0
     assert min(column(settings, "val/loss_stateful")) == pytest.approx(metrics["val/loss_stateful"])
@@ -108,7 +109,7 @@ def test_clipping_and_the_norm_before_it(config, small, clipping):
         "optimizer.weight_decay=0",
         f"clipping={clipping}",
         *limit,
-        f"run_dir={frozen['run_dir']}b",
+        f"run_dir={frozen.run_dir}b",
     )
     train(settings)
     before, after = weights(frozen, "last"), weights(settings, "last")
@@ -280,7 +281,8 @@ def test_early_stopping_and_gradient_accumulation(config, small):
     )
     batches = -(-((5400 - 1) // 4) // 20)
     train(settings)
-    assert settings.trainer.max_steps == 50 * -(-batches // 3)
+    written = yaml.safe_load((Path(settings.run_dir) / "config.yaml").read_text())
+    assert written["trainer"]["max_steps"] == 50 * -(-batches // 3)
     last = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")
     assert last["global_step"] == 3 * -(-batches // 3)
 

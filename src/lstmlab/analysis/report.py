@@ -31,13 +31,12 @@ def analyze(config: AnalyzeConfig) -> Path:
     Raises what `load_checkpoint`, the task's `read_text` and the data module raise, and Unsupported for a
     task that has no cell or no text.
     """
-    changes = {k: v for k, v in config.data.items() if v is not None}
     model: Any = load_model(config.ckpt, "scratch")
     held_out: Any = None
     note = ""
     if config.text is None or config.probe_steps:
         count = max(config.probe_steps, config.page_steps, SAMPLES * (PROMPT + LENGTH))
-        held_out, note = load_validation_rows(model, changes, count)
+        held_out, note = load_validation_rows(model, config.data, count)
     rows = held_out if config.text is None else model.read_text(config.text)
     rows = rows.head(config.page_steps)
     values, text = trace(model, rows), model.token_texts(rows)
@@ -61,7 +60,7 @@ def analyze(config: AnalyzeConfig) -> Path:
         parts.append(report_units(model, probed, note, config.language, folder))
     parts.append(report_gradient_flow(model, rows, folder))
     if model.writes_text:
-        parts.append(report_writing(model, held_out, note, lambda: open_data(model, changes), folder))
+        parts.append(report_writing(model, held_out, note, lambda: open_data(model, config.data), folder))
     if (figure := model.draw_rows(rows)) is not None:
         figure.savefig(folder / "attention.png")
 

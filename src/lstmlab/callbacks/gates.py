@@ -42,10 +42,11 @@ class Gates(L.Callback):
             with suppress(Unsupported):
                 rows = pl_module.rows_of_batch(batch)
                 self.rows = Rows(rows.ids[:1], rows.lengths[:1]).head(self.steps)
-                changes = {"cell.backend": "scratch", "cell.recompute": False}
+                cell = pl_module.config.cell.replace({"backend": "scratch", "recompute": False})
+                config = pl_module.config.model_copy(update={"cell": cell})
                 # initial weights are drawn, but not from the run's own random numbers
                 with torch.random.fork_rng():
-                    self.twin = type(pl_module)(pl_module.config.replace(changes), pl_module.info).eval()
+                    self.twin = type(pl_module)(config, pl_module.info).eval()
 
     def on_validation_end(self, trainer, pl_module) -> None:
         if self.rows is None or not trainer.is_global_zero:

@@ -6,7 +6,7 @@ import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lstmlab.checkpoint import load_model
-from lstmlab.data import build_data
+from lstmlab.data import build_data, change_data
 from lstmlab.models.base import Task
 from lstmlab.schema import EvaluateConfig
 
@@ -45,15 +45,9 @@ def load_data(config: EvaluateConfig, model: Task) -> Any:
     Raises ValueError if the text is no longer the one that was trained on: it would be cut elsewhere, so that
     some of its validation part was trained on.
     """
-    data = model.config.data
-    given = {key: value for key, value in config.data.to_plain().items() if value is not None}
-    if unread := sorted(given.keys() - type(data).model_fields.keys() - {"cache"}):
-        raise ValueError(f"data.{unread[0]}={given[unread[0]]}: data={data.name} has no such key")
-    if "cache" not in type(data).model_fields:
-        given.pop("cache", None)
-
-    datamodule = build_data(data.replace(given), model.config.seed, model.info)
-    if "source" in model.info and "path" not in given:
+    data = change_data(model.config.data, config.data.to_plain())
+    datamodule = build_data(data, model.config.seed, model.info)
+    if "source" in model.info and config.data.path is None:
         datamodule.prepare_data()
         if datamodule.info["source"] != model.info["source"]:
             raise ValueError(
