@@ -583,9 +583,14 @@ class PredictConfig(AskConfig):
     seed: NonNegativeInt
 
 
-class EvaluateDataConfig(Group):
+class OpenedDataConfig(Group):
+    """What may differ from the data that a checkpoint was trained on."""
+
     path: str | None
     cache: str
+
+
+class EvaluateDataConfig(OpenedDataConfig):
     test_delay: Delay | None
 
 
@@ -604,7 +609,7 @@ class AnalyzeConfig(Group):
     )
     probe_steps: NonNegativeInt
     language: Literal["python", "english"] | None
-    data: Annotated[Mapping[Literal["path", "cache"], str | None], *Frozen]
+    data: OpenedDataConfig
 
 
 class ExportConfig(Group):

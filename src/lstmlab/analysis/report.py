@@ -32,11 +32,12 @@ def analyze(config: AnalyzeConfig) -> Path:
     task that has no cell or no text.
     """
     model: Any = load_model(config.ckpt, "scratch")
+    changes = config.data.to_plain()
     held_out: Any = None
     note = ""
     if config.text is None or config.probe_steps:
         count = max(config.probe_steps, config.page_steps, SAMPLES * (PROMPT + LENGTH))
-        held_out, note = load_validation_rows(model, config.data, count)
+        held_out, note = load_validation_rows(model, changes, count)
     rows = held_out if config.text is None else model.read_text(config.text)
     rows = rows.head(config.page_steps)
     values, text = trace(model, rows), model.token_texts(rows)
@@ -60,7 +61,7 @@ def analyze(config: AnalyzeConfig) -> Path:
         parts.append(report_units(model, probed, note, config.language, folder))
     parts.append(report_gradient_flow(model, rows, folder))
     if model.writes_text:
-        parts.append(report_writing(model, held_out, note, lambda: open_data(model, config.data), folder))
+        parts.append(report_writing(model, held_out, note, lambda: open_data(model, changes), folder))
     if (figure := model.draw_rows(rows)) is not None:
         figure.savefig(folder / "attention.png")
 
