@@ -138,11 +138,11 @@ def _(model, text_box):
 @app.cell(hide_code=True)
 def _(cell, values):
     _names = {LABELS[name]: name for name in LABELS if name in values}
-    _last = cell["num_layers"] - 1
+    _last = cell.num_layers - 1
     shown = mo.ui.dropdown(_names, value=next(iter(_names)))
     layer = mo.ui.slider(0, _last, value=_last, label="layer", show_value=True)
-    unit = mo.ui.slider(0, cell["hidden_size"] - 1, value=0, label="unit", show_value=True, full_width=True)
-    backwards = mo.ui.switch(label="backwards") if cell["bidirectional"] else None
+    unit = mo.ui.slider(0, cell.hidden_size - 1, value=0, label="unit", show_value=True, full_width=True)
+    backwards = mo.ui.switch(label="backwards") if cell.bidirectional else None
     return backwards, layer, shown, unit
 
 
@@ -187,7 +187,7 @@ def _(direction, layer, text, unit, values):
 
 @app.cell
 def _(cell, values):
-    retain = gates.RETAINS.get(cell["kind"])
+    retain = gates.RETAINS.get(cell.kind)
     half_lives = gates.half_life(values[retain]) if retain else None
     _parts = [mo.md("## How long it remembers")]
     if half_lives is None:
