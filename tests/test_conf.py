@@ -17,7 +17,7 @@ from lstmlab.runs.launch import launch
 from lstmlab.schema import ModelConfig, leaves, names_of_data
 
 CONF = PROJECT / "conf"
-CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.stem != "default")
+CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.parent.name != "base")
 MODELS = {  # the task that trains on a data set
     name: get_args(model.model_fields["name"].annotation)[0]
     for model in leaves(ModelConfig)

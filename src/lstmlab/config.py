@@ -24,9 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from lstmlab.help import CONF, format_help
 from lstmlab.schema import check
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = CONF.parent
 RAW_KEYS = ("text", "ckpt", "resume", "runs", "data.path")
 # Of Lightning 2.6 and torchdata 0.11 about torch 2.13: nothing that a user could change
 warnings.filterwarnings("ignore", message=r".*(treespec, LeafSpec|'set_vital')")
@@ -125,7 +126,7 @@ def settings_of(command: str, resumed: Path | None) -> Iterator[tuple[str, str, 
     if "${" in str(resumed or Path.cwd()):
         raise ValueError(f"{resumed or Path.cwd()}: Hydra would replace the ${{; rename this folder")
     if resumed is None:
-        yield str(PROJECT / "conf"), command, []
+        yield str(CONF), command, []
         return
 
     # A copy: Hydra would look for settings of its own in the run's folder too
@@ -165,6 +166,10 @@ def run_command(command: str, body: Callable[[Any], Any]) -> None:
 
     arguments = sys.argv[1:]
     try:
+        if {"-h", "--help"} & set(arguments):
+            overrides = [quote_raw(argument) for argument in arguments if not argument.startswith("-")]
+            print(format_help(command, overrides))
+            return
         with settings_of(command, find_resumed_run(arguments)) as (folder, name, added):
             sys.argv[1:] = [*map(quote_raw, arguments), *added]
             hydra.main(version_base="1.3", config_path=folder, config_name=name)(job)()
