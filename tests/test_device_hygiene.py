@@ -1,7 +1,7 @@
 """The training step of each task on an accelerator that does not exist: no mixed devices, no wait for it.
 
 PyTorch's Python backend "fakegpu" under FakeTensorMode computes shapes and devices, and no numbers. An
-operation on tensors of two devices raises, and so does whatever needs a number on the host, such as `.item()`.
+operation on tensors of two devices raises, and so does what needs a number on the host, such as `.item()`.
 The backend stays registered for the life of a process, so this file runs itself in a process of its own.
 
 What the fake cannot run, and what is therefore not tested here: packed sequences (`cell=torch` with ragged
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+SETS = ["data.train_size=20", "data.batch_size=3", "data.val_size=4"]
 TASKS = {
     "charlm": ["data=textfile", "data.batch_size=3", "data.sequence_length=5", "data.val_fraction=0.3"],
     "copytask": ["data.length=2", "data.delay=1", "data.batch_size=3", "data.val_size=4"],
@@ -84,8 +85,8 @@ def run_cases(folder: str) -> dict[str, str]:
     def move(model: Any, batch: Any, mode: FakeTensorMode) -> Any:
         """The model's parameters and buffers, in place, and a copy of the batch."""
         fakes: dict[int, Any] = {}  # tied weights stay tied
-        places = [(module._parameters, torch.nn.Parameter) for module in model.modules()]
-        places += [(module._buffers, lambda buffer: buffer) for module in model.modules()]
+        places: list[Any] = [(module._parameters, torch.nn.Parameter) for module in model.modules()]
+        places += [(module._buffers, torch.Tensor.detach) for module in model.modules()]
         with torch.no_grad():
             for tensors, wrap in places:
                 for name, tensor in tensors.items():
