@@ -34,6 +34,7 @@ from lstmlab.cells.kinds import BACKENDS, KINDS  # torch-free
 
 Share = Annotated[float, Field(ge=0, lt=1)]  # of something dropped
 Backend = Literal["scratch", "fused", "torch"]
+TRACED = tuple(dict.fromkeys(name for kind in KINDS.values() for name in (*kind.gates, *kind.state._fields)))
 Frozen = AfterValidator(MappingProxyType), PlainSerializer(dict)  # of a mapping
 
 
@@ -604,9 +605,7 @@ class AnalyzeConfig(Group):
     text: str | None
     folder: str | None
     page_steps: PositiveInt
-    page_values: (
-        Annotated[tuple[Literal["i", "f", "g", "o", "c", "h", "r", "z", "n"], ...], Strict(False)] | None
-    )
+    page_values: Annotated[tuple[Literal[TRACED], ...], Strict(False)] | None  # type: ignore[valid-type]
     probe_steps: NonNegativeInt
     language: Literal["python", "english"] | None
     data: OpenedDataConfig
