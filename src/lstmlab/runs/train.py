@@ -138,6 +138,8 @@ def load_data(config: TrainConfig) -> Any:
     if not first:
         datamodule.prepare_data()
     datamodule.setup("fit")
+    if not hasattr(datamodule.train_dataloader(), "state_dict"):
+        raise ValueError(f"data={config.data.name} cannot resume within an epoch: it needs a TrainingLoader")
 
     if count := config.trainer.overfit_batches:  # Lightning would ask the data set for items 0, 1, …
         batches: Any = list(islice(datamodule.train_dataloader(), count))
