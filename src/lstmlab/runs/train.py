@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -199,19 +200,29 @@ def write_config(config: TrainConfig, new: bool) -> None:
 def build_trainer(config: TrainConfig, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     settings = config.trainer
     return L.Trainer(
-        **settings.model_dump(exclude={"overfit_batches"}),
+        **settings.model_dump(exclude={"overfit_batches", "profiler"}),
         precision=config.precision.name,
         deterministic=config.deterministic,
         logger=loggers,
         callbacks=callbacks,
         plugins=[CheckpointIO()],
         default_root_dir=config.run_dir,
+        profiler=settings.profiler or NoProfiler(),
         # A number of batches is counted on from epoch to epoch, a share within each
         check_val_every_n_epoch=None if isinstance(settings.val_check_interval, int) else 1,
         use_distributed_sampler=False,  # it would shuffle the streams
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning enters a profiler about a hundred times a step: here each time costs next to nothing."""
+
+    nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self.nothing
 
 
 def fit(trainer: L.Trainer, model: Task, datamodule: Any, start: Start) -> float:
