@@ -370,6 +370,20 @@ class ClassesConfig(SourceConfig):
         return super().conflict()
 
 
+class PairsConfig(SourceConfig):
+    module = "pairs.Pairs"
+    gives = "pairs"
+    name: Literal["pairs"]
+    source: str
+    target: str
+    tokenizer: Literal["char", "bpe"]  # decoding gives back the very text
+
+    def conflict(self) -> str | None:
+        if self.source == self.target:
+            return f"data.source={self.source} and data.target={self.target} are one column; name two"
+        return super().conflict()
+
+
 # --- training -----------------------------------------------------------------------------------
 
 

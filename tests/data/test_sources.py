@@ -95,6 +95,19 @@ def test_classes_of_the_hub_have_their_names(tmp_path):
     assert read(hub=str(tmp_path)) == {"train": expected, "test": expected}
 
 
+def test_fields_of_a_column_are_named_with_a_dot(tmp_path):
+    """As data sets for translation on the hub have them."""
+    pairs = [{"en": "a", "fr": "b"}, {"en": "c", "fr": "d"}]
+    pq.write_table(pa.table({"id": ["1", "2"], "translation": pairs}), tmp_path / "train.parquet")
+    for source in ({"path": str(tmp_path)}, {"hub": str(tmp_path)}):
+        found = read_parts(settings(**source), ["translation.en", "translation.fr"])
+        assert found == {"train": {"translation.en": ["a", "c"], "translation.fr": ["b", "d"]}}
+        with pytest.raises(ValueError, match=r"has no column translation.de, only .*translation.en"):
+            read_parts(settings(**source), ["translation.de"])
+        with pytest.raises(ValueError, match=r"has no column de, only id, translation"):
+            read_parts(settings(**source), ["de"])
+
+
 @pytest.mark.parametrize(
     ("files", "parts"),
     [
@@ -126,7 +139,11 @@ BROKEN = [  # the file, its content, and what is said
     ("a.csv", b"text,label\n", "cannot read .*a.csv: it has no rows"),
     ("a.csv", b"text\nx\n", "has no column label, only text; its first line must name the columns"),
     ("a.csv", b"text,text,label\na,b,c\n", "2 columns named text; rename all but one"),
-    ("a.csv", b"text,label\na,b,c\n", "cannot read .*a.csv: Length of header"),
+    (
+        "a.csv",
+        b"text,label\na,b,c\n",
+        "cannot read .*a.csv: a row has more fields than the first line; quote",
+    ),
     ("a.csv", b"text,label\na,b\nc,d,e\n", "Expected 2 fields in line 3, saw 3"),
     ("a.csv", b'text,label\na,"b\nc,d\n', "EOF inside string starting at row 1"),
     ("a.csv", "text,label\na,b\n\u00e9,c\n".encode("latin-1"), "line 3 of .*a.csv is not UTF-8 text; save"),

@@ -9,10 +9,11 @@ from lstmlab.data.sentiment import SentimentData
 from lstmlab.data.sources import (
     Columns,
     check_texts,
+    complete_parts,
     describe_parts,
     describe_source,
+    hash_parts,
     read_parts,
-    split_missing,
     take_rows,
 )
 from lstmlab.schema import ClassesConfig
@@ -28,7 +29,7 @@ class Classes(SentimentData):
 
     def __init__(self, config: ClassesConfig, seed: int = 0, info: dict | None = None):
         super().__init__(config, seed, info)
-        self.known = None if info is None else info["labels"]
+        self.checkpoint = info
         self.strip_markup = config.strip_markup
 
     def read(self) -> dict[str, tuple[list[str], list[int]]]:
@@ -46,7 +47,10 @@ class Classes(SentimentData):
                 name_label(label, f"row {row} of {where} has {label!r} for {labels}")
                 for row, label in enumerate(table[config.label], 1)
             ]
-        self.classes = self.known or find_classes(parts["train"][config.label], config, source)
+        if self.checkpoint is None:
+            self.classes = find_classes(parts["train"][config.label], config, source)
+        else:
+            self.classes = self.checkpoint["labels"]
         for part, table in parts.items():
             if unknown := sorted(set(table[config.label]) - set(self.classes)):
                 among = ", ".join(self.classes[:10])
@@ -56,9 +60,13 @@ class Classes(SentimentData):
 
         numbers = {name: number for number, name in enumerate(self.classes)}
         groups = np.array([numbers[label] for label in parts["train"][config.label]])
-        parts, made = split_missing(parts, config, groups)
-        parts, more = leave_out_repeated(parts, config)
-        self.source = describe_parts(config, parts, made, [f"{len(numbers)} classes", *notes, *more])
+        digest = hash_parts(parts)
+        parts, made = complete_parts(parts, config, self.checkpoint, groups)
+        if self.checkpoint is None or digest == self.checkpoint["digest"]:
+            parts, more = leave_out_repeated(parts, config)
+            notes += more
+        notes = [f"{len(numbers)} classes", *notes, f"sha256 {digest}"]
+        self.described = {"source": describe_parts(config, parts, made, notes), "digest": digest}
         return {
             part: (table[config.text], [numbers[label] for label in table[config.label]])
             for part, table in parts.items()

@@ -40,14 +40,13 @@ class SentimentDataset(Dataset):
 class SentimentData(BucketedData):
     """Texts as tokens. A subclass gives `read`: (texts, labels) of the splits `train`, `val` and `test`.
 
-    Labels are numbers of `classes`, which `read` may set along with `source`. A text longer than `max_length`
+    Labels are numbers of `classes`, which `read` may set. A text longer than `max_length`
     tokens keeps its first quarter of that and, for the rest, its end (head + tail, Sun et al. 2019: openings
     and conclusions carry the verdict).
     """
 
     classes: list[str] = LABELS
     strip_markup = True  # HTML is removed from the texts
-    source: str | None = None  # the data in one line, where their name does not say it
 
     def read(self) -> dict[str, tuple[list[str], list[int]]]:
         raise NotImplementedError
@@ -66,15 +65,14 @@ class SentimentData(BucketedData):
     @property
     def info(self) -> dict:
         labels = self.datasets["train"].labels.astype(np.int64)
-        described = {
+        return {
             "tokenizer": self.tokenizer.to_str(),
             "vocab_size": self.tokenizer.get_vocab_size(),
             "max_length": self.config.max_length,
             "labels": self.classes,
             "label_counts": np.bincount(labels, minlength=len(self.classes)).tolist(),  # of training
             "strip_markup": self.strip_markup,
-        }
-        return described if self.source is None else described | {"source": self.source}
+        } | self.described
 
 
 def clean(text: str) -> str:

@@ -29,6 +29,10 @@ QUOTED = re.compile(r'(?:^|\t)"((?:[^"]|"")*"(?=\t|\r?$))?', re.MULTILINE)  # gr
 SEED = 0  # of what is split off: the same rows for every seed of a run
 
 
+class WrongColumns(ValueError):
+    """A source does not have the columns that it is to be read for: one sentence."""
+
+
 def read_parts(config: SourceConfig, columns: list[str]) -> dict[str, Columns]:
     """The `columns` of the parts train, val and test, as far as the source has them; train it always has.
 
@@ -117,9 +121,9 @@ def check_columns(columns: list[str], known: Iterable[str], source: object, more
     for name in columns:
         if name not in known:
             shown = ", ".join(known) or "none at all"
-            raise ValueError(f"{source} has no column {name}, only {shown}{more}")
+            raise WrongColumns(f"{source} has no column {name}, only {shown}{more}")
         if known.count(name) > 1:
-            raise ValueError(f"{source} has {known.count(name)} columns named {name}; rename all but one")
+            raise WrongColumns(f"{source} has {known.count(name)} columns named {name}; rename all but one")
 
 
 def read_text(path: Path) -> str:
@@ -155,9 +159,11 @@ def read_csv(path: Path, columns: list[str]) -> Columns:
     check_columns(columns, names, path, "; its first line must name the columns")
     numbered = [f"{number}" for number in range(len(header))]  # whatever the names are
 
+    from pandas.errors import ParserWarning
+
     with warnings.catch_warnings():
-        # Of pandas: rows with more fields than the first line, which it would cut
-        warnings.simplefilter("error")
+        # Rows with more fields than the first line has names: pandas would cut them
+        warnings.simplefilter("error", ParserWarning)
         values = read_dataset(
             path,
             "from_csv",
@@ -196,8 +202,9 @@ def read_parquet(path: Path, columns: list[str]) -> Columns:
 
     with explained(path):
         known = read_schema(path).names
-    check_columns(columns, known, path)
-    return read_dataset(path, "from_parquet", columns, columns=columns)
+    whole = [name if name in known else name.partition(".")[0] for name in columns]
+    check_columns([name for name, top in zip(columns, whole, strict=True) if top not in known], known, path)
+    return read_dataset(path, "from_parquet", columns, columns=list(dict.fromkeys(whole)))
 
 
 READERS: dict[str, Callable[[Path, list[str]], Columns]] = {
@@ -219,7 +226,7 @@ def read_dataset(path: Path, reader: str, keep: list[str], **options: Any) -> Co
         options["features"] = datasets.Features({name: datasets.Value(kind) for name, kind in types.items()})
     with explained(path), tempfile.TemporaryDirectory() as folder:
         read = getattr(datasets.Dataset, reader)
-        return extract_columns(read(str(path), cache_dir=folder, **options), keep)
+        return extract_columns(read(str(path), cache_dir=folder, **options), keep, path)
 
 
 @contextmanager
@@ -227,6 +234,8 @@ def explained(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong into an OSError of one sentence: the libraries raise errors of many kinds."""
     try:
         yield
+    except WrongColumns:
+        raise
     except Exception as error:
         cause: BaseException = error
         while (below := cause.__cause__ or cause.__context__) is not None:
@@ -234,11 +243,18 @@ def explained(path: Path) -> Iterator[None]:
         reason = (str(cause) or type(cause).__name__).strip().splitlines()[0]
         if "corresponds to no data" in reason:
             reason = "it has no rows"
+        if "Length of header" in reason:
+            reason = "a row has more fields than the first line; quote a text that holds the separator"
         raise OSError(f"cannot read {path}: {reason}") from error
 
 
-def extract_columns(dataset: Any, columns: list[str]) -> Columns:
-    """Columns of a `datasets.Dataset`. A class that is stored as a number becomes its name, and -1 None."""
+def extract_columns(dataset: Any, columns: list[str], source: object) -> Columns:
+    """Columns of a `datasets.Dataset`; `translation.en` is the field `en` of the column `translation`.
+
+    A class that is stored as a number becomes its name, and -1 None.
+    """
+    dataset = dataset.flatten()
+    check_columns(columns, dataset.column_names, source)
     table = dataset.with_format("arrow")[:]
     extracted: Columns = {}
     for name in columns:
@@ -260,8 +276,7 @@ def read_hub(config: SourceConfig, columns: list[str]) -> dict[str, Columns]:
     parts = {}
     for part, names in NAMES.items():
         if split := next((name for name in names if name in splits), None):
-            check_columns(columns, splits[split].column_names, f"{split} of {config.hub}")
-            parts[part] = extract_columns(splits[split], columns)
+            parts[part] = extract_columns(splits[split], columns, f"{split} of {config.hub}")
     if "train" not in parts:
         raise ValueError(f"data.hub={config.hub} has no split train, only {', '.join(splits)}")
     return parts
@@ -322,11 +337,28 @@ def take_rows(table: Columns, rows: Iterable[int]) -> Columns:
     return {name: [values[row] for row in rows] for name, values in table.items()}
 
 
+def complete_parts(
+    parts: dict[str, Columns], config: SourceConfig, info: dict | None, groups: np.ndarray
+) -> tuple[dict[str, Columns], list[str]]:
+    """All three parts, and the names of those that were split off: see `split_missing`.
+
+    info: that of a checkpoint, or None. Where that was trained on other data than these, a single file is
+    validated and tested on as a whole.
+    """
+    if info is not None and info["digest"] != hash_parts(parts) and parts.keys() == {"train"}:
+        return dict.fromkeys(NAMES, parts["train"]), []
+    return split_missing(parts, config, groups)
+
+
 def describe_parts(config: SourceConfig, parts: dict[str, Columns], made: list[str], notes: list[str]) -> str:
-    """One line: the source, the size of each part and what was done, with a hash of all that was read."""
+    """One line: the source, the size of each part and what was done."""
     sizes = ", ".join(
         f"{len(next(iter(table.values()))):,} rows to {verb}" + " (split off)" * (part in made)
         for (part, table), verb in zip(parts.items(), ("train", "validate", "test"), strict=True)
     )
-    digest = hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:12]
-    return "; ".join([f"{describe_source(config)}: {sizes}", *notes, f"sha256 {digest}"])
+    return "; ".join([f"{describe_source(config)}: {sizes}", *notes])
+
+
+def hash_parts(parts: dict[str, Columns]) -> str:
+    """The first digits of the sha256 of all that was read, by which changed data are noticed."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:12]
