@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
+from hub_server import run_with_hub
 from lstmlab.config import PROJECT
 from lstmlab.data.sources import find_files, read_parts, split_missing
 from lstmlab.schema import ClassesConfig
@@ -106,6 +107,42 @@ def test_fields_of_a_column_are_named_with_a_dot(tmp_path):
             read_parts(settings(**source), ["translation.de"])
         with pytest.raises(ValueError, match=r"has no column de, only id, translation"):
             read_parts(settings(**source), ["de"])
+
+
+def test_a_data_set_of_the_hub_and_one_of_its_configurations(tmp_path):
+    """Which splits and files each has, its card says."""
+    files, configs = {}, []
+    for name in ("de", "fr"):
+        splits = []
+        for part in ("train", "validation", "test"):
+            path = tmp_path / "part.parquet"
+            pq.write_table(pa.table({"text": [f"{name} {part}"], "label": ["x"]}), path)
+            files[f"{name}/{part}-00000-of-00001.parquet"] = path.read_bytes()
+            splits.append({"split": part, "path": f"{name}/{part}-*"})
+        configs.append({"config_name": name, "data_files": splits})
+    card = {"configs": configs}
+    files["README.md"] = f"---\n{json.dumps(card)}\n---\n# A data set".encode()
+    script = (
+        "import json; from lstmlab.data.sources import read_parts; from lstmlab.schema import ClassesConfig\n"
+        "for name in ('fr', None, 'it'):\n"
+        "    config = ClassesConfig.model_construct(\n"
+        "        path=None, train=None, hub='some/where', hub_config=name, revision='main')\n"
+        "    try: print(json.dumps(read_parts(config, ['text'])))\n"
+        "    except OSError as error: print(error)\n"
+    )
+    printed, _ = run_with_hub(script, files, tmp_path / "hub")
+    found, unnamed, unknown = printed.splitlines()
+    parts = {"train": "train", "val": "validation", "test": "test"}
+    assert json.loads(found) == {part: {"text": [f"fr {split}"]} for part, split in parts.items()}
+    assert "['de', 'fr']" in unnamed and "name one of several configurations by data.hub_config=" in unnamed
+    assert "BuilderConfig 'it' not found" in unknown
+
+
+def test_the_hub_out_of_reach(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match=r"could not fetch no-such/set .* data\.path=FOLDER") as error:
+        read(hub="no-such/set")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
