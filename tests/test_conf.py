@@ -68,6 +68,10 @@ def test_trains_a_batch(choice, config, request, text_file, hub_files):
         overrides += [f"data.path={hub_files}", f"data.cache={hub_files}/cache"]
     if "imdb" in data:
         overrides.append("data.val_size=20")
+    if data & {"classes", "pairs"}:
+        overrides += [f"data.train={hub_files}/train-00000-of-00001.parquet", f"data.cache={hub_files}/cache"]
+    if "pairs" in data:
+        overrides += [f"data.train={hub_files}/train.jsonl", "data.source=en", "data.target=de"]
     if name == "optuna":  # what it does is test_sweeps' matter
         overrides.append("callbacks.pruning=null")
     if group == "debug":

@@ -192,6 +192,7 @@ class SentimentConfig(ModelConfig):
     word_dropout: Share
     adversarial: NonNegativeFloat
     pooling: Literal["last", "max", "mean", "attention"]
+    class_weights: Literal["balanced"] | None = None
 
 
 class Seq2SeqConfig(ModelConfig):
@@ -221,6 +222,10 @@ class DataConfig(Group):
     gives: ClassVar[str]
     name: str
     batch_size: PositiveInt
+
+    def conflict(self) -> str | None:
+        """The first settings that do not go together, as a sentence."""
+        return None
 
 
 class HubConfig(Group):
@@ -314,6 +319,70 @@ class DatesConfig(TokensConfig):
     last_year: Annotated[int, Field(ge=1000, le=9999)]
     locales: Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
     tokenizer: Literal["char", "bpe"]
+
+
+class SourceConfig(TokensConfig):
+    """A user's own data: files, or any data set of the hub. See `lstmlab.data.sources`."""
+
+    path: str | None
+    train: str | None
+    val: str | None
+    test: str | None
+    hub: str | None
+    hub_config: str | None
+    revision: str
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    def conflict(self) -> str | None:
+        sources = {key: value for key in ("path", "train", "hub") if (value := getattr(self, key))}
+        given = [f"data.{key}={value}" for key, value in sources.items()]
+        if not given:
+            return (
+                f"data={self.name} needs data.path=FILE_OR_FOLDER, data.train=FILE, or data.hub=NAME for a "
+                "data set of the Hugging Face hub"
+            )
+        if len(given) > 1:
+            return f"{given[0]} and {given[1]} both say what to train on; leave out one of them"
+        for key in ("val", "test"):
+            if (file := getattr(self, key)) and self.hub:
+                return f"data.{key}={file} does not go with data.hub={self.hub}, which has its own parts"
+        if self.hub_config and not self.hub:
+            return f"data.hub_config={self.hub_config} is for data.hub=, not for files"
+        if self.val_fraction + self.test_fraction >= 1:
+            return (
+                f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} leave "
+                "nothing to train on; make them smaller"
+            )
+        return None
+
+
+class ClassesConfig(SourceConfig):
+    module = "classes.Classes"
+    gives = "labelled texts"
+    name: Literal["classes"]
+    text: str
+    label: str
+    strip_markup: bool
+
+    def conflict(self) -> str | None:
+        if self.text == self.label:
+            return f"data.text={self.text} and data.label={self.label} are one column; name two"
+        return super().conflict()
+
+
+class PairsConfig(SourceConfig):
+    module = "pairs.Pairs"
+    gives = "pairs"
+    name: Literal["pairs"]
+    source: str
+    target: str
+    tokenizer: Literal["char", "bpe"]  # decoding gives back the very text
+
+    def conflict(self) -> str | None:
+        if self.source == self.target:
+            return f"data.source={self.source} and data.target={self.target} are one column; name two"
+        return super().conflict()
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -540,6 +609,8 @@ class TrainConfig(CheckpointConfig):
         if data.gives != model.reads:
             fitting = ", ".join(names_of_data(model.reads))
             return f"data={data.name} does not fit model={model.name}, which takes {fitting}"
+        if problem := data.conflict():
+            return problem
         if model.name == "charlm" and cell.bidirectional:
             return "cell.bidirectional=true would show model=charlm the character that it is to predict"
         translated = model.monitor in ("val/sacrebleu", "val/exact_match")

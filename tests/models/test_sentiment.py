@@ -290,7 +290,7 @@ def test_files_that_are_not_as_they_should_be(command, tmp_path):
 
 def test_examples(settings):
     text = (Path(settings.run_dir) / "examples.md").read_text()
-    assert text.startswith("## Step 3\n\n| review | prediction | p(positive) | truth |\n")
+    assert text.startswith("## Step 3\n\n| text | prediction | p(positive) | truth |\n")
     rows = [line.strip("| ").split(" | ") for line in text.strip().splitlines()[4:]]
     assert len(rows) == 8
     module = build_data(settings.data)

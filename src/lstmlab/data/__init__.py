@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from lstmlab.schema import DataConfig
+from lstmlab.schema import DataConfig, SourceConfig
 
 
 def change_data(config: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
@@ -16,6 +16,8 @@ def change_data(config: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
     given = {key: value for key, value in changes.items() if value is not None}
     if unknown := sorted(given.keys() - known.keys() - {"cache"}):
         raise ValueError(f"data.{unknown[0]}={given[unknown[0]]}: data={config.name} has no such key")
+    if "path" in given and isinstance(config, SourceConfig):  # in place of the files that were trained on
+        given |= dict.fromkeys(("train", "val", "test", "hub", "hub_config"))
     return config.replace({key: value for key, value in given.items() if key in known})
 
 

@@ -101,7 +101,7 @@ class TrainingLoader(StatefulDataLoader):
     """Whole batches `dataset[item]`, `length` an epoch, for the items of `plan(epoch)`; of several processes,
     each has its rows of every batch.
 
-    Each pass is an epoch, also after one that was broken off. After `load_state_dict` the next pass is the
+    Each pass is an epoch, also after one that was interrupted. After `load_state_dict` the next pass is the
     rest of the epoch that the state was taken in, be it empty.
     """
 
@@ -128,12 +128,14 @@ def evaluation_loader(dataset: Dataset, items: Sequence[Any] | None = None) -> D
 
 
 class BucketedData(L.LightningDataModule):
-    """What data sets of ragged sequences share. A subclass gives `load` and `info`.
+    """What data sets of ragged sequences share. A subclass gives `load` and `info`, with `described` in it.
 
     `load` returns the data sets `train`, `val` and `test`; `dataset[rows]` is a batch, and
     `dataset.lengths` (n,) what the batches are sorted by. With `info`, that of a checkpoint, the texts are
     encoded with that checkpoint's tokenizer.
     """
+
+    described: dict[str, str] = {}  # noqa: RUF012  of a user's own data: see `lstmlab.data.sources`
 
     def __init__(self, config: TokensConfig, seed: int = 0, info: dict | None = None):
         super().__init__()

@@ -85,7 +85,7 @@ class TranslationData(BucketedData):
             "bos": BOS,
             "eos": EOS,
             "unk": UNK,
-        }
+        } | self.described
 
 
 def encode_sources(info: dict, texts: list[str]) -> tuple[Tensor, Tensor]:
