@@ -20,7 +20,7 @@ with app.setup:
     from lstmlab.analysis.probes import find_units
     from lstmlab.analysis.traces import load_validation_rows, trace
     from lstmlab.checkpoint import load_model
-    from lstmlab.config import PROJECT, plain
+    from lstmlab.config import PROJECT, to_plain
     from lstmlab.data.rows import Rows
     from lstmlab.schema import check
     from lstmlab.tables import markdown
@@ -64,8 +64,7 @@ def train_a_small_one() -> str:
     overrides += ["data.max_chars=300_000", "data.max_val_chars=10_000", "trainer.enable_progress_bar=false"]
     folder = tempfile.mkdtemp(prefix="lstmlab-")
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
-        config = plain(compose("train", [f"run_dir={folder}", *overrides]))
-    check("train", config)
+        config = check("train", to_plain(compose("train", [f"run_dir={folder}", *overrides])))
     with contextlib.redirect_stdout(io.StringIO()):
         train(config)
     return f"{folder}/checkpoints/best.ckpt"
@@ -111,11 +110,11 @@ def _(ckpt_box):
     except (ValueError, OSError) as _error:
         mo.stop(True, mo.callout(mo.md(str(_error)), "danger"))
     config = model.config
-    cell = config["cell"]
+    cell = config.cell
     _size = sum(p.numel() for p in model.parameters())
     mo.md(
-        f"`{ckpt}`: **{config['model']['name']}** on {config['data']['name']}, "
-        f"{cell['backend']} {cell['kind']}, {cell['num_layers']} × {cell['hidden_size']}, "
+        f"`{ckpt}`: **{config.model.name}** on {config.data.name}, "
+        f"{cell.backend} {cell.kind}, {cell.num_layers} × {cell.hidden_size}, "
         f"{_size:,} parameters."
     )
     return cell, ckpt, model
@@ -139,11 +138,11 @@ def _(model, text_box):
 @app.cell(hide_code=True)
 def _(cell, values):
     _names = {LABELS[name]: name for name in LABELS if name in values}
-    _last = cell["num_layers"] - 1
+    _last = cell.num_layers - 1
     shown = mo.ui.dropdown(_names, value=next(iter(_names)))
     layer = mo.ui.slider(0, _last, value=_last, label="layer", show_value=True)
-    unit = mo.ui.slider(0, cell["hidden_size"] - 1, value=0, label="unit", show_value=True, full_width=True)
-    backwards = mo.ui.switch(label="backwards") if cell["bidirectional"] else None
+    unit = mo.ui.slider(0, cell.hidden_size - 1, value=0, label="unit", show_value=True, full_width=True)
+    backwards = mo.ui.switch(label="backwards") if cell.bidirectional else None
     return backwards, layer, shown, unit
 
 
@@ -188,7 +187,7 @@ def _(direction, layer, text, unit, values):
 
 @app.cell
 def _(cell, values):
-    retain = gates.RETAINS.get(cell["kind"])
+    retain = gates.RETAINS.get(cell.kind)
     half_lives = gates.half_life(values[retain]) if retain else None
     _parts = [mo.md("## How long it remembers")]
     if half_lives is None:

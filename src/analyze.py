@@ -7,14 +7,15 @@ python src/analyze.py ckpt=RUN/checkpoints/best.ckpt text="def f(x): …"    on 
 import sys
 
 from lstmlab.config import entry_point
+from lstmlab.schema import AnalyzeConfig
 
 
 @entry_point("analyze")
-def main(config: dict) -> None:
+def main(config: AnalyzeConfig) -> None:
     from lstmlab.analysis.report import analyze
 
-    if config["text"] == "-":
-        config["text"] = sys.stdin.read()
+    if config.text == "-":
+        config = config.replace({"text": sys.stdin.read()})
     folder = analyze(config)
     print(f"\n{folder}: report.md, page.html (open it in a browser), traces.npz, plots")
 

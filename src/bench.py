@@ -9,9 +9,8 @@ python src/bench.py suite=train        a run's training steps against a bare PyT
 python src/bench.py suite=floors data=imdb   how good baselines without a network are; no bench.png
 """
 
-from hydra.core.hydra_config import HydraConfig
-
-from lstmlab.config import entry_point
+from lstmlab.config import entry_point, refuse_unread
+from lstmlab.schema import BenchConfig
 
 TIMED = {"suite", "rounds", "threads"}
 READ = {  # of each suite but train and compile
@@ -26,12 +25,10 @@ READ = {  # of each suite but train and compile
 
 
 @entry_point("bench")
-def main(config: dict) -> None:
-    suite, rounds, folder = config["suite"], config["rounds"], config["run_dir"]
-    typed = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
-    if suite in READ and (unread := sorted(typed - READ[suite])):
-        takes = ", ".join(sorted(READ[suite]))
-        raise ValueError(f"{unread[0]}= means nothing to suite={suite}, which takes {takes}")
+def main(config: BenchConfig) -> None:
+    suite, rounds, folder = config.suite, config.rounds, config.run_dir
+    if suite in READ:
+        refuse_unread(READ[suite], of=f"suite={suite}")
 
     if suite == "floors":
         from lstmlab.benchmarks import floors
@@ -43,11 +40,11 @@ def main(config: dict) -> None:
 
     from lstmlab.benchmarks import cells, compiled, engines, ladder, sample, timing, train
 
-    if config["threads"] is not None:
-        torch.set_num_threads(config["threads"])
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     print(", ".join(f"{name} {value}" for name, value in timing.describe_machine().items()), flush=True)
     if suite == "engines":
-        sections, wrong = engines.measure_engines(config["cell"]["kind"], rounds)
+        sections, wrong = engines.measure_engines(config.cell.kind, rounds)
         print(timing.write_report(suite, sections, folder, wrong_choices=wrong))
         print(*(wrong or ["No choice of an engine is wrong here."]), sep="\n")
         return

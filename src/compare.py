@@ -6,10 +6,11 @@ python src/compare.py runs=SWEEP x=data.delay                                   
 """
 
 from lstmlab.config import entry_point
+from lstmlab.schema import CompareConfig
 
 
 @entry_point("compare")
-def main(config: dict) -> None:
+def main(config: CompareConfig) -> None:
     from lstmlab.comparison import compare
 
     print(compare(config))

@@ -6,10 +6,11 @@ python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt beam_size=1      translati
 """
 
 from lstmlab.config import entry_point
+from lstmlab.schema import EvaluateConfig
 
 
 @entry_point("evaluate")
-def main(config: dict) -> None:
+def main(config: EvaluateConfig) -> None:
     from lstmlab.runs.evaluate import evaluate
 
     for name, value in evaluate(config).items():

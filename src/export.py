@@ -5,10 +5,11 @@ python src/export.py ckpt=RUN/checkpoints/best.ckpt format=safetensors   weights
 """
 
 from lstmlab.config import entry_point
+from lstmlab.schema import ExportConfig
 
 
 @entry_point("export")
-def main(config: dict) -> None:
+def main(config: ExportConfig) -> None:
     from lstmlab.export import export
 
     print(*export(config), sep="\n")

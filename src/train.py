@@ -1,18 +1,19 @@
 """Train a model.
 
 python src/train.py model=charlm                  an LSTM learns to write Python, offline, in two minutes
-python src/train.py model=charlm cell=scratch     the same through the LSTM written one equation a line
+python src/train.py model=charlm cell=scratch     the same through the LSTM written one equation per line
 python src/train.py --help                        every choice and every setting
 """
 
 from lstmlab.config import entry_point
+from lstmlab.schema import TrainConfig
 
 
 @entry_point("train")
-def main(config: dict) -> float:
+def main(config: TrainConfig) -> float:
     from lstmlab.runs.launch import launch  # with torch and Lightning: seconds that a typo need not wait
 
-    return launch(config)[config["model"]["monitor"]]
+    return launch(config)[config.model.monitor]
 
 
 if __name__ == "__main__":

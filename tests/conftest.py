@@ -17,10 +17,10 @@ from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck
 from omegaconf import DictConfig, OmegaConf
 
-from lstmlab import data
-from lstmlab.config import PROJECT, plain
+from lstmlab.config import PROJECT, to_plain
+from lstmlab.data import build_data
 from lstmlab.runs.train import train
-from lstmlab.schema import check
+from lstmlab.schema import EvaluateConfig, TrainConfig, check
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
@@ -45,12 +45,18 @@ def pytest_addoption(parser) -> None:
     parser.addoption("--kills", type=int, default=1, help="of each task, at random moments")
 
 
-def compose_train(*overrides: str) -> dict:
+@functools.cache
+def compose_train(*overrides: str) -> TrainConfig:
     """The checked configuration that train.py would run."""
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
-        settings = plain(compose("train", list(overrides)))
-    check("train", settings)
-    return settings
+        return check("train", to_plain(compose("train", list(overrides))))
+
+
+def ask(ckpt: str, backend: str | None = None, **data: Any) -> EvaluateConfig:
+    """What evaluate.py would run: `data` are keys of its data group."""
+    settings = {"path": None, "cache": "unused", "test_delay": None} | data
+    how = {"accelerator": "cpu", "beam_size": None}
+    return check("evaluate", {"ckpt": ckpt, "backend": backend, "data": settings, **how})
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def real_data() -> Path:
 
 
 @pytest.fixture
-def config(tmp_path) -> Callable[..., dict]:
+def config(tmp_path) -> Callable[..., TrainConfig]:
     """config("model=charlm", …): what train.py would run, its outputs under tmp_path."""
 
     numbers = itertools.count()
@@ -159,9 +165,12 @@ def module(tmp_path) -> Callable:
 
     def build(name: str, seed: int = 0, info: dict | None = None, **changes):
         written = OmegaConf.load(PROJECT / f"conf/data/{name}.yaml")
-        settings = OmegaConf.merge(written, {"cache": str(tmp_path / "cache")}, changes)
+        cache = {"cache": str(tmp_path / "cache")} if "cache" in written else {}
+        settings = OmegaConf.merge(written, cache, changes)
         assert isinstance(settings, DictConfig)
-        built = data.build(plain(settings), seed, info)
+        others = {key: getattr(compose_train("run_dir=x"), key).to_plain() for key in ("model", "cell")}
+        checked = check("checkpoint", {"data": to_plain(settings), **others, "seed": seed})
+        built = build_data(checked.data, seed, info)
         built.prepare_data()
         built.setup("fit")
         return built

@@ -1,9 +1,11 @@
 """Small runs in which everything has a state, processes to run them in, and whether two ended alike."""
 
 import csv
+import importlib
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,10 @@ import yaml
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.config import PROJECT
+from lstmlab.models.base import Task
+from lstmlab.runs.launch import work
 from lstmlab.runs.train import train
+from lstmlab.schema import TrainConfig, check
 
 TASKS = {
     "charlm": ["data=textfile", "data.batch_size=4", "data.sequence_length=20", "data.val_fraction=0.3"],
@@ -42,7 +47,7 @@ HARD = [  # all that has a state: dropout, a schedule, steps of two batches with
 # imports torch, Lightning and the tasks once, for all runs
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["lstmlab.runs", *(f"lstmlab.models.{name}" for name in TASKS), "lstmlab.data.dates"]
+    ["lstmlab.runs.train", *(f"lstmlab.models.{name}" for name in TASKS), "lstmlab.data.dates"]
 )
 
 
@@ -55,12 +60,24 @@ def fork(function: Callable, *arguments: Any) -> multiprocessing.process.BasePro
     return process
 
 
-def start(settings: dict) -> multiprocessing.process.BaseProcess:
+def start(settings: TrainConfig) -> multiprocessing.process.BaseProcess:
     """A run that has written config.yaml: before that there is nothing to lose."""
     process = fork(train, settings)
-    while process.is_alive() and not (Path(settings["run_dir"]) / "config.yaml").exists():
+    while process.is_alive() and not (Path(settings.run_dir) / "config.yaml").exists():
         time.sleep(0.001)
     return process
+
+
+def work_until(batch: int, rank: int, settings: TrainConfig, port: int, results: Any) -> None:
+    """`launch.work`, in which the second process gets SIGTERM as it begins this batch of the first epoch."""
+
+    def begin_batch(_: Task, __: Any, batch_idx: int) -> None:
+        if (rank, batch_idx) == (1, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    module, name = settings.model.module.split(".")
+    getattr(importlib.import_module(f"lstmlab.models.{module}"), name).on_train_batch_start = begin_batch
+    work(rank, settings.to_plain(), port, results)
 
 
 def overrides(name: str, text_file: Path) -> list[str]:
@@ -72,18 +89,19 @@ def overrides(name: str, text_file: Path) -> list[str]:
     return given
 
 
-def resumed(settings: dict) -> dict:
+def resumed(settings: TrainConfig) -> TrainConfig:
     """As resume=RUN has it: the settings that the run wrote down."""
-    folder = Path(settings["run_dir"])
-    return yaml.safe_load((folder / "config.yaml").read_text()) | {"resume": str(folder)}
+    folder = Path(settings.run_dir)
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    return check("train", written | {"resume": str(folder)})
 
 
-def go_on(settings: dict) -> None:
+def resume(settings: TrainConfig) -> None:
     train(resumed(settings))
 
 
-def rows(settings: dict) -> list[dict]:
-    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+def rows(settings: TrainConfig) -> list[dict]:
+    with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         return [
             # the epoch is one less in the row of a test that is all there was left to do
             {key: value for key, value in row.items() if key not in ("train/tokens_per_second", "epoch")}
@@ -108,10 +126,11 @@ def assert_same(found, expected, place="") -> None:
         assert found == expected, place
 
 
-def assert_same_end(broken: dict, whole: dict) -> None:
+def assert_same_end(broken: TrainConfig, whole: TrainConfig) -> None:
     for name in ("best", "last"):
         found, expected = (
-            checkpoint.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt") for settings in (broken, whole)
+            checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/{name}.ckpt")
+            for settings in (broken, whole)
         )
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
             assert_same(found[part], expected[part], f"{name}.{part}")
@@ -120,9 +139,9 @@ def assert_same_end(broken: dict, whole: dict) -> None:
         for part in ("plateau", "train_state", "current_model_state", "averaging_state"):
             assert_same(found.get(part), expected.get(part), f"{name}.{part}")
     assert rows(broken) == rows(whole)
-    tables = [(Path(settings["run_dir"]) / "examples.md").read_text() for settings in (broken, whole)]
+    tables = [(Path(settings.run_dir) / "examples.md").read_text() for settings in (broken, whole)]
     assert tables[0] == tables[1]
-    ends = [json.loads((Path(s["run_dir"]) / "metrics.json").read_text()) for s in (broken, whole)]
+    ends = [json.loads((Path(s.run_dir) / "metrics.json").read_text()) for s in (broken, whole)]
     assert ends[0] | {"train/seconds": 0, "train/tokens_per_second": 0} == ends[1] | {
         "train/seconds": 0,
         "train/tokens_per_second": 0,

@@ -14,6 +14,7 @@ import torch
 
 from lstmlab import checkpoint
 from lstmlab.export import export
+from lstmlab.schema import ExportConfig
 
 
 def equal(one, other) -> bool:
@@ -47,7 +48,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, whole):
     content = torch.load(whole, weights_only=True)
     torch.save(content | {"more": Trap(trace)}, path)
     with pytest.raises(ValueError, match="could run code"):
-        checkpoint.load(str(path))
+        checkpoint.load_checkpoint(str(path))
     assert not trace.exists()
     torch.load(path, weights_only=False)
     assert trace.exists()  # so it would have been
@@ -63,7 +64,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, whole):
         ({"state_dict": {}, "hyper_parameters": {"info": {}}}, "not one of lstmlab's"),
         ([1, 2], "not one of lstmlab's"),
         (torch.zeros(3), "not one of lstmlab's"),
-        ({"lstmlab_format": None}, "by an older lstmlab: its format is without a number"),
+        ({"lstmlab_format": None}, "by an older lstmlab: it has no format number"),
         ({"lstmlab_format": 0.5}, "by an older lstmlab"),
         (
             {"lstmlab_format": checkpoint.FORMAT + 1},
@@ -76,7 +77,7 @@ def test_foreign_and_other_versions_are_named(tmp_path, whole, content, message)
         content = torch.load(whole, weights_only=True) | content
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=message) as error:
-        checkpoint.load(str(tmp_path / "x.ckpt"))
+        checkpoint.load_checkpoint(str(tmp_path / "x.ckpt"))
     assert "\n" not in str(error.value)
 
 
@@ -104,8 +105,8 @@ def test_a_model_is_ready_to_be_asked(trained, backend):
     path = trained("charlm", "cell=fused", "cell.recompute=true")
     model = checkpoint.load_model(str(path), backend)
     assert not any(module.training for module in model.modules())
-    assert model.config["cell"]["backend"] == (backend or "fused")
-    assert model.config["cell"]["recompute"] == (backend is None)
+    assert model.config.cell.backend == (backend or "fused")
+    assert model.config.cell.recompute == (backend is None)
 
 
 @pytest.mark.parametrize(
@@ -189,22 +190,22 @@ def test_what_is_no_whole_checkpoint_is_refused(tmp_path, whole, make, message):
     path = tmp_path / "x.ckpt"
     path.write_bytes(make(whole))
     with pytest.raises(ValueError, match=message):
-        checkpoint.load(str(path))
+        checkpoint.load_checkpoint(str(path))
 
 
 def test_an_archive_that_is_no_checkpoint(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
         archive.writestr("letter.txt", "Dear Sir")
     with pytest.raises(ValueError, match="no checkpoint"):
-        checkpoint.load(str(tmp_path / "x.ckpt"))
+        checkpoint.load_checkpoint(str(tmp_path / "x.ckpt"))
     with pytest.raises(FileNotFoundError, match="a folder"):
-        checkpoint.load(str(tmp_path))
+        checkpoint.load_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("altered", ["shape", "dtype", "name"])
 def test_the_checksum_is_of_what_is_said_about_the_numbers_too(tmp_path, whole, altered):
     """These stand there as they did, but as another matrix."""
-    (file,) = export({"ckpt": str(whole), "format": "safetensors", "folder": str(tmp_path)})
+    (file,) = export(ExportConfig(ckpt=str(whole), format="safetensors", folder=str(tmp_path)))
     content = file.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -216,15 +217,15 @@ def test_the_checksum_is_of_what_is_said_about_the_numbers_too(tmp_path, whole, 
     written = json.dumps(header).encode()
     file.write_bytes(len(written).to_bytes(8, "little") + written + content[end:])
     with pytest.raises(ValueError, match="fails its checksum"):
-        checkpoint.load(str(file))
+        checkpoint.load_checkpoint(str(file))
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
 def test_damage_never_goes_unnoticed(tmp_path, whole, pytestconfig, kind):
     """Cut anywhere, or with a bit flipped anywhere: refused, or (in a time stamp, say) read as it was."""
     if kind == "safetensors":
-        (whole,) = export({"ckpt": str(whole), "format": kind, "folder": str(tmp_path)})
-    expected, content, rng = checkpoint.load(str(whole)), whole.read_bytes(), random.Random(0)
+        (whole,) = export(ExportConfig(ckpt=str(whole), format=kind, folder=str(tmp_path)))
+    expected, content, rng = checkpoint.load_checkpoint(str(whole)), whole.read_bytes(), random.Random(0)
     path = tmp_path / f"x.{kind}"
     refused = 0
     for number in range(pytestconfig.getoption("--fuzz")):
@@ -238,7 +239,7 @@ def test_damage_never_goes_unnoticed(tmp_path, whole, pytestconfig, kind):
             damaged[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         try:
-            found = checkpoint.load(str(path))
+            found = checkpoint.load_checkpoint(str(path))
         except ValueError as error:
             refused += 1
             assert "\n" not in str(error)

@@ -14,14 +14,14 @@ from conftest import SMALL
 from lstmlab.config import PROJECT
 from lstmlab.data.reviews import made_up_review
 from lstmlab.runs.launch import launch
-from lstmlab.schema import Model
+from lstmlab.schema import ModelConfig, leaves, names_of_data
 
 CONF = PROJECT / "conf"
-CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.stem != "default")
-MODELS = {
-    data: get_args(model.model_fields["name"].annotation)[0]
-    for model in Model.__subclasses__()
-    for data in model.data
+CHOICES = sorted(path.relative_to(CONF) for path in CONF.glob("*/*.yaml") if path.parent.name != "base")
+MODELS = {  # the task that trains on a data set
+    name: get_args(model.model_fields["name"].annotation)[0]
+    for model in leaves(ModelConfig)
+    for name in names_of_data(model.reads)
 }
 
 
@@ -68,6 +68,10 @@ def test_trains_a_batch(choice, config, request, text_file, hub_files):
         overrides += [f"data.path={hub_files}", f"data.cache={hub_files}/cache"]
     if "imdb" in data:
         overrides.append("data.val_size=20")
+    if data & {"classes", "pairs"}:
+        overrides += [f"data.train={hub_files}/train-00000-of-00001.parquet", f"data.cache={hub_files}/cache"]
+    if "pairs" in data:
+        overrides += [f"data.train={hub_files}/train.jsonl", "data.source=en", "data.target=de"]
     if name == "optuna":  # what it does is test_sweeps' matter
         overrides.append("callbacks.pruning=null")
     if group == "debug":
@@ -75,4 +79,4 @@ def test_trains_a_batch(choice, config, request, text_file, hub_files):
         overrides += ["trainer.max_epochs=1", "trainer.limit_val_batches=1", "trainer.max_steps=2"]
     settings = config(*overrides)
     metrics = launch(settings)
-    assert settings["model"]["monitor"] in metrics
+    assert settings.model.monitor in metrics

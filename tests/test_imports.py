@@ -11,7 +11,7 @@ from lstmlab.config import PROJECT
 SOURCE = PROJECT / "src"
 # From the ground up: a file may import what stands in its own layer or below.
 LAYERS = (
-    ("atomic", "distributed", "tables", "cells", "schema", "config"),
+    ("atomic", "distributed", "tables", "cells", "schema", "help", "json_schema", "config"),
     ("data",),
     ("models",),
     ("checkpoint", "loggers"),

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from lstmlab import checkpoint
+from lstmlab.schema import TrainConfig
 from same_end import TASKS, assert_same_end, overrides, resumed, start
 
 
-def finish(settings: dict) -> float:
+def finish(settings: TrainConfig) -> float:
     """Run to the end; the seconds that it took from its config.yaml on."""
     process, began = start(settings), time.monotonic()
     process.join()
@@ -30,7 +31,7 @@ def test_kill(name, config, text_file, request):
     kills = 0
     while kills < request.config.getoption("--kills"):
         settings = config(*overrides(name, text_file), *often)
-        folder = Path(settings["run_dir"])
+        folder = Path(settings.run_dir)
         process = start(settings)
         time.sleep(random.uniform(0, seconds))
         process.kill()
@@ -40,7 +41,7 @@ def test_kill(name, config, text_file, request):
             continue
         assert process.exitcode == -signal.SIGKILL
         last = folder / "checkpoints/last.ckpt"
-        step = checkpoint.load(str(last))["global_step"] if last.exists() else None
+        step = checkpoint.load_checkpoint(str(last))["global_step"] if last.exists() else None
         kills += 1
         finish(resumed(settings))
         assert_same_end(settings, whole)

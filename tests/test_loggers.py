@@ -48,7 +48,7 @@ def test_rows_are_dropped_and_counted(tmp_path):
 
 def test_wandb_ids(config):
     """A new one where there is none; the argument stays as it is."""
-    given = config("logger=[tensorboard,wandb]")["logger"]
+    given = config("logger=[tensorboard,wandb]").to_plain()["logger"]
     before = copy.deepcopy(given)
     first, second = add_wandb_ids(given), add_wandb_ids(given)
     assert given == before

@@ -158,7 +158,7 @@ def test_training_dashboard_in_a_browser(page, config, text_file):
     small = ["data=textfile", f"data.path={text_file}", "data.sequence_length=16", "cell.num_layers=1"]
     settings = config(*SMALL, *often, *small)
     train(settings)
-    folder = Path(settings["run_dir"])
+    folder = Path(settings.run_dir)
     (folder / "gates").mkdir(exist_ok=True)
     gates: dict[str, Any] = {name: np.full((1, 1, 2, 3), 0.5, np.float32) for name in "ifgoch"}
     np.savez(folder / "gates/step_6.npz", tokens=["a", "\n"], units=[0, 3, 7], **gates)
@@ -168,7 +168,7 @@ def test_training_dashboard_in_a_browser(page, config, text_file):
     losses = [f"{float(row['train/loss']):.4g}" for row in rows if row["train/loss"]]
     assert losses[0] != losses[-1]
 
-    browser = page("training_dashboard", "--run", settings["run_dir"])
+    browser = page("training_dashboard", "--run", settings.run_dir)
 
     def shown(loss: str, *others: str) -> bool:
         page = "".join(words(browser).split())

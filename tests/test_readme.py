@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from hydra_plugins.lstmlab_study import jobs_of
 from lstmlab.checkpoint import load_model
-from lstmlab.config import PROJECT, plain, quote_raw
-from lstmlab.schema import check
+from lstmlab.config import PROJECT, quote_raw, to_plain
+from lstmlab.schema import PredictConfig, check
 
 NOT_OURS = {"logs", "multirun", "wandb", "build"}  # what runs and tools write at the top level
 WRITTEN_BY_RUNS = {"config.yaml", "multirun.yaml"}
@@ -95,7 +95,7 @@ def test_a_command_composes(command, tmp_path):
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
         for job in jobs:
             run_dir = [f"run_dir={tmp_path}"] if name in ("train", "bench") else []
-            check(name, plain(compose(name, job + run_dir)))
+            check(name, to_plain(compose(name, job + run_dir)))
 
 
 @pytest.mark.parametrize(("line", "printed"), REFUSED)
@@ -203,5 +203,5 @@ def test_the_onnx_example_runs(command, trained, tmp_path, capsys):
     _, printed, _ = command("export", f"ckpt={ckpt}", f"folder={tmp_path}")
     [(_, example)] = FENCED.findall(DOCUMENTS["src/lstmlab/runs/README.md"])
     exec(example.replace("RUN/export/model.onnx", printed.strip()), {})
-    [answer] = load_model(ckpt).respond("not bad at all", {})
+    [answer] = load_model(ckpt).respond("not bad at all", PredictConfig.model_construct())
     assert answer.startswith(capsys.readouterr().out.strip() + ", probability")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from lstmlab.schema import TrainConfig
 from same_end import HARD, TASKS, overrides, start
 
 LONG = [  # as long a run as one likes, its data read many times over
@@ -43,7 +44,7 @@ class Sample(NamedTuple):
     seconds: float  # of the processor, whatever else runs on it
 
 
-def sample(process, settings: dict) -> Sample:
+def sample(process, settings: TrainConfig) -> Sample:
     steps = [int(row["step"]) for row in logged(settings)]
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
@@ -57,8 +58,8 @@ def rate(samples: list[Sample]) -> float:
     return (samples[-1].step - samples[0].step) / (samples[-1].seconds - samples[0].seconds)
 
 
-def logged(settings: dict) -> list[dict]:
-    path = Path(settings["run_dir"]) / "metrics.csv"
+def logged(settings: TrainConfig) -> list[dict]:
+    path = Path(settings.run_dir) / "metrics.csv"
     if not path.exists():
         return []
     with path.open(newline="") as file:

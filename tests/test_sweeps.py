@@ -78,7 +78,7 @@ def test_the_same_command_goes_on(command, tmp_path):
     code, printed, error = command("train", *sweep)
     assert code == 0, error
     assert {path: path.stat().st_mtime_ns for path in ended.iterdir()} == before
-    assert printed.count("has ended already") == printed.count("going on after step 1") == 1
+    assert printed.count("has ended already") == printed.count("resuming after step 1") == 1
     again = json.loads((broken / "metrics.json").read_text())
     assert again | {"train/seconds": 0} == metrics | {"train/seconds": 0}
     assert (missing / "metrics.json").exists()

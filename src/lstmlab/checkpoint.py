@@ -12,15 +12,15 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from lstmlab.atomic import replace_file
-from lstmlab.models import model_class
+from lstmlab.models import build_model
 from lstmlab.models.base import Task
-from lstmlab.schema import Trained, check
+from lstmlab.schema import CheckpointConfig, check
 
 FORMAT = 2  # raised whenever checkpoints written before can no longer be opened
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints: whole or not at all, and through `load`.
+    """How Lightning writes and reads checkpoints: whole or not at all, and through `load_checkpoint`.
 
     Lightning's own writes to the system's temporary folder: on another disk, its renaming is a copy.
     """
@@ -38,41 +38,52 @@ class CheckpointIO(TorchCheckpointIO):
             raise OSError(f"{path} could not be written: {reason}") from error
 
     def load_checkpoint(self, path, map_location=None, weights_only: bool | None = None) -> dict[str, Any]:
-        return load(str(path))
+        return load_checkpoint(str(path))
 
 
-def device(accelerator: str) -> str:
+def find_device(accelerator: str) -> str:
     """PyTorch's name of `cpu` or `gpu`. Raises ValueError if there is no GPU."""
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("gpu was asked for, but PyTorch finds none on this machine; use cpu")
     return "cuda" if accelerator == "gpu" else "cpu"
 
 
-def find_run_folder(ckpt: Path) -> Path:
-    """The folder of the run that wrote a checkpoint; of a file that was moved, the folder where it lies."""
+def find_checkpoint(path: str) -> Path:
+    """The file that ckpt= names: a checkpoint, or the best one of a run's folder.
+
+    Raises FileNotFoundError if there is none.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file /= "checkpoints/best.ckpt"
+    if not file.is_file():
+        missing = "a folder without checkpoints/best.ckpt" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"ckpt={path}: {missing}")
+    return file
+
+
+def find_run_folder(path: str) -> Path:
+    """The folder of the run that wrote checkpoint `path`; of a file that was moved, where it lies."""
+    ckpt = find_checkpoint(path)
     return ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
 
 
-def load(path: str) -> dict[str, Any]:
+def load_checkpoint(path: str) -> dict[str, Any]:
     """Read a checkpoint of lstmlab's, or its safetensors file: only tensors and plain containers, never code.
 
     Raises FileNotFoundError, or ValueError for a file that is damaged, holds code, is not ours or is of
     another version.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"ckpt={path}: {'a folder, not a file' if file.is_dir() else 'no such file'}")
+    file = find_checkpoint(path)
     checkpoint = read_safetensors(file) if file.suffix == ".safetensors" else read_zip(file)
     described = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
     if not (isinstance(described, dict) and {"config", "info"} <= described.keys()):
         raise ValueError(f"ckpt={path} is a checkpoint, but not one of lstmlab's")
-    found = checkpoint.get("lstmlab_format")
-    if found != FORMAT:
-        age = "a newer" if isinstance(found, int) and found > FORMAT else "an older"
-        number = "without a number" if found is None else found
-        raise ValueError(
-            f"ckpt={path} was written by {age} lstmlab: its format is {number}, and this one reads {FORMAT}"
-        )
+    number = checkpoint.get("lstmlab_format")
+    if number != FORMAT:
+        age = "a newer" if isinstance(number, int) and number > FORMAT else "an older"
+        format_ = "it has no format number" if number is None else f"its format is {number}"
+        raise ValueError(f"ckpt={path} was written by {age} lstmlab: {format_}, and this one reads {FORMAT}")
     return checkpoint
 
 
@@ -81,28 +92,36 @@ def read_zip(file: Path) -> Any:
     with file.open("rb") as opened:
         if opened.read(4) != b"PK\3\4":
             raise ValueError(f"ckpt={file} is {'no checkpoint' if file.stat().st_size else 'empty'}")
-    damaged = ValueError(f"ckpt={file} is damaged, cut short or no checkpoint")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
-            # torch.save compresses nothing, sets no attributes, and names each entry once, whatever the case.
-            # torch.load would leave unread what is marked as a directory and, of two by one name, may read
-            # the one that testzip does not.
-            if (
-                any(entry.compress_type != zipfile.ZIP_STORED or entry.external_attr for entry in entries)
-                or len({entry.filename.lower() for entry in entries}) < len(entries)
-                or sum(entry.file_size for entry in entries) > file.stat().st_size
-                or archive.testzip() is not None
-            ):
-                raise damaged
-    except Exception:  # of whatever kind: zipfile takes flags and lengths as it finds them
-        raise damaged from None
+    if not is_intact(file):
+        raise ValueError(f"ckpt={file} is damaged, cut short or no checkpoint")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f"ckpt={file} holds Python objects, which could run code; refused") from None
-    except Exception as error:  # what is made up may fail in any way
+    except Exception as error:  # a crafted file can fail in any way
         raise ValueError(f"ckpt={file} is no checkpoint") from error
+
+
+def is_intact(file: Path) -> bool:
+    """Whether a zip archive is one that `torch.save` can have written, with every checksum right.
+
+    torch.save compresses nothing, sets no attributes, and names each entry once, whatever the case.
+    torch.load would leave unread what is marked as a directory and, of two entries by one name, may read the
+    one that testzip does not.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            return (
+                all(
+                    entry.compress_type == zipfile.ZIP_STORED and not entry.external_attr for entry in entries
+                )
+                and len({entry.filename.lower() for entry in entries}) == len(entries)
+                and sum(entry.file_size for entry in entries) <= file.stat().st_size
+                and archive.testzip() is None
+            )
+    except Exception:  # of any kind: zipfile takes flags and lengths as it finds them
+        return False
 
 
 def read_safetensors(file: Path) -> dict[str, Any]:
@@ -133,37 +152,42 @@ def digest(described: str, state: dict[str, Tensor]) -> str:
 def load_model(path: str, backend: str | None = None, accelerator: str = "cpu") -> Task:
     """The model of a checkpoint, in evaluation mode, on another backend's cells if `backend` names one.
 
-    Raises what `load` raises, and ValueError if weights and configuration do not fit together.
+    Raises what `load_checkpoint` raises, and ValueError if weights and configuration do not fit together.
     """
-    checkpoint = load(path)
-    hyper_parameters = checkpoint["hyper_parameters"]
-    config, info = hyper_parameters["config"], hyper_parameters["info"]
-    try:
-        check("checkpoint", {key: config[key] for key in Trained.model_fields if key in config})
-    except ValueError as error:
-        raise ValueError(f"ckpt={path} was written by another version of lstmlab: {error}") from error
+    checkpoint = load_checkpoint(path)
+    config, state = read_config(checkpoint, path), checkpoint["state_dict"]
     if backend is not None:
-        recompute = config["cell"]["recompute"] and backend == "fused"
-        config = config | {"cell": config["cell"] | {"backend": backend, "recompute": recompute}}
+        config = config.replace({"cell": config.cell.with_backend(backend).to_plain()})
     try:
-        model = build(config, info, checkpoint["state_dict"])
+        info = checkpoint["hyper_parameters"]["info"]
+        refuse_misfit(config, info, state)
+        model = build_model(config, info)
+        model.load_state_dict(state)
     except (AttributeError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"ckpt={path}: its weights do not fit its configuration") from error
-    return model.to(device(accelerator)).eval()
+    return model.to(find_device(accelerator)).eval()
 
 
-def build(config: dict[str, Any], info: dict[str, Any], state: dict[str, Tensor]) -> Task:
-    """The model with these weights. What is made up may ask for any size: no memory is used, and RuntimeError
-    raised, before each tensor has been seen to be there, as large as the configuration asks for."""
-    if config["cell"]["num_layers"] > len(state):
+def read_config(checkpoint: dict[str, Any], path: str) -> CheckpointConfig:
+    """The configuration of a checkpoint, as far as opening it needs it."""
+    settings = checkpoint["hyper_parameters"]["config"]
+    try:
+        needed = {key: settings[key] for key in CheckpointConfig.model_fields if key in settings}
+        return check("checkpoint", needed)
+    except ValueError as error:
+        raise ValueError(f"ckpt={path} was written by another version of lstmlab: {error}") from error
+
+
+def refuse_misfit(config: CheckpointConfig, info: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """Raise RuntimeError unless each tensor is there, as large as the configuration asks for.
+
+    A crafted file can ask for any size: this is found out before memory is used.
+    """
+    if config.cell.num_layers > len(state):
         raise RuntimeError("fewer tensors than layers")
-    model = model_class(config["model"]["name"])
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in model(config, info).state_dict().items()}
+        expected = {name: tensor.shape for name, tensor in build_model(config, info).state_dict().items()}
     if expected != {name: tensor.shape for name, tensor in state.items()}:
         raise RuntimeError("tensors of other shapes")
     if any(tensor.nbytes > tensor.untyped_storage().nbytes() for tensor in state.values()):
         raise RuntimeError("a tensor that repeats its storage")
-    built = model(config, info)
-    built.load_state_dict(state)
-    return built

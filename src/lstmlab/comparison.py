@@ -7,6 +7,7 @@ import os
 import re
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
 from hydra_plugins.lstmlab_study import jobs_of
+from lstmlab.schema import CompareConfig
 from lstmlab.tables import markdown
 
 # Runs that differ in these alone share a row of the table
@@ -36,24 +38,24 @@ class FoundRuns:
     changes: dict[Path, list[str]] = field(default_factory=dict)  # what a study's job sets beside the seed
 
 
-def compare(config: dict[str, Any]) -> str:
+def compare(config: CompareConfig) -> str:
     """Write compare.csv, compare.md and compare.png. Returns the Markdown and names the files.
 
     Raises FileNotFoundError if a folder does not exist or holds no run, and ValueError if no run has
     finished, a run's file is damaged, `metrics` matches nothing or `x` does not vary.
     """
-    whole = Path(config["runs"])
-    folders = [whole] if whole.exists() else [Path(part) for part in config["runs"].split(",")]
+    whole = Path(config.runs)
+    folders = [whole] if whole.exists() else [Path(part) for part in config.runs.split(",")]
     found = FoundRuns()
     for folder in folders:
         search_folder(folder, found)
     if not found.finished:
-        raise ValueError(f"runs={config['runs']}: none of {len(found.left_out)} runs has finished")
+        raise ValueError(f"runs={config.runs}: none of {len(found.left_out)} runs has finished")
 
     paths, settings, measured = zip(*found.finished, strict=True)
     runs = pd.DataFrame(settings, dtype=object)
     runs = runs.mask(runs.isna(), "").infer_objects()  # "": another run has such a key
-    x = config["x"]
+    x = config.x
     keys, implied = find_compared_keys(runs, found.swept, x)
 
     # Of a study that changes one thing at a time, one column tells what each row changed
@@ -63,7 +65,7 @@ def compare(config: dict[str, Any]) -> str:
         keys, implied = ["changed"], []
 
     values = pd.DataFrame(measured, dtype=float).dropna(axis=1, how="all")
-    metrics = choose_metrics(list(values), config["metrics"])
+    metrics = choose_metrics(list(values), config.metrics)
     runs = runs.join(values).sort_values(
         keys,
         # Numbers ascend; other values keep the order of the runs
@@ -73,7 +75,7 @@ def compare(config: dict[str, Any]) -> str:
     )
     runs["row"] = runs.groupby(keys or (lambda run: 0), sort=False).ngroup()
 
-    target = Path(config["folder"] or folders[0])
+    target = Path(config.folder or folders[0])
     target.mkdir(parents=True, exist_ok=True)
     table = write_table(runs, keys, metrics, target / "compare.csv")
     text = "\n\n".join([table, *list_remarks(runs, keys, implied, found.left_out)])
@@ -160,7 +162,7 @@ def find_compared_keys(runs: pd.DataFrame, swept: list[str], x: str | None) -> t
     return keys, [key for key in differ if key not in keys]
 
 
-def choose_metrics(metrics: list[str], patterns: str | list[str] | None) -> list[str]:
+def choose_metrics(metrics: list[str], patterns: str | Sequence[str] | None) -> list[str]:
     """The names that match, by the number that they end in: …_delay9, …_delay10."""
     every = sorted(metrics, key=lambda name: int((re.findall(r"\d+$", name) or [-1])[0]))
     tested = any(name.startswith("test/") for name in every)

@@ -1,7 +1,7 @@
-"""From the command line to a checked, plain configuration, before torch is imported.
+"""From the command line to a checked, frozen configuration, before torch is imported.
 
-`@entry_point("train")` composes conf/train.yaml with Hydra, checks it against lstmlab.schema and calls
-the function with a plain dict. A user's mistake ends in one sentence and exit code 1; the environment
+`@entry_point("train")` composes conf/train.yaml with Hydra, checks it against lstmlab.schema and calls the
+function with the checked object. A user's mistake ends in one sentence and exit code 1; the environment
 variable HYDRA_FULL_ERROR=1 shows the traceback instead.
 """
 
@@ -12,7 +12,8 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +24,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from lstmlab.help import CONF, format_help
 from lstmlab.schema import check
 
-PROJECT = Path(__file__).parents[2]
-RAW_KEYS = ("text", "ckpt", "resume", "runs", "data.path")
+PROJECT = CONF.parent
+RAW_KEYS = ("text", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
 # Of Lightning 2.6 and torchdata 0.11 about torch 2.13: nothing that a user could change
 warnings.filterwarnings("ignore", message=r".*(treespec, LeafSpec|'set_vital')")
 USER_ERRORS = (
@@ -55,7 +57,7 @@ def quote_raw(argument: str, keys: tuple[str, ...] = RAW_KEYS) -> str:
     return f"{key}='{value}'"
 
 
-def sentence(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """One line that says what is wrong: Hydra's own messages run over many."""
     cause = error.__cause__ or error
     node = getattr(cause, "parent_node", None)
@@ -75,12 +77,12 @@ def is_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def plain(composed: DictConfig) -> dict[str, Any]:
-    """The configuration, resolved, as plain containers. Raises MissingMandatoryValue for a `???`."""
+def to_plain(composed: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain containers. Raises MissingMandatoryValue for a `???`."""
     return cast(dict, OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
 
 
-def resumed_run(arguments: list[str]) -> Path | None:
+def find_resumed_run(arguments: list[str]) -> Path | None:
     """The folder of the run that resume= names, or whose checkpoint it names.
 
     Raises OSError if there is none, and ValueError for a sweep.
@@ -89,7 +91,7 @@ def resumed_run(arguments: list[str]) -> Path | None:
     if not named:
         return None
     if {"-m", "--multirun"} & set(arguments):
-        raise ValueError(f"resume={named[-1]} goes on with one run: leave out -m")
+        raise ValueError(f"resume={named[-1]} resumes one run: leave out -m")
     path = Path(named[-1]).absolute()
     if not path.exists():
         raise FileNotFoundError(f"resume={named[-1]}: no such run")
@@ -110,57 +112,75 @@ def resumed_run(arguments: list[str]) -> Path | None:
     return run
 
 
-def entry_point(config_name: str) -> Callable:
-    """Decorate `run(config: dict)`, the body of a command; see the module's docstring."""
+def refuse_unread(read: Collection[str], of: str) -> None:
+    """Raise ValueError if a setting was typed that is not among those that are `read`."""
+    typed = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
+    if unread := sorted(typed - set(read)):
+        takes = ", ".join(sorted(read)) or "no such settings"
+        raise ValueError(f"{unread[0]}= means nothing to {of}, which takes {takes}")
 
-    def decorate(run: Callable[[dict[str, Any]], Any]) -> Callable[[], None]:
-        @functools.wraps(run)
-        def job(composed: DictConfig) -> Any:
-            sweep = is_sweep()
-            try:
-                config = plain(composed)
-                side_by_side = HydraConfig.get().launcher._target_.endswith(
-                    (".JoblibLauncher", ".LocalLauncher")
-                )
-                if sweep and side_by_side and config.get("threads", 1) is None:
-                    config["threads"] = 1
-                check(config_name, config)
-                return run(config)
-            except USER_ERRORS as error:
-                # In a sweep Hydra adds which job failed, and a worker process must not exit.
-                folder = Path(HydraConfig.get().runtime.output_dir)
-                if folder != Path.cwd() and not any(folder.iterdir()):
-                    folder.rmdir()  # made by Hydra for a run that never began
-                if show_traceback or sweep:
-                    raise
-                sys.exit(f"error: {sentence(error)}")
 
-        show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+@contextmanager
+def settings_of(command: str, resumed: Path | None) -> Iterator[tuple[str, str, list[str]]]:
+    """Where Hydra finds the settings: a folder, a name in it, and arguments to add."""
+    if "${" in str(resumed or Path.cwd()):
+        raise ValueError(f"{resumed or Path.cwd()}: Hydra would replace the ${{; rename this folder")
+    if resumed is None:
+        yield str(CONF), command, []
+        return
 
-        def main() -> None:
-            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions
-            folder, name, arguments = PROJECT / "conf", config_name, sys.argv[1:]
-            sys.argv[1:] = [quote_raw(argument) for argument in arguments]
-            try:
-                with tempfile.TemporaryDirectory() as alone:
-                    run = resumed_run(arguments)
-                    if "${" in str(run or Path.cwd()):
-                        raise ValueError(
-                            f"{run or Path.cwd()}: Hydra would replace the ${{; rename this folder"
-                        )
-                    if run is not None:  # its settings, as if they stood in conf/
-                        # Not the run's folder, in which Hydra would look for settings of its own too
-                        folder, name = Path(shutil.copy(run / "config.yaml", alone)).parent, "config"
-                        sys.argv += [quote_raw(f"hydra.run.dir={run}", ("hydra.run.dir",))]
-                        sys.argv += ["hydra.output_subdir=null", "hydra/job_logging=disabled"]
-                    hydra.main(version_base="1.3", config_path=str(folder), config_name=name)(job)()
-            except USER_ERRORS as error:
-                if show_traceback:
-                    raise
-                sys.exit(f"error: {sentence(error)}")
-            except KeyboardInterrupt:
-                sys.exit(130)
+    # A copy: Hydra would look for settings of its own in the run's folder too
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(resumed / "config.yaml", folder)
+        run_dir = quote_raw(f"hydra.run.dir={resumed}", ("hydra.run.dir",))
+        yield folder, "config", [run_dir, "hydra.output_subdir=null", "hydra/job_logging=disabled"]
 
-        return main
 
-    return decorate
+def check_composed(command: str, composed: DictConfig) -> Any:
+    """The checked configuration of one job."""
+    settings = to_plain(composed)
+    launcher = HydraConfig.get().launcher._target_
+    side_by_side = launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
+    if is_sweep() and side_by_side and settings.get("threads", 1) is None:
+        settings["threads"] = 1
+    return check(command, settings)
+
+
+def run_command(command: str, body: Callable[[Any], Any]) -> None:
+    """Compose and check the configuration of `command` and call `body` with it, once for each job."""
+    show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions
+
+    @functools.wraps(body)
+    def job(composed: DictConfig) -> Any:
+        try:
+            return body(check_composed(command, composed))
+        except USER_ERRORS as error:
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            if folder != Path.cwd() and not any(folder.iterdir()):
+                folder.rmdir()  # made by Hydra for a run that never began
+            # In a sweep Hydra adds which job failed, and a worker process must not exit
+            if show_traceback or is_sweep():
+                raise
+            sys.exit(f"error: {describe_error(error)}")
+
+    arguments = sys.argv[1:]
+    try:
+        if {"-h", "--help"} & set(arguments):
+            overrides = [quote_raw(argument) for argument in arguments if not argument.startswith("-")]
+            print(format_help(command, overrides))
+            return
+        with settings_of(command, find_resumed_run(arguments)) as (folder, name, added):
+            sys.argv[1:] = [*map(quote_raw, arguments), *added]
+            hydra.main(version_base="1.3", config_path=folder, config_name=name)(job)()
+    except USER_ERRORS as error:
+        if show_traceback:
+            raise
+        sys.exit(f"error: {describe_error(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def entry_point(command: str) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
+    """Decorate the body of a command; see the module's docstring."""
+    return lambda body: functools.partial(run_command, command, body)

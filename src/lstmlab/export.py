@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from lstmlab.atomic import replace_file
 from lstmlab.cells.base import Recurrent, State
-from lstmlab.checkpoint import FORMAT, digest, find_run_folder, load_model
+from lstmlab.checkpoint import FORMAT, digest, find_run_folder, load_checkpoint, load_model
 from lstmlab.models.base import Graph, Task
+from lstmlab.schema import ExportConfig
 
 # The operator of each kind, and which of our gates comes first, second … in its weights
 OPERATORS = {
@@ -28,20 +29,22 @@ STEPS = torch.export.Dim("steps")
 DIMS = {"B": torch.export.Dim("batch"), "T": STEPS, "S": STEPS}  # the axes of a `Graph` that may change
 
 
-def export(config: dict[str, Any]) -> list[Path]:
-    """Write checkpoint `config["ckpt"]` as `config["format"]`; returns the files.
+def export(config: ExportConfig) -> list[Path]:
+    """Write checkpoint `config.ckpt` as `config.format`; returns the files.
 
     onnx: a file for each of the task's `graphs`, for any number of rows and steps: model.onnx, or for seq2seq
     encoder.onnx and decoder.onnx, which takes one step. The metadata `config` and `info` hold, as JSON, the
-    configuration and the vocabulary. safetensors: model.safetensors, which `checkpoint.load` reads.
+    configuration and the vocabulary. safetensors: model.safetensors, which `load_checkpoint` reads.
 
-    Nothing is written unless all of it can be. Raises what `checkpoint.load` raises, and ValueError if the
+    Nothing is written unless all of it can be. Raises what `load_checkpoint` raises, and ValueError if the
     task has no graph, a cell has no ONNX operator or a package is missing.
     """
-    model = load_model(config["ckpt"])
-    folder = Path(config["folder"] or find_run_folder(Path(config["ckpt"])) / "export")
+    model = load_model(config.ckpt)
+    folder = Path(config.folder or find_run_folder(config.ckpt) / "export")
 
-    contents = onnx_files(model) if config["format"] == "onnx" else safetensors_files(model)
+    described = load_checkpoint(config.ckpt)["hyper_parameters"]
+    files = onnx_files if config.format == "onnx" else safetensors_files
+    contents = files(model, described)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         with replace_file(folder / name) as file:
@@ -49,15 +52,14 @@ def export(config: dict[str, Any]) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def safetensors_files(model: Task) -> dict[str, bytes]:
+def safetensors_files(model: Task, described: dict[str, Any]) -> dict[str, bytes]:
     """The weights and the configuration of `model` as the content of one file, by name."""
-    described = {"config": model.config, "info": model.info}
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # none shares memory
     written = json.dumps({"lstmlab_format": FORMAT, "hyper_parameters": described})
     return {"model.safetensors": save(state, {"lstmlab": written, "sha256": digest(written, state)})}
 
 
-def onnx_files(model: Task) -> dict[str, bytes]:
+def onnx_files(model: Task, described: dict[str, Any]) -> dict[str, bytes]:
     """The graphs of `model` as the contents of files, by name. Its cells are replaced by `OperatorCell`s."""
     graphs = model.graphs()
     cells = {name: cell for name, cell in model.named_modules() if isinstance(cell, Recurrent)}
@@ -71,8 +73,8 @@ def onnx_files(model: Task) -> dict[str, bytes]:
     for name, cell in cells.items():
         model.set_submodule(name, OperatorCell(cell))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    described = {"config": json.dumps(model.config), "info": json.dumps(model.info)}
-    return {f"{name}.onnx": onnx_file(model, graph, described) for name, graph in graphs.items()}
+    metadata = {key: json.dumps(value) for key, value in described.items()}
+    return {f"{name}.onnx": onnx_file(model, graph, metadata) for name, graph in graphs.items()}
 
 
 def onnx_file(model: Task, graph: Graph, metadata: dict[str, str]) -> bytes:

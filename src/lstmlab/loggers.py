@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
@@ -19,6 +18,7 @@ from PIL import Image
 from lstmlab import distributed
 from lstmlab.atomic import replace_file
 from lstmlab.config import is_sweep
+from lstmlab.schema import TrainConfig
 from lstmlab.tables import markdown
 
 
@@ -86,18 +86,18 @@ def add_wandb_ids(loggers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def build_loggers(config: dict[str, Any], resumed_at: int | None) -> list[Logger]:
+def build_loggers(config: TrainConfig, resumed_at: int | None) -> list[Logger]:
     """metrics.csv, and the loggers of the `logger` group.
 
     resumed_at: the step from which the run is resumed; TensorBoard drops what it holds of later steps.
     """
-    loggers: list[Logger] = [MetricsCSV(config["run_dir"])]
-    for settings in config["logger"].values():
-        tensorboard = settings["_target_"].endswith("TensorBoardLogger")
-        logger = instantiate(settings, **({"purge_step": resumed_at} if tensorboard else {}))
+    loggers: list[Logger] = [MetricsCSV(config.run_dir)]
+    for name, settings in config.logger.items():
+        more = {"purge_step": resumed_at} if settings.target.endswith("TensorBoardLogger") else {}
+        logger = settings.build(f"logger.{name}", Logger, **more)
         if isinstance(logger, WandbLogger) and distributed.rank() == 0:
-            logger.experiment.config.update(config, allow_val_change=True)
-            monitor, mode = config["model"]["monitor"], config["model"]["monitor_mode"]
+            logger.experiment.config.update(config.to_plain(), allow_val_change=True)
+            monitor, mode = config.model.monitor, config.model.monitor_mode
             logger.experiment.define_metric(monitor, summary=mode)
         loggers.append(logger)
     return loggers

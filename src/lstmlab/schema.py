@@ -1,39 +1,135 @@
-"""What a configuration may hold: one class a choice, each key with its type and range.
+"""Every setting with its type and range, and the only register of tasks, data sets and commands.
 
-Defaults stand in conf/ alone. `check` raises ValueError with one sentence: key, value, what is allowed.
+Defaults and explanations stand in conf/. `check` turns a composed configuration into a frozen object whose
+settings are attributes: `config.cell.hidden_size`. A new task is a subclass of `ModelConfig`, a new data set
+one of `DataConfig`.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+import importlib
+import inspect
+from collections.abc import Mapping
+from functools import reduce
+from operator import or_
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
+    Strict,
+    Tag,
     ValidationError,
 )
+from pydantic_core import PydanticCustomError
 
-from lstmlab.cells import BACKENDS, KINDS  # torch-free
+from lstmlab.cells.kinds import BACKENDS, KINDS  # torch-free
 
 Share = Annotated[float, Field(ge=0, lt=1)]  # of something dropped
 Backend = Literal["scratch", "fused", "torch"]
+TRACED = tuple(dict.fromkeys(name for kind in KINDS.values() for name in (*kind.gates, *kind.state._fields)))
+Frozen = AfterValidator(MappingProxyType), PlainSerializer(dict)  # of a mapping
+
+
+def check_plain(value: Any) -> Any:
+    scalars = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(scalar is None or isinstance(scalar, bool | int | float | str) for scalar in scalars):
+        raise PydanticCustomError(
+            "plain", "input should be a number, a word, true, false, null or a list of these"
+        )
+    return tuple(value) if isinstance(value, list) else value
+
+
+Plain = Annotated[Any, AfterValidator(check_plain)]
+Delay = NonNegativeInt | Annotated[tuple[NonNegativeInt, ...], Strict(False)]
 
 
 class Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    """Settings that cannot change: lists are tuples, and no attribute can be set."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The settings as dicts, lists and scalars, for YAML, checkpoints and Hydra's `instantiate`."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    def replace(self, changes: Mapping[str, Any]) -> Self:
+        """A checked copy with other values: `config.replace({"trainer.max_steps": 100})`."""
+        settings = self.to_plain()
+        for key, value in changes.items():
+            *parents, name = key.split(".")
+            group = settings
+            for parent in parents:
+                group = group[parent]
+            group[name] = value
+        return type(self).model_validate(settings)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        return type(self).model_validate, (self.to_plain(),)
 
 
 class Target(Group):
+    """A class, by its import path, and its arguments."""
+
     target: str = Field(alias="_target_")
+
+    def arguments(self) -> dict[str, Any]:
+        return {key: value for key, value in self.to_plain().items() if key != "_target_"}
+
+    def load(self, key: str, base: type, positional: int = 0) -> type:
+        """Import the class, which takes the arguments after `positional` others; `key` names it in errors.
+
+        Raises ValueError, in one sentence, if there is no such class, if it is no subclass of `base`, or if
+        it does not take these arguments.
+        """
+        module, _, name = self.target.rpartition(".")
+        try:
+            loaded = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"{key}._target_={self.target} cannot be imported: {error}") from error
+        if not (isinstance(loaded, type) and issubclass(loaded, base)):
+            raise ValueError(f"{key}._target_={self.target} must be a subclass of {base.__name__}")
+        try:
+            inspect.signature(loaded).bind(*[None] * positional, **self.arguments())
+        except TypeError as error:
+            raise ValueError(f"{key} does not fit {self.target}: {error}") from None
+        return loaded
+
+    def build(self, key: str, base: type, *positional: Any, **more: Any) -> Any:
+        """An instance of the class. Raises what `load` raises."""
+        return self.load(key, base, len(positional))(*positional, **self.arguments(), **more)
+
+
+class OpenTarget(Target):
+    """A class that may be the user's own, with any plain arguments: nothing that is built in turn.
+
+    It is imported, and its arguments compared with its signature, when a run starts.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Plain]
+
+
+def leaves(base: type[Group]) -> list[Any]:
+    """The classes from `base` on that describe one choice each: those whose name is fixed."""
+    found = [base] if get_origin(base.model_fields["name"].annotation) is Literal else []
+    return found + [leaf for child in base.__subclasses__() for leaf in leaves(child)]
 
 
 # --- cell ---------------------------------------------------------------------------------------
 
 
-class Cell(Group):
+class CellConfig(Group):
     backend: Backend
     kind: Literal[tuple(KINDS)]  # type: ignore[valid-type]
     hidden_size: PositiveInt
@@ -47,6 +143,11 @@ class Cell(Group):
     chrono_steps: Annotated[int, Field(ge=3)] | None
     recompute: bool
     engine: Literal["auto", "native", "torch", "plain"] = "auto"
+
+    def with_backend(self, backend: str) -> Self:
+        """The same cell on another backend; what only `fused` can do is left out where it is not that."""
+        of_fused = {"recompute": False, "engine": "auto"} if backend != "fused" else {}
+        return self.replace({"backend": backend} | of_fused)
 
 
 # --- model --------------------------------------------------------------------------------------
@@ -62,38 +163,47 @@ class Recommends(Group):
     lr: PositiveFloat
 
 
-class Model(Group):
-    data: ClassVar[tuple[str, ...]]  # the data sets that fit
+class ModelConfig(Group):
+    """A task. `module`: its file and class in lstmlab.models; `reads`: what its data sets give."""
+
+    module: ClassVar[str]
+    reads: ClassVar[str]
+    name: str
     monitor: str
     monitor_mode: Literal["min", "max"]
     recommends: Recommends
 
 
-class CharLM(Model):
-    data = ("stdlib", "shakespeare", "textfile")
+class CharLMConfig(ModelConfig):
+    module = "charlm.CharLM"
+    reads = "text"
     name: Literal["charlm"]
     embedding_size: PositiveInt
     dropout: Share
     tie_weights: bool
 
 
-class CopyTask(Model):
-    data = ("copy",)
+class CopyTaskConfig(ModelConfig):
+    module = "copytask.CopyTask"
+    reads = "copies"
     name: Literal["copytask"]
 
 
-class Sentiment(Model):
-    data = ("imdb", "reviews")
+class SentimentConfig(ModelConfig):
+    module = "sentiment.Sentiment"
+    reads = "labelled texts"
     name: Literal["sentiment"]
     embedding_size: PositiveInt
     dropout: Share
     word_dropout: Share
     adversarial: NonNegativeFloat
     pooling: Literal["last", "max", "mean", "attention"]
+    class_weights: Literal["balanced"] | None = None
 
 
-class Seq2Seq(Model):
-    data = ("multi30k", "dates")
+class Seq2SeqConfig(ModelConfig):
+    module = "seq2seq.Seq2Seq"
+    reads = "pairs"
     name: Literal["seq2seq"]
     monitor: Literal["val/loss", "val/perplexity", "val/sacrebleu", "val/exact_match"]
     embedding_size: PositiveInt
@@ -111,154 +221,236 @@ class Seq2Seq(Model):
 # --- data ---------------------------------------------------------------------------------------
 
 
-class Text(Group):
+class DataConfig(Group):
+    """A data set. `module`: its file and class in lstmlab.data; `gives`: what tasks read."""
+
+    module: ClassVar[str]
+    gives: ClassVar[str]
+    name: str
     batch_size: PositiveInt
+
+    def conflict(self) -> str | None:
+        """The first settings that do not go together, as a sentence."""
+        return None
+
+
+class HubConfig(Group):
+    """Files of the Hugging Face hub, or the same files in the folder `path`."""
+
+    hub: str
+    revision: str
+    path: str | None
+
+
+class TextConfig(DataConfig):
+    module = "text.TextData"
+    gives = "text"
     sequence_length: PositiveInt
     val_fraction: Annotated[float, Field(gt=0, lt=1)]
     max_val_chars: Annotated[int, Field(gt=256)] | None
     cache: str
 
 
-class Stdlib(Text):
+class StdlibConfig(TextConfig):
     name: Literal["stdlib"]
     max_chars: PositiveInt
 
 
-class Shakespeare(Text):
+class ShakespeareConfig(TextConfig, HubConfig):
     name: Literal["shakespeare"]
-    hub: str
-    revision: str
-    path: str | None
 
 
-class TextFile(Text):
+class TextFileConfig(TextConfig):
     name: Literal["textfile"]
     path: str
 
 
-class Copy(Group):
+class CopyConfig(DataConfig):
+    module = "copy_task.CopyData"
+    gives = "copies"
     name: Literal["copy"]
     symbols: Annotated[int, Field(ge=2)]
     length: PositiveInt
-    delay: NonNegativeInt | list[NonNegativeInt]
-    test_delay: NonNegativeInt | list[NonNegativeInt] | None
-    batch_size: PositiveInt
+    delay: Delay
+    test_delay: Delay | None
     train_batches: PositiveInt
     val_size: PositiveInt
     test_size: PositiveInt
     num_workers: NonNegativeInt
 
 
-class Tokens(Group):
+class TokensConfig(DataConfig):
     tokenizer: Literal["word", "bpe", "char"]
     vocab_size: PositiveInt
     lowercase: bool
     max_length: PositiveInt
-    batch_size: PositiveInt
     num_workers: NonNegativeInt
     cache: str
 
 
-class IMDB(Tokens):
+class IMDBConfig(TokensConfig, HubConfig):
+    module = "sentiment.IMDB"
+    gives = "labelled texts"
     name: Literal["imdb"]
-    hub: str
-    revision: str
-    path: str | None
     val_size: PositiveInt
 
 
-class Reviews(Tokens):
+class ReviewsConfig(TokensConfig):
+    module = "reviews.Reviews"
+    gives = "labelled texts"
     name: Literal["reviews"]
     train_size: PositiveInt
     val_size: PositiveInt
     test_size: PositiveInt
 
 
-class Multi30k(Tokens):
+class Multi30kConfig(TokensConfig, HubConfig):
+    module = "translation.Multi30k"
+    gives = "pairs"
     name: Literal["multi30k"]
-    hub: str
-    revision: str
-    path: str | None
     source: str
     target: str
     tokenizer: Literal["bpe"]  # its tokens give back the very text, which BLEU needs
     lowercase: bool
 
 
-class Dates(Tokens):
+class DatesConfig(TokensConfig):
+    module = "dates.Dates"
+    gives = "pairs"
     name: Literal["dates"]
     train_size: PositiveInt
     val_size: PositiveInt
     test_size: PositiveInt
     first_year: Annotated[int, Field(ge=1000, le=9999)]
     last_year: Annotated[int, Field(ge=1000, le=9999)]
-    locales: list[str] = Field(min_length=1)
+    locales: Annotated[tuple[str, ...], Strict(False), Field(min_length=1)]
     tokenizer: Literal["char", "bpe"]
+
+
+class SourceConfig(TokensConfig):
+    """A user's own data: files, or any data set of the hub. See `lstmlab.data.sources`."""
+
+    path: str | None
+    train: str | None
+    val: str | None
+    test: str | None
+    hub: str | None
+    hub_config: str | None
+    revision: str
+    val_fraction: Annotated[float, Field(gt=0, lt=1)]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
+
+    def conflict(self) -> str | None:
+        sources = {key: value for key in ("path", "train", "hub") if (value := getattr(self, key))}
+        given = [f"data.{key}={value}" for key, value in sources.items()]
+        if not given:
+            return (
+                f"data={self.name} needs data.path=FILE_OR_FOLDER, data.train=FILE, or data.hub=NAME for a "
+                "data set of the Hugging Face hub"
+            )
+        if len(given) > 1:
+            return f"{given[0]} and {given[1]} both say what to train on; leave out one of them"
+        for key in ("val", "test"):
+            if (file := getattr(self, key)) and self.hub:
+                return f"data.{key}={file} does not go with data.hub={self.hub}, which has its own parts"
+        if self.hub_config and not self.hub:
+            return f"data.hub_config={self.hub_config} is for data.hub=, not for files"
+        if self.val_fraction + self.test_fraction >= 1:
+            return (
+                f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} leave "
+                "nothing to train on; make them smaller"
+            )
+        return None
+
+
+class ClassesConfig(SourceConfig):
+    module = "classes.Classes"
+    gives = "labelled texts"
+    name: Literal["classes"]
+    text: str
+    label: str
+    strip_markup: bool
+
+    def conflict(self) -> str | None:
+        if self.text == self.label:
+            return f"data.text={self.text} and data.label={self.label} are one column; name two"
+        return super().conflict()
+
+
+class PairsConfig(SourceConfig):
+    module = "pairs.Pairs"
+    gives = "pairs"
+    name: Literal["pairs"]
+    source: str
+    target: str
+    tokenizer: Literal["char", "bpe"]  # decoding gives back the very text
+
+    def conflict(self) -> str | None:
+        if self.source == self.target:
+            return f"data.source={self.source} and data.target={self.target} are one column; name two"
+        return super().conflict()
 
 
 # --- training -----------------------------------------------------------------------------------
 
 
-class Optimizer(Target):
+class OptimizerConfig(OpenTarget):
+    """Any optimizer. The ranges of these arguments hold wherever it takes them."""
+
+    matrices_only: bool = False  # no argument of the class: others get AdamW
     lr: PositiveFloat
-    weight_decay: NonNegativeFloat
+    weight_decay: NonNegativeFloat | None = None
+    momentum: Share | None = None
+    betas: Annotated[tuple[Share, ...], Strict(False), Field(min_length=2, max_length=2)] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        return {key: value for key, value in super().arguments().items() if key != "matrices_only"}
 
 
-class Adam(Optimizer):
-    target: Literal["torch.optim.Adam"] = Field(alias="_target_")
-
-
-class AdamW(Optimizer):
-    target: Literal["torch.optim.AdamW"] = Field(alias="_target_")
-    betas: list[Share] = Field(min_length=2, max_length=2)
-
-
-class SGD(Optimizer):
-    target: Literal["torch.optim.SGD"] = Field(alias="_target_")
-    momentum: Share
-
-
-class RMSprop(Optimizer):
-    target: Literal["torch.optim.RMSprop"] = Field(alias="_target_")
-
-
-class Constant(Group):
+class ConstantConfig(Group):
     name: Literal["constant"]
     warmup_steps: NonNegativeInt
 
 
-class Cosine(Group):
+class CosineConfig(Group):
     name: Literal["cosine"]
     warmup_steps: NonNegativeInt
     final_lr: Annotated[float, Field(ge=0, le=1)]
 
 
-class Plateau(Group):
+class PlateauConfig(Group):
     name: Literal["plateau"]
     warmup_steps: NonNegativeInt
     factor: Annotated[float, Field(gt=0, lt=1)]
     patience: PositiveInt
 
 
-class NormClipping(Group):
+class OwnSchedulerConfig(OpenTarget):
+    """A scheduler of torch's or the user's own, stepped after each optimizer step."""
+
+    name: ClassVar[str] = "own"
+    warmup_steps: ClassVar[int] = 0
+
+
+class NormClippingConfig(Group):
     name: Literal["norm"]
     max_norm: PositiveFloat
 
 
-class ValueClipping(Group):
+class ValueClippingConfig(Group):
     name: Literal["value"]
     max_value: PositiveFloat
 
 
-class NoClipping(Group):
+class NoClippingConfig(Group):
     name: Literal["none"]
 
 
-class Precision(Group):
+class PrecisionConfig(Group):
     name: Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
-class Trainer(Group):
+class TrainerConfig(Group):
     accelerator: Literal["cpu", "gpu"]
     strategy: Literal["auto", "ddp"]
     devices: PositiveInt
@@ -276,30 +468,20 @@ class Trainer(Group):
     enable_progress_bar: bool
 
 
-class Chosen(Target):
-    """A class of Lightning's or ours with its own arguments: plain values, nothing that is built in turn."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, bool | int | float | str | list[bool | int | float | str] | None]
+class LoggerConfig(OpenTarget):
+    pass
 
 
-class Logger(Chosen):
-    target: Literal[
-        "lightning.pytorch.loggers.TensorBoardLogger", "lightning.pytorch.loggers.WandbLogger"
-    ] = Field(alias="_target_")
+class CallbackConfig(OpenTarget):
+    pass
 
 
-class Callback(Chosen):
-    target: str = Field(
-        alias="_target_", pattern=r"^(lightning\.pytorch\.callbacks|lstmlab\.callbacks\.[a-z_]+)\.[A-Z]\w*$"
-    )
-
-
-class EarlyStopping(Callback):
+class EarlyStoppingConfig(CallbackConfig):
+    target: Literal["lightning.pytorch.callbacks.EarlyStopping"] = Field(alias="_target_")
     patience: PositiveInt
 
 
-class Last(Target):
+class LastConfig(Target):
     target: Literal["lstmlab.callbacks.last.LastCheckpoint"] = Field(alias="_target_")
     every_n_minutes: PositiveFloat | None
     every_n_steps: PositiveInt | None
@@ -321,17 +503,17 @@ class Limits(Group):
     waiting: Annotated[float, Field(gt=0, le=1)]
 
 
-class Doctor(Limits, Target):
+class DoctorConfig(Limits, Target):
     target: Literal["lstmlab.callbacks.doctor.Doctor"] = Field(alias="_target_")
 
 
-class Gates(Target):
+class GatesConfig(Target):
     target: Literal["lstmlab.callbacks.gates.Gates"] = Field(alias="_target_")
     units: PositiveInt
     steps: PositiveInt
 
 
-class Pruning(Target):
+class PruningConfig(Target):
     target: Literal["lstmlab.callbacks.pruning.Pruning"] = Field(alias="_target_")
     monitor: str
     startup_trials: NonNegativeInt
@@ -340,46 +522,82 @@ class Pruning(Target):
     trial: NonNegativeInt | None
 
 
-class Averaging(Target):
+class AveragingConfig(Target):
     target: Literal["lstmlab.callbacks.averaging.ExponentialAverage"] = Field(alias="_target_")
     decay: Annotated[float, Field(gt=0, lt=1)]
     from_step: NonNegativeInt
 
 
-class Callbacks(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, Callback | None]
-    last: Last | None
-    early_stopping: EarlyStopping | None
-    doctor: Doctor | None
-    pruning: Pruning | None = None  # of a sweep alone
-    averaging: Averaging | None = None  # of callbacks=averaging alone
-    gates: Gates | None
+CALLBACKS = (
+    EarlyStoppingConfig,
+    LastConfig,
+    DoctorConfig,
+    GatesConfig,
+    PruningConfig,
+    AveragingConfig,
+)
+
+
+def target_tag(settings: Any) -> str:
+    """Which of CALLBACKS describes a callback, or "other"."""
+    target = settings.get("_target_") if isinstance(settings, dict) else getattr(settings, "target", None)
+    known = [get_args(config.model_fields["target"].annotation)[0] for config in CALLBACKS]
+    return str(target) if target in known else "other"
 
 
 # --- commands -----------------------------------------------------------------------------------
 
 
-class Trained(Group):
+if TYPE_CHECKING:
+    # A task and a data set read the keys of their own class
+    AnyModel = Any
+    AnyData = Any
+    AnyCallback = Any
+else:
+    AnyModel = Annotated[reduce(or_, leaves(ModelConfig)), Field(discriminator="name")]
+    AnyData = Annotated[reduce(or_, leaves(DataConfig)), Field(discriminator="name")]
+    AnyCallback = Annotated[
+        reduce(
+            or_,
+            (
+                Annotated[config, Tag(config.model_fields["target"].annotation.__args__[0])]
+                for config in CALLBACKS
+            ),
+            Annotated[CallbackConfig, Tag("other")],
+        ),
+        Discriminator(target_tag),
+    ]
+
+
+def scheduler_name(settings: Any) -> str:
+    return settings.get("name", "own") if isinstance(settings, dict) else getattr(settings, "name", "own")
+
+
+class CheckpointConfig(Group):
     """What of a configuration it takes to open a checkpoint."""
 
-    data: Annotated[
-        Stdlib | Shakespeare | TextFile | Copy | IMDB | Reviews | Multi30k | Dates,
-        Field(discriminator="name"),
-    ]
-    model: Annotated[CharLM | CopyTask | Sentiment | Seq2Seq, Field(discriminator="name")]
-    cell: Cell
+    data: AnyData
+    model: AnyModel
+    cell: CellConfig
     seed: NonNegativeInt
 
 
-class Train(Trained):
-    optimizer: Annotated[Adam | AdamW | SGD | RMSprop, Field(discriminator="target")]
-    scheduler: Annotated[Constant | Cosine | Plateau, Field(discriminator="name")]
-    clipping: Annotated[NormClipping | ValueClipping | NoClipping, Field(discriminator="name")]
-    precision: Precision
-    trainer: Trainer
-    logger: dict[str, Logger]
-    callbacks: Callbacks
+class TrainConfig(CheckpointConfig):
+    optimizer: OptimizerConfig
+    scheduler: Annotated[
+        Annotated[ConstantConfig, Tag("constant")]
+        | Annotated[CosineConfig, Tag("cosine")]
+        | Annotated[PlateauConfig, Tag("plateau")]
+        | Annotated[OwnSchedulerConfig, Tag("own")],
+        Discriminator(scheduler_name),
+    ]
+    clipping: Annotated[
+        NormClippingConfig | ValueClippingConfig | NoClippingConfig, Field(discriminator="name")
+    ]
+    precision: PrecisionConfig
+    trainer: TrainerConfig
+    logger: Annotated[Mapping[str, LoggerConfig], *Frozen]
+    callbacks: Annotated[Mapping[str, AnyCallback | None], *Frozen]
     resume: str | None
     exact: bool
     deterministic: bool
@@ -396,15 +614,18 @@ class Train(Trained):
             return f"cell.recompute=true is for cell=fused, not cell={cell.backend}"
         if cell.engine != "auto" and cell.backend != "fused":
             return f"cell.engine={cell.engine} is for cell=fused, not cell={cell.backend}"
-        if data.name not in model.data:
-            return f"data={data.name} does not fit model={model.name}, which takes {', '.join(model.data)}"
+        if data.gives != model.reads:
+            fitting = ", ".join(names_of_data(model.reads))
+            return f"data={data.name} does not fit model={model.name}, which takes {fitting}"
+        if problem := data.conflict():
+            return problem
         if model.name == "charlm" and cell.bidirectional:
             return "cell.bidirectional=true would show model=charlm the character that it is to predict"
         translated = model.monitor in ("val/sacrebleu", "val/exact_match")
-        if isinstance(model, Seq2Seq) and translated and not model.translate_val:
+        if isinstance(model, Seq2SeqConfig) and translated and not model.translate_val:
             return f"model.monitor={model.monitor} needs model.translate_val=true"
         drops = cell.dropout and cell.num_layers > 1
-        if isinstance(model, Seq2Seq) and model.r_drop and not (model.dropout or drops):
+        if isinstance(model, Seq2SeqConfig) and model.r_drop and not (model.dropout or drops):
             return (
                 f"model.r_drop={model.r_drop} compares readings that differ by dropout; raise model.dropout"
             )
@@ -419,18 +640,24 @@ class Train(Trained):
             return "cell.init=chrono needs cell.chrono_steps, the longest dependency expected"
         if self.trainer.max_epochs is None and self.trainer.max_steps is None:
             return "trainer.max_epochs=null and trainer.max_steps=null would never end; set one of them"
-        if self.callbacks.pruning and self.callbacks.pruning.trial is None:
+        if self.callbacks.get("best") is None:
+            return (
+                "callbacks.best=null would keep no best.ckpt, with whose metrics a run ends; "
+                "callbacks=[default,NAME] adds conf/callbacks/NAME.yaml to the callbacks that are there"
+            )
+        pruning = self.callbacks.get("pruning")
+        if isinstance(pruning, PruningConfig) and pruning.trial is None:
             return "sweep=optuna needs -m: python src/train.py -m sweep=optuna"
         return None
 
 
-class Ask(Group):
+class AskConfig(Group):
     ckpt: str
     backend: Backend | None
     accelerator: Literal["cpu", "gpu"]
 
 
-class Predict(Ask):
+class PredictConfig(AskConfig):
     text: str
     length: PositiveInt
     temperature: NonNegativeFloat
@@ -441,90 +668,118 @@ class Predict(Ask):
     seed: NonNegativeInt
 
 
-class EvaluateData(Group):
+class OpenedDataConfig(Group):
+    """What may differ from the data that a checkpoint was trained on."""
+
     path: str | None
     cache: str
-    test_delay: NonNegativeInt | list[NonNegativeInt] | None
 
 
-class Evaluate(Ask):
+class EvaluateDataConfig(OpenedDataConfig):
+    test_delay: Delay | None
+
+
+class EvaluateConfig(AskConfig):
     beam_size: PositiveInt | None
-    data: EvaluateData
+    data: EvaluateDataConfig
 
 
-class Analyze(Group):
+class AnalyzeConfig(Group):
     ckpt: str
     text: str | None
     folder: str | None
     page_steps: PositiveInt
-    page_values: list[Literal["i", "f", "g", "o", "c", "h", "r", "z", "n"]] | None
+    page_values: Annotated[tuple[Literal[TRACED], ...], Strict(False)] | None  # type: ignore[valid-type]
     probe_steps: NonNegativeInt
     language: Literal["python", "english"] | None
-    data: dict[Literal["path", "cache"], str | None]
+    data: OpenedDataConfig
 
 
-class Export(Group):
+class ExportConfig(Group):
     ckpt: str
     format: Literal["onnx", "safetensors"]
     folder: str | None
 
 
-class Compare(Group):
+class CompareConfig(Group):
     runs: str
-    metrics: str | list[str] | None
+    metrics: str | Annotated[tuple[str, ...], Strict(False)] | None
     x: str | None
     folder: str | None
 
 
-class Bench(Train):
+class BenchConfig(TrainConfig):
     suite: Literal["cells", "engines", "ladder", "sample", "compile", "train", "floors"]
     rounds: PositiveInt
     steps: PositiveInt
 
     def conflict(self) -> str | None:
         if self.suite == "floors":  # no model is chosen
-            known = CharLM.data + Sentiment.data
-            return (
-                None
-                if self.data.name in known
-                else (f"suite=floors has nothing for data={self.data.name}, only for data={', '.join(known)}")
-            )
+            if self.data.gives in ("text", "labelled texts"):
+                return None
+            known = ", ".join(names_of_data("text") + names_of_data("labelled texts"))
+            return f"suite=floors has nothing for data={self.data.name}, only for data={known}"
+        if self.suite == "compile" and self.model.name != "charlm":
+            return f"suite=compile measures model=charlm, not model={self.model.name}"
         if self.trainer.strategy == "ddp":
             return "trainer=ddp is for train.py: bench.py measures one process"
         return super().conflict()
 
 
+def names_of_data(gives: str) -> list[str]:
+    """The data sets that give what a task reads."""
+    return [
+        get_args(leaf.model_fields["name"].annotation)[0]
+        for leaf in leaves(DataConfig)
+        if leaf.gives == gives
+    ]
+
+
 COMMANDS: dict[str, type[Group]] = {
-    "train": Train,
-    "bench": Bench,
-    "predict": Predict,
-    "evaluate": Evaluate,
-    "analyze": Analyze,
-    "export": Export,
-    "compare": Compare,
-    "checkpoint": Trained,
+    "train": TrainConfig,
+    "bench": BenchConfig,
+    "predict": PredictConfig,
+    "evaluate": EvaluateConfig,
+    "analyze": AnalyzeConfig,
+    "export": ExportConfig,
+    "compare": CompareConfig,
+    "checkpoint": CheckpointConfig,
 }
 
 
-def check(command: str, config: dict[str, Any]) -> None:
-    """Raise ValueError, with one sentence, if `config` is not what conf/`command`.yaml may be."""
+def check(command: str, config: dict[str, Any]) -> Any:
+    """`config`, composed from conf/`command`.yaml, as the object of its command.
+
+    Raises ValueError, with one sentence that names key, value and what is allowed.
+    """
     try:
         checked = COMMANDS[command].model_validate(config)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         node: Any = config
         keys = []
-        for part in first["loc"]:  # pydantic's path also names union members, which are no keys
+        for depth, part in enumerate(first["loc"], start=1):
             part = "_target_" if part == "target" else part
-            if isinstance(node, dict) and (part in node or first["type"] == "missing"):
+            missing = first["type"] == "missing" and depth == len(first["loc"])
+            # The path also names members of unions, which are no keys
+            if isinstance(node, dict) and (part in node or missing):
                 keys.append(str(part))
                 node = node.get(part)
+        if first["type"] == "missing":
+            raise ValueError(f"{'.'.join(keys)} is required: {'.'.join(keys)}=…") from None
         message, value = first["msg"][0].lower() + first["msg"][1:], first["input"]
+        message = message.replace("tuple should", "list should").replace(" after validation", "")
         if first["type"] == "union_tag_invalid":  # data.name and the like, optimizer._target_
-            keys.append(first["ctx"]["discriminator"].strip("'").split("' | '")[-1])
+            by_name = first["ctx"]["discriminator"] in ("'name'", "scheduler_name()")
+            keys.append("name" if by_name else "_target_")
             message, value = f"input should be {first['ctx']['expected_tags']}", first["ctx"]["tag"]
         if first["type"] == "extra_forbidden":
             message = "no such key"
+        if first["type"] == "model_type":
+            message = "input should be a group of settings"
+            if keys[-1] == "_target_":  # of a callback or logger
+                message = "this belongs below a name of its own, as in NAME: {_target_: …}"
         raise ValueError(f"{'.'.join(keys)}={value}: {message}") from None
-    if isinstance(checked, Train) and (conflict := checked.conflict()):
+    if isinstance(checked, TrainConfig) and (conflict := checked.conflict()):
         raise ValueError(conflict)
+    return checked

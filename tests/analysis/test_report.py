@@ -45,7 +45,7 @@ def trained(config, text_file, tmp_path):
             overrides += [f"data.path={text_file}", f"data.cache={tmp_path}/cache"]
         settings = config(*overrides)
         train(settings)
-        return settings["run_dir"]
+        return settings.run_dir
 
     return run
 

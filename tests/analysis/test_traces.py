@@ -31,7 +31,7 @@ def checkpoint(config, text_file, tmp_path):
             given.append(f"data.cache={tmp_path}/cache")
         settings = config(*given)
         train(settings)
-        return settings["run_dir"] + "/checkpoints/last.ckpt"
+        return settings.run_dir + "/checkpoints/last.ckpt"
 
     return build
 

@@ -2,13 +2,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from lstmlab.benchmarks import sample
-from lstmlab.config import PROJECT, plain
+from lstmlab.config import PROJECT, to_plain
+from lstmlab.schema import check
 
 
 @pytest.fixture
 def settings():
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
-        return plain(compose("bench", ["suite=sample", "run_dir=x", "cell.hidden_size=16"]))
+        composed = compose("bench", ["suite=sample", "run_dir=x", "cell.hidden_size=16"])
+        return check("bench", to_plain(composed))
 
 
 def test_samplers_that_write_the_same_text_are_timed(settings):

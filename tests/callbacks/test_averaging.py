@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL
+from conftest import SMALL, ask
 from lstmlab import checkpoint
 from lstmlab.callbacks.examples import Examples
 from lstmlab.callbacks.throughput import Throughput
@@ -59,9 +59,9 @@ def test_the_average(name, from_step, config, text_file, weights):
     close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
     for step, shown in weights["shown"].items():
         close(shown, expected[step])
-    folder = Path(settings["run_dir"]) / "checkpoints"
+    folder = Path(settings.run_dir) / "checkpoints"
     for file in ("best.ckpt", "last.ckpt"):
-        saved = checkpoint.load(str(folder / file))
+        saved = checkpoint.load_checkpoint(str(folder / file))
         average, current = (
             {key: value.double() for key, value in saved[part].items()}
             for part in ("state_dict", "current_model_state")
@@ -70,9 +70,7 @@ def test_the_average(name, from_step, config, text_file, weights):
         torch.testing.assert_close(current, weights["training"][saved["global_step"]], rtol=0, atol=0)
     assert saved["global_step"] == steps[-1] > from_step + 5
     assert max((average[key] - current[key]).abs().max() for key in average) > 1e-3
-    data = {"path": None, "cache": settings["data"].get("cache", ""), "test_delay": None}
-    ask = {"ckpt": str(folder / "best.ckpt"), "backend": None, "accelerator": "cpu", "beam_size": None}
-    found = evaluate(ask | {"data": data})
+    found = evaluate(ask(str(folder / "best.ckpt"), cache=getattr(settings.data, "cache", "")))
     losses = [key for key in found if "loss" in key]
     assert losses and all(found[key] == pytest.approx(metrics[key], rel=1e-4) for key in losses)
 
@@ -84,6 +82,6 @@ def test_a_run_keeps_its_average(change, config, command):
     settings = config("model=copytask", *short, *AVERAGING)
     train(settings)
     code, _, error = command(
-        "train", f"resume={settings['run_dir']}", change, "trainer.max_steps=9", "exact=false"
+        "train", f"resume={settings.run_dir}", change, "trainer.max_steps=9", "exact=false"
     )
-    assert code == 1 and f"{change.replace('null', 'None')} cannot be changed within a run" in error
+    assert code == 1 and f"{change.replace('null', 'None')} cannot change within a run" in error

@@ -18,10 +18,11 @@ from lstmlab.callbacks.diagnosis import (
     find_exploding_gradient,
     find_flat_loss,
     find_oscillating_loss,
+    find_slow_bf16,
     find_slow_input,
     find_vanishing_gradient,
 )
-from lstmlab.schema import Limits
+from lstmlab.schema import Limits, TrainConfig
 
 LIMITS = Limits(
     steps=10,
@@ -39,7 +40,7 @@ LIMITS = Limits(
 
 
 @pytest.fixture
-def settings(config) -> dict:
+def settings(config) -> TrainConfig:
     """With the size and rate that the task recommends: 128 units, lr 0.005."""
     return config("model=copytask")
 
@@ -90,7 +91,7 @@ def test_flat_loss(settings, losses, moved, step, speaks):
     ],
 )
 def test_a_higher_rate(settings, optimizer, lr, advice):
-    settings["optimizer"] = {"_target_": f"torch.optim.{optimizer}", "lr": lr}
+    settings = settings.replace({"optimizer": {"_target_": f"torch.optim.{optimizer}", "lr": lr}})
     found = find_flat_loss(looks([1.0] * 8, 0.0), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [advice]
     assert f"optimizer.lr={lr:g}, is too low" in found.cause
@@ -126,7 +127,7 @@ def test_oscillating_loss(settings, losses, moved, speaks):
     [(0.5, "optimizer.lr=0.005"), (0.008, "optimizer.lr=0.0008"), (0.01, "optimizer.lr=0.001")],
 )
 def test_a_lower_rate(settings, lr, advice):
-    settings["optimizer"]["lr"] = lr
+    settings = settings.replace({"optimizer.lr": lr})
     found = find_oscillating_loss(looks([7.0] + [1.0, 1.25] * 5, 0.5), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [advice, "scheduler.warmup_steps=200"]
     assert (
@@ -155,14 +156,14 @@ def test_a_lower_rate(settings, lr, advice):
     ],
 )
 def test_early_plateau(settings, losses, hidden_size, speaks):
-    settings["cell"]["hidden_size"] = hidden_size
+    settings = settings.replace({"cell.hidden_size": hidden_size})
     found = find_early_plateau(looks(losses), 1.0, settings, LIMITS)
     assert name(found) == ("early plateau" if speaks else None)
 
 
 @pytest.mark.parametrize(("hidden_size", "advice"), [(16, 128), (100, 200)])
 def test_more_capacity(settings, hidden_size, advice):
-    settings["cell"] |= {"hidden_size": hidden_size, "num_layers": 2}
+    settings = settings.replace({"cell.hidden_size": hidden_size, "cell.num_layers": 2})
     found = find_early_plateau(looks([1.8] * 16), 2.1, settings, LIMITS)
     assert found is not None
     assert found.advice == [f"cell.hidden_size={advice}", "cell.num_layers=3"]
@@ -213,7 +214,7 @@ def test_vanishing_gradient(settings):
     ],
 )
 def test_what_helps_against_vanishing(settings, cell, advice):
-    settings["cell"] |= cell
+    settings = settings.replace({f"cell.{key}": value for key, value in cell.items()})
     found = find_vanishing_gradient(with_gradients(*[{"a": 0.0}] * 3), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [*advice, "optimizer.lr=0.0015"]
 
@@ -247,11 +248,11 @@ def test_exploding_gradient(settings, peak, gradients, layer):
     ],
 )
 def test_what_helps_against_exploding(settings, changes, advice):
-    settings["cell"]["kind"] = "rnn"
-    found = find_exploding_gradient(looks([1.0], peak=4096.0), 1.0, settings | changes, LIMITS)
+    settings = settings.replace({"cell.kind": "rnn"} | changes)
+    found = find_exploding_gradient(looks([1.0], peak=4096.0), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [*advice, "optimizer.lr=0.0005", "cell.kind=lstm"]
     assert found.evidence.startswith("within 10 steps")
-    stopped = explain_not_finite("the loss is nan at step 7", looks([3.0, 2.0, 1.0, 0.5]), settings | changes)
+    stopped = explain_not_finite("the loss is nan at step 7", looks([3.0, 2.0, 1.0, 0.5]), settings)
     assert stopped.advice == [f"{advice[0]} optimizer.lr=0.0005"]
     assert stopped.evidence == (
         "the loss is nan at step 7; before that the loss was 2 at step 20, 1 at step 30, 0.5 at step 40"
@@ -260,7 +261,7 @@ def test_what_helps_against_exploding(settings, changes, advice):
 
 def test_not_finite_in_half_precision(settings):
     found = explain_not_finite(
-        "the loss is inf at step 7", [], settings | {"precision": {"name": "16-mixed"}}
+        "the loss is inf at step 7", [], settings.replace({"precision.name": "16-mixed"})
     )
     assert found.advice == ["clipping.max_norm=0.25 optimizer.lr=0.0005", "precision=fp32"]
     assert found.evidence == "the loss is inf at step 7, before the first look"
@@ -276,27 +277,27 @@ def test_not_finite_in_half_precision(settings):
         ([0.4, 0.9, 0.9], False),
     ],
 )
-def test_slow_input(settings, waiting, speaks):
+def test_slow_input(config, settings, waiting, speaks):
     given = [look._replace(waiting=w) for look, w in zip(looks([1.0] * len(waiting)), waiting, strict=True)]
-    settings["data"]["num_workers"] = 3
-    found = find_slow_input(given, 1.0, settings, LIMITS)
+    found = find_slow_input(given, 1.0, settings.replace({"data.num_workers": 3}), LIMITS)
     assert (found is not None) == speaks
     if found is not None:
         assert found.advice == ["data.num_workers=5"]
         assert found.evidence.startswith(f"{waiting[-1]:.0%} of the time")
-        del settings["data"]["num_workers"]
-        found = find_slow_input(given, 1.0, settings, LIMITS)
+        found = find_slow_input(given, 1.0, config("model=charlm"), LIMITS)
         assert found is not None and found.advice == ["data.path=… on a faster disk"]
 
 
-def test_out_of_memory(settings):
-    settings["data"] |= {"batch_size": 8, "delay": 7}
-    settings["trainer"]["accumulate_grad_batches"] = 3
-    settings["cell"] |= {"backend": "scratch", "hidden_size": 9, "num_layers": 2}
-    settings["data"]["max_length"] = 41
+def test_out_of_memory(config, settings):
+    found = explain_out_of_memory(MemoryError(), settings.replace({"data.delay": 7, "data.batch_size": 8}))
+    assert "; data.batch_size=8, data.delay=7, cell.hidden_size=128" in found.evidence
+
+    cell = ["cell=scratch", "cell.hidden_size=9", "cell.num_layers=2"]
+    data = ["model=sentiment", "data=reviews", "data.batch_size=8", "data.max_length=41"]
+    settings = config(*cell, *data, "trainer.accumulate_grad_batches=3")
     found = explain_out_of_memory(MemoryError("too much\nof it"), settings)
     assert found.evidence == (
-        "too much; data.batch_size=8, data.max_length=41, data.delay=7, cell.hidden_size=9, cell.num_layers=2"
+        "too much; data.batch_size=8, data.max_length=41, cell.hidden_size=9, cell.num_layers=2"
     )
     assert found.advice == [
         "cell=fused",
@@ -304,14 +305,20 @@ def test_out_of_memory(settings):
         "data.max_length=20",
         "cell.hidden_size=4",
     ]
-    settings["data"] |= {"batch_size": 1, "max_length": 1}
-    settings["cell"] |= {"backend": "fused", "hidden_size": 1}
-    settings["trainer"]["accelerator"] = "gpu"
+    changes = {"data.batch_size": 1, "data.max_length": 1, "cell.backend": "fused", "cell.hidden_size": 1}
+    settings = settings.replace(changes | {"trainer.accelerator": "gpu"})
     found = explain_out_of_memory(MemoryError(), settings)
     assert found.evidence.startswith("MemoryError; ")
     assert found.advice == ["cell.hidden_size=1", "precision=bf16"]
-    settings["precision"]["name"] = "bf16-mixed"
+    settings = settings.replace({"precision.name": "bf16-mixed"})
     assert explain_out_of_memory(MemoryError(), settings).advice == ["cell.hidden_size=1"]
+
+
+def test_slow_bf16():
+    assert find_slow_bf16(0.0109, 0.01) is None
+    found = find_slow_bf16(0.02, 0.01)
+    assert found is not None and found.advice == ["precision=fp32"]
+    assert found.evidence == "a batch took the cells 20 ms in bf16 and 10 ms in float32"
 
 
 def test_kept_graph():
@@ -323,8 +330,7 @@ def test_kept_graph():
 
 def test_rules_about_the_loss_wait(settings):
     """Until `patience` steps after the warm-up and ten looks; three times as long for a plateau."""
-    settings["scheduler"]["warmup_steps"] = 20
-    settings["cell"]["hidden_size"] = 16
+    settings = settings.replace({"scheduler.warmup_steps": 20, "cell.hidden_size": 16})
     still = looks([0.8] * 50, 0.0)
 
     def said(count: int, given: list[Look] = still) -> list[str]:

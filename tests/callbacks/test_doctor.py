@@ -1,5 +1,6 @@
 """Each fault, provoked in a run, is named; of sound runs nothing is reported."""
 
+import copy
 import itertools
 import math
 import re
@@ -14,16 +15,17 @@ import pytest
 import torch
 
 from conftest import SMALL
-from lstmlab import checkpoint, data
+from lstmlab import checkpoint
 from lstmlab.callbacks import doctor
 from lstmlab.callbacks.diagnosis import Look, diagnose
 from lstmlab.callbacks.throughput import Throughput
+from lstmlab.cells.base import Recurrent
 from lstmlab.config import PROJECT
-from lstmlab.data import text
-from lstmlab.models import charlm
+from lstmlab.data import build_data, text
+from lstmlab.models import build_model, charlm
 from lstmlab.runs.train import train
-from lstmlab.schema import Limits
-from same_end import go_on
+from lstmlab.schema import Limits, TrainConfig
+from same_end import resume
 
 QUICK = [
     "trainer.enable_progress_bar=false",
@@ -42,9 +44,9 @@ CHARLM = [
 COPY = [*QUICK, "model=copytask", "cell=fused", "data.batch_size=4", "cell.hidden_size=8"]
 
 
-def findings(settings: dict) -> dict[str, str]:
+def findings(settings: TrainConfig) -> dict[str, str]:
     """Name → text of what doctor.md holds."""
-    file = Path(settings["run_dir"]) / "doctor.md"
+    file = Path(settings.run_dir) / "doctor.md"
     parts = file.read_text(encoding="utf-8").split("## Step ")[1:] if file.exists() else []
     found = {re.sub(r"^\d+: ", "", part.splitlines()[0]): part for part in parts}
     assert len(found) == len(parts), "each is said once"
@@ -113,9 +115,9 @@ def test_a_fault_is_named(config, capsys, fault, overrides, evidence, override, 
     assert fault in capsys.readouterr().out
 
 
-def looks_of(settings: dict) -> list[Look]:
+def looks_of(settings: TrainConfig) -> list[Look]:
     """Those in last.ckpt."""
-    saved = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")
+    saved = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")
     return [Look(*values) for values in saved["callbacks"]["Doctor"]["looks"]]
 
 
@@ -141,9 +143,9 @@ def test_what_a_look_holds(config):
     """Against loss, gradients and classes of each batch, computed by hand with weights that never change."""
     settings = config(*LOOKED_AT, "optimizer.lr=1e-30", "seed=3")
     train(settings)
-    ckpt = f"{settings['run_dir']}/checkpoints/last.ckpt"
+    ckpt = f"{settings.run_dir}/checkpoints/last.ckpt"
     model: Any = checkpoint.load_model(ckpt)
-    batches = list(data.build(settings["data"], seed=3).train_dataloader())
+    batches = list(build_data(settings.data, seed=3).train_dataloader())
     found = looks_of(settings)
     assert [look.step for look in found] == [6, 12]
     parts = {
@@ -171,7 +173,7 @@ def test_what_a_look_holds(config):
         assert look.moved == 0 and 0 <= look.waiting < 1
     shown = torch.cat([batch.targets.flatten() for batch in batches[:12]]).tolist()
     shares = [shown.count(symbol) / len(shown) for symbol in range(3)]
-    baseline = checkpoint.load(ckpt)["callbacks"]["Doctor"]["baseline"]
+    baseline = checkpoint.load_checkpoint(ckpt)["callbacks"]["Doctor"]["baseline"]
     assert baseline == pytest.approx(-sum(p * math.log(p) for p in shares), rel=1e-6)
 
 
@@ -181,7 +183,7 @@ def test_how_far_the_weights_move(config):
     for steps, lr in ((1, 1e-30), (6, 10.0), (12, 10.0)):
         settings = config(*LOOKED_AT, f"optimizer.lr={lr}", f"trainer.max_steps={steps}")
         train(settings)
-        state = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["state_dict"]
+        state = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")["state_dict"]
         weights.append(torch.cat([tensor.flatten() for tensor in state.values()]))
     ways = [float((b - a).norm() / a.norm()) for a, b in itertools.pairwise(weights)]
     assert [look.moved for look in looks_of(settings)] == pytest.approx(ways, rel=1e-4)
@@ -210,9 +212,9 @@ def test_a_resumed_run_reports_what_it_would_have_reported(config, monkeypatch):
         patch.setattr(Throughput, "on_train_batch_end", kill)
         with pytest.raises(RuntimeError, match="killed"):
             train(broken)
-    reports = [Path(settings["run_dir"]) / "doctor.md" for settings in (broken, whole)]
+    reports = [Path(settings.run_dir) / "doctor.md" for settings in (broken, whole)]
     assert reports[0].read_bytes() == reports[1].read_bytes()  # of step 2, and of step 6 after the checkpoint
-    go_on(broken)
+    resume(broken)
     assert reports[0].read_bytes() == reports[1].read_bytes()
     assert list(findings(whole)) == ["exploding gradient", "vanishing gradient"]
     assert "## Step 2: exploding" in reports[0].read_text() and "## Step 6: van" in reports[0].read_text()
@@ -248,13 +250,15 @@ def test_a_loss_that_is_not_finite_ends_the_run(command, text_file, tmp_path):
     batch = torch.load(run / "nan_batch.pt", weights_only=True)
     assert batch["inputs"].shape == (4, 20)
     before: Any = checkpoint.load_model(str(run / "checkpoints/before_nan.ckpt"))
-    assert "optimizer_states" not in checkpoint.load(
+    assert "optimizer_states" not in checkpoint.load_checkpoint(
         str(run / "checkpoints/before_nan.ckpt")
     )  # of later steps
     assert before.loss(text.TextBatch(**batch), None)[0].isfinite()
     written = list((run / "checkpoints").iterdir())
     for path in written:
-        assert all(t.isfinite().all() for t in checkpoint.load(str(path))["state_dict"].values()), path
+        assert all(
+            t.isfinite().all() for t in checkpoint.load_checkpoint(str(path))["state_dict"].values()
+        ), path
 
 
 def test_broken_weights_are_never_saved(config, text_file, tmp_path):
@@ -277,7 +281,7 @@ def test_broken_weights_are_never_saved(config, text_file, tmp_path):
         with pytest.raises(FloatingPointError, match="the weights are not finite at step 4"):
             train(settings)
     for name in ("best", "last"):
-        saved = checkpoint.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt")
+        saved = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/{name}.ckpt")
         assert saved["global_step"] == 2
         assert all(t.isfinite().all() for t in saved["state_dict"].values())
 
@@ -302,7 +306,7 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(config, text_file, tm
         patch.setattr(charlm, "CharLM", Overflows)
         with pytest.raises(FloatingPointError, match=r"val/loss_stateful is (inf|nan) at step 2"):
             train(settings)
-    assert not list(Path(settings["run_dir"]).glob("checkpoints/best.ckpt"))
+    assert not list(Path(settings.run_dir).glob("checkpoints/best.ckpt"))
 
 
 def test_the_share_of_the_time_spent_waiting_for_batches(config, monkeypatch):
@@ -411,14 +415,39 @@ def test_long_strides_downhill_are_no_fault(config):
         [0.694] * 10 + [0.690] * 5 + [0.676] * 3 + [0.650, 0.621, 0.449, 0.269, 0.178, 0.112, 0.052, 0.034]
     )
     strides = [0.1] * 18 + [0.206, 0.308, 0.379, 0.323, 0.278, 0.194, 0.163, 0.114]
-    given = {key: value for key, value in settings["callbacks"]["doctor"].items() if key != "_target_"}
+    limits = Limits(**settings.callbacks["doctor"].arguments())
     looks = [
         Look(20 * (k + 1), loss, moved, 1.0, {"cell layer 0": 1.0}, 0.0)
         for k, (loss, moved) in enumerate(zip(losses, strides, strict=True))
     ]
-    said = [diagnose(looks[:k], math.log(2), settings, Limits(**given)) for k in range(1, len(looks) + 1)]
+    said = [diagnose(looks[:k], math.log(2), settings, limits) for k in range(1, len(looks) + 1)]
     assert not any(said)
     level = [look._replace(loss=0.5) for look in looks]
-    assert [finding.name for finding in diagnose(level[:23], math.log(2), settings, Limits(**given))] == [
+    assert [finding.name for finding in diagnose(level[:23], math.log(2), settings, limits)] == [
         "oscillating loss"
     ]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_bf16_that_is_slower_than_float32(config, slow):
+    """On a cell that waits in one of the two precisions: which CPU this is does not matter."""
+
+    def wait(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, Recurrent) and torch.is_autocast_enabled("cpu") == slow:
+            time.sleep(0.02)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(wait)
+    settings = config(*COPY, "precision=bf16", "trainer.max_steps=40")
+    train(settings)
+    hook.remove()
+    assert ("slow bf16" in findings(settings)) == slow
+
+
+def test_timing_the_precisions_leaves_the_run_as_it_is(config):
+    settings = config(*COPY, "cell.dropout=0.5", "cell.num_layers=2")
+    model = build_model(settings, build_data(settings.data).info)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert min(doctor.time_precisions(model)) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -5,7 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import SMALL
-from lstmlab import data
+from lstmlab.data import build_data
 from lstmlab.models import charlm
 from lstmlab.models.base import Unsupported
 from lstmlab.runs.train import train
@@ -29,10 +29,10 @@ def test_a_table_and_a_picture_at_each_validation_in_every_logger(config, tmp_pa
         "logger.wandb.offline=true",
     )
     train(settings)
-    folder = Path(settings["run_dir"])
+    folder = Path(settings.run_dir)
     text = (folder / "examples.md").read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Step 1", "## Step 2"]
-    module = data.build(settings["data"])
+    module = build_data(settings.data)
     module.setup()
     batches = list(module.val_dataloader())
     middle = [module.tokenizer.decode(row.tolist()).strip() for row in batches[len(batches) // 2].source]
@@ -85,4 +85,4 @@ def test_a_task_with_nothing_to_show_trains(config, text_file, monkeypatch, lack
     )
     metrics = train(settings)
     assert "val/loss_stateful" in metrics
-    assert not any((Path(settings["run_dir"]) / name).exists() for name in ("examples.md", "gates"))
+    assert not any((Path(settings.run_dir) / name).exists() for name in ("examples.md", "gates"))

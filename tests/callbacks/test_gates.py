@@ -30,7 +30,7 @@ def test_the_gates_of_one_text_at_each_validation_in_every_logger(config, text_f
         "callbacks.gates.steps=30", "logger=[tensorboard,wandb]", "logger.wandb.offline=true",
     )  # fmt: skip
     train(settings)
-    folder = Path(settings["run_dir"])
+    folder = Path(settings.run_dir)
     first, second = (np.load(folder / f"gates/step_{step}.npz") for step in (1, 2))
     assert set(first) == {"tokens", "units", *"ifgoch"}
     assert first["units"].tolist() == [0, 3, 7]
@@ -57,7 +57,7 @@ def assert_shown(image: Image.Image, blocks: dict[str, np.ndarray], top: int) ->
     units, steps = next(iter(blocks.values())).shape
     assert image.size == (9 * (steps + 2), top + len(blocks) * 9 * (units + 1))
     for k, (name, values) in enumerate(blocks.items()):
-        limit = max(1, np.quantile(abs(values), 0.99)) if name == "c" else 1
+        limit = max(1, np.quantile(abs(values), 0.99))
         for unit, step in np.ndindex(units, steps):
             value = values[unit, step]
             if name in "ifozr":
@@ -75,6 +75,7 @@ def test_the_picture(tokens, top):
     f, h = np.array([[0.0, 1.0, 0.3], [0.5, 0.7, 0.2]]), np.array([[0.0, -1.0, 1.0], [0.5, -0.5, 0.25]])
     assert_shown(paint_gates({"f": f, "c": 4 * h, "h": h}, tokens), {"f": f, "c": 4 * h, "h": h}, top)
     assert_shown(paint_gates({"c": h / 4}, tokens), {"c": h / 4}, top)
+    assert_shown(paint_gates({"h": 7 * h}, tokens), {"h": 7 * h}, top)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_each_task_and_cell(config, tmp_path, overrides, names, layout):
     cache = [] if overrides[0] == "model=copytask" else [f"data.cache={tmp_path}/cache"]
     settings = config(*QUICK, *overrides, *cache, "trainer.limit_test_batches=1")
     train(settings)
-    traced = np.load(Path(settings["run_dir"]) / "gates/step_2.npz")
+    traced = np.load(Path(settings.run_dir) / "gates/step_2.npz")
     assert set(traced) == {"tokens", "units", *names}
     for name in names:
         assert traced[name].shape == (*layout, len(traced["tokens"]), 8)
@@ -106,7 +107,7 @@ def test_the_run_is_the_same_without(config, text_file):
             "data.batch_size=4", "data.sequence_length=20", "callbacks.examples=null", *extra,
         )  # fmt: skip
         train(settings)
-        saved = checkpoint.load(settings["run_dir"] + "/checkpoints/last.ckpt")
+        saved = checkpoint.load_checkpoint(settings.run_dir + "/checkpoints/last.ckpt")
         losses.append(saved["state_dict"])
     assert losses[0].keys() == losses[1].keys()
     assert all(torch.equal(losses[0][name], losses[1][name]) for name in losses[0])

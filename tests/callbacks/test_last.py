@@ -11,7 +11,8 @@ from lstmlab import checkpoint
 from lstmlab.callbacks.last import LastCheckpoint
 from lstmlab.callbacks.throughput import Throughput
 from lstmlab.runs.train import train
-from same_end import assert_same_end, go_on, overrides
+from lstmlab.schema import TrainConfig
+from same_end import assert_same_end, overrides, resume
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ AVERAGING = ["callbacks=averaging", "callbacks.averaging.decay=0.9", "model.tie_
 def test_the_end_is_the_same(name, more, task, stop):
     whole, broken = task(name, *more), task(name, *more)
     train(whole)
-    run: Callable[[dict], object] = train
+    run: Callable[[TrainConfig], object] = train
     # within a step of two batches; as a validation is due; at an epoch's end; within two validations
     for hook, count in [
         ("on_train_batch_end", 1),
@@ -70,8 +71,8 @@ def test_the_end_is_the_same(name, more, task, stop):
         with pytest.raises(SystemExit) as ended:
             run(broken)
         assert ended.value.code == 128 + signal.SIGTERM
-        run = go_on
-    go_on(broken)
+        run = resume
+    resume(broken)
     assert_same_end(broken, whole)
 
 
@@ -82,10 +83,10 @@ def test_early_stopping_continues_to_count(task, stop):
     stop("on_train_batch_end", 12)
     with pytest.raises(SystemExit):
         train(broken)
-    go_on(broken)
+    resume(broken)
     assert_same_end(broken, whole)
-    (Path(broken["run_dir"]) / "metrics.json").unlink()  # as if it had been killed in the test that follows
-    go_on(broken)
+    (Path(broken.run_dir) / "metrics.json").unlink()  # as if it had been killed in the test that follows
+    resume(broken)
     assert_same_end(broken, whole)
 
 
@@ -96,9 +97,9 @@ def test_a_run_that_was_moved_resumes(task, stop, tmp_path):
     stop("on_train_batch_end", 16)
     with pytest.raises(SystemExit):
         train(broken)
-    elsewhere = broken | {"run_dir": str(tmp_path / "elsewhere")}
-    shutil.move(broken["run_dir"], elsewhere["run_dir"])
-    go_on(elsewhere)
+    elsewhere = broken.replace({"run_dir": str(tmp_path / "elsewhere")})
+    shutil.move(broken.run_dir, elsewhere.run_dir)
+    resume(elsewhere)
     assert_same_end(elsewhere, whole)
 
 
@@ -123,7 +124,7 @@ def test_a_checkpoint_every_so_often(overrides, steps, task, monkeypatch):
     monkeypatch.setattr(Throughput, "on_train_batch_end", kill)
     with pytest.raises(RuntimeError, match="killed"):
         train(settings)
-    assert checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["global_step"] == steps
+    assert checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")["global_step"] == steps
 
 
 def test_minutes_have_sixty_seconds():
@@ -133,14 +134,14 @@ def test_minutes_have_sixty_seconds():
 def test_a_checkpoint_keeps_the_metrics_of_before(task, stop):
     """Also a checkpoint before the first validation of a resumed run."""
     settings = task("copytask")
-    run: Callable[[dict], object] = train
+    run: Callable[[TrainConfig], object] = train
     found = []
     for count in (7, 1):  # a validation comes after 5 batches
         stop("on_train_batch_end", count)
         with pytest.raises(SystemExit):
             run(settings)
-        found.append(checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")["metrics"])
-        run = go_on
+        found.append(checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")["metrics"])
+        run = resume
     names = ("val/loss", "val/sequence_accuracy")
     assert [found[0][name] for name in names] == [found[1][name] for name in names]
 
@@ -152,15 +153,25 @@ def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(task, stop, capsys):
     with pytest.raises(SystemExit) as ended:
         train(settings)
     assert ended.value.code == 130
-    assert f"python src/train.py resume={settings['run_dir']}" in capsys.readouterr().out
-    last = f"{settings['run_dir']}/checkpoints/last.ckpt"
-    assert checkpoint.load(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3
+    assert f"python src/train.py resume={settings.run_dir}" in capsys.readouterr().out
+    last = f"{settings.run_dir}/checkpoints/last.ckpt"
+    assert (
+        checkpoint.load_checkpoint(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"][
+            "completed"
+        ]
+        == 3
+    )
     assert signal.getsignal(signal.SIGINT) == handler
     stop("on_train_batch_end", 2, [signal.SIGINT, signal.SIGINT])
     with pytest.raises(SystemExit) as ended:
-        go_on(settings)
+        resume(settings)
     assert ended.value.code == 130
-    assert checkpoint.load(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 3
+    assert (
+        checkpoint.load_checkpoint(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"][
+            "completed"
+        ]
+        == 3
+    )
     assert signal.getsignal(signal.SIGINT) == handler
 
 
@@ -176,14 +187,13 @@ def test_slurm_requeues_and_the_same_command_resumes(task, stop, monkeypatch, tm
     job |= {"PROCID": "0", "LOCALID": "0", "NODEID": "0"}
     for name, value in job.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    before = dict(broken)
     stop("on_train_batch_end", 7, [signal.SIGUSR1, signal.SIGTERM])
     with pytest.raises(SystemExit) as ended:
         train(broken)
     assert ended.value.code == 143
     assert asked.read_text() == "requeue 7\n"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    train(before)
+    train(broken)
     assert_same_end(broken, whole)
 
 
@@ -191,9 +201,9 @@ def test_the_folder_is_deleted(task, monkeypatch):
     settings = task("copytask")
 
     def delete(_, trainer, *__) -> None:
-        shutil.rmtree(settings["run_dir"])
+        shutil.rmtree(settings.run_dir)
 
     monkeypatch.setattr(Throughput, "on_train_batch_end", delete)
-    with pytest.raises(FileNotFoundError, match=f"{settings['run_dir']} was deleted while"):
+    with pytest.raises(FileNotFoundError, match=f"{settings.run_dir} was deleted while"):
         train(settings)
-    assert not Path(settings["run_dir"]).exists()
+    assert not Path(settings.run_dir).exists()

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from lstmlab import data
 from lstmlab.callbacks import throughput
+from lstmlab.data import build_data
 from lstmlab.runs.train import train
 from same_end import HARD, TASKS, overrides
 
@@ -51,11 +51,11 @@ def test_tokens_of_each_stretch(name, config, text_file, seconds):
         "callbacks.examples=null",
     )
     train(settings)
-    module = data.build(settings["data"], settings["seed"])
+    module = build_data(settings.data, settings.seed)
     module.prepare_data()
     module.setup("fit")
     counts = [COUNTED[name](batch) for batch in itertools.islice(module.train_dataloader(), 6)]
-    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+    with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         rates = [row["train/tokens_per_second"] for row in csv.DictReader(file)]
     expected = [sum(counts[:2]), sum(counts[2:4]), counts[5]]
     assert [float(rate) for rate in rates if rate] == pytest.approx(expected)

@@ -1,19 +1,13 @@
-import hashlib
 import json
-import os
-import subprocess
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import ClassVar
 
 import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lstmlab.config import PROJECT
+from hub_server import run_with_hub
 from lstmlab.data.files import read_splits
+from lstmlab.schema import HubConfig
 
 FILES = {"train": "train-*.parquet", "test": "test-*.parquet"}
 COLUMNS = {"text": str, "label": int}
@@ -34,7 +28,7 @@ def write(path, **columns):
 
 
 def read(folder):
-    config = {"path": str(folder), "hub": "some/where", "revision": "main"}
+    config = HubConfig.model_validate({"path": str(folder), "hub": "some/where", "revision": "main"})
     return read_splits(config, FILES, COLUMNS, "data=reviews")
 
 
@@ -51,7 +45,7 @@ def test_jsonl(tmp_path):
     for split in ("train", "test"):
         lines = [json.dumps({"en": f"{split} {i}", "de": "ä"}, ensure_ascii=False) for i in range(2)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    config = {"path": str(tmp_path), "hub": "some/where", "revision": "main"}
+    config = HubConfig.model_validate({"path": str(tmp_path), "hub": "some/where", "revision": "main"})
     files = {"train": "train.jsonl", "test": "test.jsonl"}
     splits = read_splits(config, files, {"de": str, "en": str}, "data=dates")
     assert splits["train"] == {"de": ["ä", "ä"], "en": ["train 0", "train 1"]}
@@ -87,81 +81,23 @@ def test_no_folder(tmp_path):
         read(tmp_path / "nowhere")
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as it takes: what a data set holds, and its files."""
-
-    files: ClassVar[dict[str, bytes]]
-    asked: ClassVar[list[str]] = []
-    commit = "0" * 40
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        if "/tree/" in self.path:
-            below = self.path.partition("/tree/")[2].partition("?")[0].partition("/")[2]
-            recursive = "recursive=true" in self.path.lower()
-            found = {"plain_text": "directory"} if not below else {}
-            found |= {name: "file" for name in self.files if recursive or below or "/" not in name}
-            entries = [
-                {"type": t, "path": p, "size": len(self.files.get(p, b"")), "oid": "0"}
-                for p, t in found.items()
-            ]
-            content = json.dumps(entries).encode()
-        elif "/api/" in self.path:
-            siblings = [{"rfilename": name} for name in self.files]
-            content = json.dumps({"id": "some/where", "sha": self.commit, "siblings": siblings}).encode()
-        else:
-            name = self.path.partition("/resolve/")[2].partition("/")[2]
-            if name not in self.files:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "EntryNotFound")
-                self.end_headers()
-                return
-            content = self.files[name]
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", hashlib.sha256(content).hexdigest())
-        self.send_header("X-Repo-Commit", self.commit)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args) -> None:
-        pass
-
-
 def test_of_a_hubs_files_only_those_that_are_read_are_fetched(folder, tmp_path):
-    Hub.files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
-    Hub.files |= {"plain_text/unsupervised-00000-of-00001.parquet": b"large", "README.md": b"# IMDB"}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
+    files |= {"plain_text/unsupervised-00000-of-00001.parquet": b"large", "README.md": b"# IMDB"}
     script = (
-        "import json; from lstmlab.data.files import read_splits; "
-        "config = {'path': None, 'hub': 'some/where', 'revision': 'main'}; "
+        "import json; from lstmlab.data.files import read_splits; from lstmlab.schema import HubConfig; "
+        "config = HubConfig(path=None, hub='some/where', revision='main'); "
         f"print(json.dumps(read_splits(config, {FILES}, {{'text': str, 'label': int}}, 'data=reviews')))"
     )
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "hub"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": str(PROJECT / "src"),
-    }
-    run = [sys.executable, "-c", script]
-    process = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=100)
-    server.shutdown()
-    server.server_close()
-    assert process.returncode == 0, process.stderr
-    assert json.loads(process.stdout) == read(folder)
-    fetched = {path.rpartition("/")[2] for path in Hub.asked if path.endswith(".parquet")}
+    printed, asked = run_with_hub(script, files, tmp_path / "hub")
+    assert json.loads(printed) == read(folder)
+    fetched = {path.rpartition("/")[2] for path in asked if path.endswith(".parquet")}
     assert fetched == {"train-00000-of-00001.parquet", "test-00000-of-00001.parquet"}
 
 
 def test_no_network(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    config = {"path": None, "hub": "no-such/set", "revision": "main"}
+    config = HubConfig.model_validate({"path": None, "hub": "no-such/set", "revision": "main"})
     with pytest.raises(OSError, match=r"no-such/set .*data\.path=FOLDER.* data=reviews") as error:
         read_splits(config, FILES, COLUMNS, "data=reviews")
     assert "\n" not in str(error.value)
@@ -169,7 +105,7 @@ def test_no_network(monkeypatch):
 
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"en": "a", "de": "b"}\n{"en": "a", "de"\n')
-    config = {"path": str(tmp_path), "hub": "some/where", "revision": "main"}
+    config = HubConfig.model_validate({"path": str(tmp_path), "hub": "some/where", "revision": "main"})
     with pytest.raises(OSError, match=r"cannot read train\.jsonl in data\.path=") as error:
         read_splits(config, {"train": "train.jsonl"}, {"de": str, "en": str}, "data=dates")
     assert "\n" not in str(error.value)

@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lstmlab.data.sentiment import IMDB, clean, encode_reviews
+from lstmlab.schema import IMDBConfig
 
 WORDS = ["the", "a", "film", "plot", "good", "bad", "not", "very", "old", "new"]
 
@@ -126,7 +127,8 @@ def test_refusals(module, folder, labels, val_size, said):
 
 
 def test_real_files_hold_no_leak(real_data):
-    splits = IMDB({"name": "imdb", "hub": "", "path": str(real_data / "imdb"), "val_size": 2500}).read()
+    settings = IMDBConfig.model_construct(path=str(real_data / "imdb"), hub="", revision="", val_size=2500)
+    splits = IMDB(settings).read()
     assert {split: len(column) for split, (column, _) in splits.items()} == {
         "train": 22281,
         "val": 2500,

@@ -2,23 +2,25 @@ import hashlib
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lstmlab import data
+from lstmlab.data import build_data
 from lstmlab.data import text as text_module
 from lstmlab.data.text import UNKNOWN, encode
+from lstmlab.schema import ShakespeareConfig, StdlibConfig, TextFileConfig
 
-SIZES = {"batch_size": 3, "sequence_length": 10, "val_fraction": 0.1, "max_val_chars": None}
+SIZES: dict[str, Any] = {"batch_size": 3, "sequence_length": 10, "val_fraction": 0.1, "max_val_chars": None}
 
 
 def build(tmp_path, text, info=None, **changes):
     file = tmp_path / "some.txt"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     settings = {"name": "textfile", "path": str(file), "cache": str(tmp_path / "cache"), **SIZES, **changes}
-    module = data.build(settings, info=info)
+    module = build_data(TextFileConfig.model_validate(settings), info=info)
     module.prepare_data()
     module.setup("fit")
     return module
@@ -163,7 +165,7 @@ def test_stdlib_is_the_same_every_time(tmp_path):
     settings = {"name": "stdlib", "max_chars": 100_000, "cache": str(tmp_path), **SIZES}
     metas = []
     for _ in range(2):
-        module = data.build(settings)
+        module = build_data(StdlibConfig.model_validate(settings))
         module.prepare_data()
         metas.append(module.meta)
         if len(metas) == 1:
@@ -181,18 +183,24 @@ def test_stdlib_is_the_same_every_time(tmp_path):
 
 
 def test_shakespeare_is_checked(tmp_path, real_data):
-    settings = {"name": "shakespeare", "path": str(real_data / "shakespeare"), "cache": str(tmp_path)} | SIZES
-    module = data.build(settings)
+    source: dict[str, Any] = {
+        "path": str(real_data / "shakespeare"),
+        "hub": "nobody/nothing",
+        "revision": "main",
+    }
+    settings = ShakespeareConfig(name="shakespeare", cache=str(tmp_path), **source, **SIZES)
+    module = build_data(settings)
     module.prepare_data()
     assert (module.meta["train"], module.meta["total"]) == (1_003_854, 1_115_394)
     assert len(module.info["vocabulary"]) == 66
     (tmp_path / "input.txt").write_text("First Citizen:\nNo.\n", encoding="utf-8")
     with pytest.raises(ValueError, match="is not Tiny Shakespeare"):
-        data.build(settings | {"path": str(tmp_path)}).prepare_data()
+        build_data(settings.replace({"path": str(tmp_path)})).prepare_data()
 
 
 def test_an_unreachable_hub_names_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    settings = {"name": "shakespeare", "path": None, "hub": "nobody/nothing", "revision": "main"}
+    source: dict[str, Any] = {"path": None, "hub": "nobody/nothing", "revision": "main"}
+    settings = ShakespeareConfig(name="shakespeare", cache=str(tmp_path), **source, **SIZES)
     with pytest.raises(ConnectionError, match=r"nobody/nothing at main.*data\.path=FOLDER.*data=stdlib"):
-        data.build(settings | {"cache": str(tmp_path)} | SIZES).prepare_data()
+        build_data(settings).prepare_data()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from lstmlab.data.tokenization import (
     load_tokenizer,
     train_tokenizer,
 )
+from lstmlab.schema import TokensConfig
 
 TEXTS = [
     "Not bad, isn't it?",
@@ -73,9 +76,14 @@ def test_delimit():
     assert rows(delimit(plain, None, EOS)) == [[*row, EOS] for row in rows(plain)]
 
 
+def choose(cache: str) -> TokensConfig:
+    names: dict[str, Any] = {"name": "a data set", "batch_size": 1, "max_length": 9, "num_workers": 0}
+    return TokensConfig(tokenizer="word", vocab_size=300, lowercase=True, cache=cache, **names)
+
+
 def test_fit_and_encode_is_done_once(tmp_path):
     columns = {"train": TEXTS, "test": ["a man, unheard"]}
-    config = {"tokenizer": "word", "vocab_size": 300, "lowercase": True, "cache": str(tmp_path / "new")}
+    config = choose(cache=str(tmp_path / "new"))
     tokenizer, encoded = fit_and_encode(columns, ["train"], config, None)
     assert rows(encoded["test"])[0][-1] == UNK  # the tokenizer has not seen the test column
     (file,) = (tmp_path / "new").iterdir()
@@ -88,10 +96,10 @@ def test_fit_and_encode_is_done_once(tmp_path):
 def test_what_lies_in_the_cache_is_that_of_the_same_settings(tmp_path):
     """One after the other in one cache, each with what the settings ask for."""
     columns = {"train": ["One two", "one three"], "test": ["Four"]}
-    settings = {"tokenizer": "word", "vocab_size": 300, "lowercase": True, "cache": str(tmp_path)}
+    settings = choose(cache=str(tmp_path))
 
     def known(fit: list[str] | None = None, trained: str | None = None, **changes) -> set[str]:
-        tokenizer, _ = fit_and_encode(columns, fit or ["train"], settings | changes, trained)
+        tokenizer, _ = fit_and_encode(columns, fit or ["train"], settings.replace(changes), trained)
         return set(tokenizer.get_vocab()) - set(SPECIALS)
 
     for _ in range(2):  # the second time out of the cache

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from lstmlab.data.tokenization import BOS, EOS, UNK
+from lstmlab.data.tokenization import BOS, EOS, UNK, train_tokenizer
 from lstmlab.data.translation import decode_targets, encode_sources
 
 PAIRS = [
@@ -71,8 +71,10 @@ def test_the_tokenizer_knows_the_training_texts_alone(module, folder):
     """Both sides of them."""
     for split in ("train", "val", "test"):
         (folder / f"{split}.jsonl").write_text(json.dumps({"en": f"{split}en", "de": f"{split}de"}))
-    built = module("multi30k", path=str(folder), tokenizer="word", vocab_size=100)
-    assert set(built.tokenizer.get_vocab()) == {"<pad>", "<bos>", "<eos>", "<unk>", "trainen", "trainde"}
+    built = module("multi30k", path=str(folder), vocab_size=270)
+    expected = train_tokenizer(["trainen", "trainde"], "bpe", 270, built.config.lowercase)
+    assert built.tokenizer.get_vocab() == expected.get_vocab()
+    assert {"train", "en", "de"} <= {token.strip("Ġ") for token in expected.get_vocab()}
 
 
 def test_the_other_way_round(multi30k):

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import Times
-from lstmlab import data
+from conftest import Times, ask
 from lstmlab.checkpoint import load_model
+from lstmlab.data import build_data
 from lstmlab.data.text import TextBatch
 from lstmlab.models.charlm import CharLM
 from lstmlab.runs.evaluate import evaluate
 from lstmlab.runs.train import train
+from lstmlab.schema import TrainConfig
 
 PLAIN = ["model.dropout=0", "cell.dropout=0"]
 
@@ -24,8 +25,8 @@ def model(config, small):
     return CharLM(config(*small, *PLAIN), {"vocabulary": "\ufffdabcdefgh"}).double().eval()
 
 
-def rows(settings: dict, column: str) -> list[float]:
-    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+def rows(settings: TrainConfig, column: str) -> list[float]:
+    with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         return [float(row[column]) for row in csv.DictReader(file) if row[column]]
 
 
@@ -128,15 +129,7 @@ def test_backends_have_the_same_loss_curve_and_open_each_others_checkpoints(conf
         curves[backend] = rows(settings, "train/loss")
         assert len(curves[backend]) == 50
         torch.testing.assert_close(curves[backend], curves["torch"], atol=1e-5, rtol=0)
-        again = evaluate(
-            {
-                "ckpt": settings["run_dir"] + "/checkpoints/best.ckpt",
-                "backend": "scratch",
-                "accelerator": "cpu",
-                "beam_size": None,
-                "data": {"path": None, "cache": settings["data"]["cache"]},
-            }
-        )
+        again = evaluate(ask(settings.run_dir, "scratch", cache=settings.data.cache))
         for name in ("val/loss_stateful", "val/loss_cold", "val/perplexity"):
             assert again[name] == pytest.approx(metrics[name], abs=1e-5)
 
@@ -155,8 +148,8 @@ def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
     losses = rows(settings, "train/loss")
     half = len(losses) // 2
     assert losses[:half] == losses[half:] and len(set(losses)) > half // 2
-    model = load_model(settings["run_dir"] + "/checkpoints/last.ckpt")
-    module = data.build(settings["data"])
+    model = load_model(settings.run_dir + "/checkpoints/last.ckpt")
+    module = build_data(settings.data)
     module.prepare_data()
     module.setup("fit")
     ids = torch.from_numpy(np.fromfile(module.encoded, module.meta["dtype"]).astype("int64"))[:5400]
@@ -175,8 +168,8 @@ def test_both_validation_losses_against_one_forward_pass(config, small, text_fil
     sizes = ["data.val_fraction=0.95", "data.max_val_chars=17000", "trainer.log_every_n_steps=1"]
     settings = config(*small, *sizes, "trainer.max_steps=5", "cell.num_layers=2")
     metrics = train(settings)
-    model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
-    module = data.build(settings["data"])
+    model = load_model(settings.run_dir + "/checkpoints/best.ckpt")
+    module = build_data(settings.data)
     module.prepare_data()
     module.setup("fit")
     ids = torch.from_numpy(module.val_sets[1].tokens.astype("int64"))
@@ -201,7 +194,7 @@ def test_a_checkpoint_writes_on_its_own(config, small, command, text_file, capsy
     after = printed.index(begun) + len(begun) + 500
     assert printed[after:].startswith("\n\ntrain/")  # the metrics
     text_file.unlink()
-    ckpt = f"ckpt={settings['run_dir']}/checkpoints/best.ckpt"
+    ckpt = f"ckpt={settings.run_dir}/checkpoints/best.ckpt"
     code, out, _ = command("predict", ckpt, "text=line 1: é", "length=30", "temperature=0")
     assert code == 0 and out.startswith("line 1: é") and len(out) == 9 + 30 + 1
     drawn = [command("predict", ckpt, "text=line", "top_k=9", f"seed={seed}")[1] for seed in (1, 2, 1)]

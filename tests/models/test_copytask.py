@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SMALL
-from lstmlab import data
+from conftest import SMALL, ask
 from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
+from lstmlab.data import build_data
 from lstmlab.models.copytask import CopyTask
 from lstmlab.runs.evaluate import evaluate
 from lstmlab.runs.train import train
+from lstmlab.schema import TrainConfig
 
 TINY = [
     *SMALL,
@@ -26,18 +27,9 @@ TINY = [
 ]
 
 
-def ask(settings: dict, backend: str | None = None, **changes) -> dict:
-    """What evaluate.py would run on the best checkpoint."""
-    given = {"path": None, "cache": "unused", "test_delay": None} | changes
-    ckpt = f"{settings['run_dir']}/checkpoints/best.ckpt"
-    return evaluate(
-        {"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "beam_size": None, "data": given}
-    )
-
-
-def build(settings: dict) -> tuple[CopyTask, data.Any]:
+def build(settings: TrainConfig) -> tuple[CopyTask, Any]:
     torch.manual_seed(0)
-    module = data.build(settings["data"])
+    module = build_data(settings.data)
     return CopyTask(settings, module.info).double().eval(), module
 
 
@@ -74,12 +66,12 @@ def test_metrics_are_those_of_the_best_checkpoint_over_all_sequences(config):
     settings = config(*TINY, *best, "trainer.val_check_interval=10", "callbacks.early_stopping=null")
     metrics = train(settings)
     states = [
-        torch.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt", weights_only=True)["global_step"]
+        torch.load(f"{settings.run_dir}/checkpoints/{name}.ckpt", weights_only=True)["global_step"]
         for name in ("best", "last")
     ]
     assert states == [10, 20]
-    model: Any = load_model(f"{settings['run_dir']}/checkpoints/best.ckpt")
-    module = data.build(settings["data"])
+    model: Any = load_model(f"{settings.run_dir}/checkpoints/best.ckpt")
+    module = build_data(settings.data)
     for part, loader, suffix, delay in [
         ("val", module.val_dataloader(), "", 4),
         ("test", module.test_dataloader(), "", 4),
@@ -137,19 +129,19 @@ def test_the_backends_agree_on_a_checkpoint(config, kind):
     metrics = train(settings)
     for backend in BACKENDS:
         if kind in BACKENDS[backend]:
-            again = ask(settings, backend)
+            again = evaluate(ask(settings.run_dir, backend))
             assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
 
 
 def test_evaluation_at_other_delays(config):
     settings = config(*TINY)
     metrics = train(settings)
-    again = ask(settings, test_delay=[4, 7])
+    again = evaluate(ask(settings.run_dir, test_delay=[4, 7]))
     assert again["test/loss"] == pytest.approx(metrics["test/loss"], abs=1e-6)
     other = train(config(*TINY, "data.test_delay=7"))
     assert again["test/loss_delay7"] == pytest.approx(other["test/loss_delay7"], abs=1e-6)
     with pytest.raises(ValueError, match=r"data.path=x: data=copy has no such key"):
-        ask(settings, path="x")
+        evaluate(ask(settings.run_dir, path="x"))
 
 
 def test_chrono_takes_its_steps_from_the_task(config):
@@ -175,7 +167,7 @@ def test_chrono_takes_its_steps_from_the_task(config):
 def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, said):
     settings = config(*TINY, f"data.symbols={symbols}")
     train(settings)
-    ckpt = f"{settings['run_dir']}/checkpoints/best.ckpt"
+    ckpt = f"{settings.run_dir}/checkpoints/best.ckpt"
     code, out, _ = command("predict", f"ckpt={ckpt}", f"text={text}")
     assert code == 0 and "symbols right after 4 steps" in out
 
@@ -209,7 +201,7 @@ def test_refusals(command, override, said):
 def test_examples(config, capsys):
     settings = config(*TINY, "data.batch_size=8")
     train(settings)
-    text = (Path(settings["run_dir"]) / "examples.md").read_text()
+    text = (Path(settings.run_dir) / "examples.md").read_text()
     assert text.startswith("## Step 3\n\n| prediction | truth |\n| --- | --- |\n")
     assert len(text.strip().splitlines()) == 4 + 8
     assert "| prediction | truth |" in capsys.readouterr().out

@@ -7,7 +7,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,12 +19,17 @@ from lstmlab.data.rows import Rows
 from lstmlab.export import onnx_files, safetensors_files
 from lstmlab.loggers import MetricsCSV
 from lstmlab.models.base import Task, Unsupported
+from lstmlab.runs.train import build_callbacks
+from lstmlab.schema import PredictConfig, TrainConfig
+
+# The configuration holds a task that the schema does not know
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 
 
 class Regression(Task):
     """y = w·x + b: no cell, no ids, no text."""
 
-    def __init__(self, config: dict, info: dict):
+    def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
         self.linear = nn.Linear(info["inputs"], 1)
 
@@ -54,10 +58,10 @@ class Regression(Task):
 class RecurrentRegression(Regression):
     """A cell that can be traced, on numbers: no tokens to show them as."""
 
-    def __init__(self, config: dict, info: dict):
+    def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
         self.cell = self.build_cell(info["inputs"])
-        self.linear = nn.Linear(config["cell"]["hidden_size"], 1)
+        self.linear = nn.Linear(config.cell.hidden_size, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         output, _ = self.cell(x)
@@ -92,16 +96,19 @@ class Numbers(L.LightningDataModule):
 
 
 @pytest.fixture
-def settings(config) -> dict:
+def settings(config) -> TrainConfig:
     """What train.py would run, but for the task: no schema knows it."""
     composed = config(*SMALL, "model=copytask", "cell=scratch", "callbacks.early_stopping=null")
-    composed["model"] |= {"name": "regression", "monitor": "val/loss"}
-    return composed
+    model = composed.model.model_copy(update={"name": "regression", "monitor": "val/loss"})
+    return composed.model_copy(update={"model": model})
 
 
-def train(task: type[Task], settings: dict, run_dir: Path, steps: int, ckpt: Path | None = None) -> Any:
+def train(
+    task: type[Task], settings: TrainConfig, run_dir: Path, steps: int, ckpt: Path | None = None
+) -> Any:
     """As runs/train.py does, with every callback that is on by default."""
-    settings = settings | {"trainer": settings["trainer"] | {"max_steps": steps}, "run_dir": str(run_dir)}
+    trainer_settings = settings.trainer.replace({"max_steps": steps})
+    settings = settings.model_copy(update={"trainer": trainer_settings, "run_dir": str(run_dir)})
     torch.manual_seed(0)
     trainer = L.Trainer(
         max_steps=steps,
@@ -113,7 +120,7 @@ def train(task: type[Task], settings: dict, run_dir: Path, steps: int, ckpt: Pat
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=MetricsCSV(str(run_dir)),
-        callbacks=[instantiate(callback) for callback in settings["callbacks"].values() if callback],
+        callbacks=build_callbacks(settings),
         plugins=[CheckpointIO()],
         default_root_dir=run_dir,
     )
@@ -158,9 +165,9 @@ def test_what_it_lacks_is_refused_by_name(settings):
     with pytest.raises(Unsupported, match=r"^model=regression has no cell to analyse$"):
         trace(model, rows)
     with pytest.raises(ValueError, match=r"^model=regression has no graph to export .*format=safetensors$"):
-        onnx_files(model)
+        onnx_files(model, {})
     refusals = {
-        "has no answer to a text": lambda: model.respond("text", {}),
+        "has no answer to a text": lambda: model.respond("text", PredictConfig.model_construct()),
         "has no examples to show": lambda: model.examples(None),
         "has no ids to embed": lambda: model.embed_ids(rows.ids),
         "reads no text": lambda: model.read_text("text"),
@@ -171,7 +178,7 @@ def test_what_it_lacks_is_refused_by_name(settings):
     for said, call in refusals.items():
         with pytest.raises(Unsupported, match=f"^model=regression {re.escape(said)}$"):
             call()
-    assert list(safetensors_files(model)) == ["model.safetensors"]
+    assert list(safetensors_files(model, {})) == ["model.safetensors"]
 
 
 def test_what_it_has_is_analysed(settings):

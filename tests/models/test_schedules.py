@@ -5,12 +5,15 @@ import math
 import pytest
 import torch
 
+from conftest import compose_train
 from lstmlab.models.schedules import build_schedules, lr_factor
+from lstmlab.schema import check
 
 
 def rates(scheduler: dict, steps: int, losses: dict[int, float] | None = None) -> list[float]:
     """The learning rate at each step; a validation after step k has loss `losses[k]`."""
-    config = {"scheduler": scheduler, "trainer": {"max_steps": steps}, "model": {"monitor_mode": "min"}}
+    settings = compose_train("run_dir=x").to_plain() | {"scheduler": scheduler}
+    config = check("train", settings).replace({"trainer.max_steps": steps})
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     stepped, validated = build_schedules(optimizer, config)
     used = []

@@ -10,10 +10,10 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import SMALL, Times
-from lstmlab import data
+from conftest import SMALL, Times, ask
 from lstmlab.cells import BACKENDS
 from lstmlab.checkpoint import load_model
+from lstmlab.data import build_data
 from lstmlab.data.sentiment import SentimentBatch, encode_reviews
 from lstmlab.models.sentiment import Sentiment
 from lstmlab.runs.evaluate import evaluate
@@ -120,8 +120,8 @@ def test_metrics_against_sklearn(config, small, pooling):
     """Of the best checkpoint, on validation and on test."""
     settings = config(*small, f"model.pooling={pooling}", "trainer.max_steps=20", "optimizer.lr=0.01")
     metrics = train(settings)
-    model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
-    module = data.build(settings["data"])
+    model = load_model(settings.run_dir + "/checkpoints/best.ckpt")
+    module = build_data(settings.data)
     module.prepare_data()
     module.setup()
     for part in ("val", "test"):
@@ -148,18 +148,14 @@ def test_the_backends_agree_on_a_checkpoint(config, small, kind):
     metrics = train(settings)
     for backend in BACKENDS:
         if kind in BACKENDS[backend]:
-            given = {"path": None, "cache": settings["data"]["cache"]}
-            ckpt = settings["run_dir"] + "/checkpoints/best.ckpt"
-            again = evaluate(
-                {"ckpt": ckpt, "backend": backend, "accelerator": "cpu", "beam_size": None, "data": given}
-            )
+            again = evaluate(ask(settings.run_dir, backend, cache=settings.data.cache))
             assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
             assert "test/auroc" in again and "val/f1" in again
 
 
 def test_word_dropout_leaves_out_a_share_of_the_words(config, small):
     settings = config(*small, "model.word_dropout=0.3", "model.dropout=0")
-    module = data.build(settings["data"], 0)
+    module = build_data(settings.data, 0)
     module.prepare_data()
     module.setup("fit")
     torch.manual_seed(0)
@@ -204,8 +200,8 @@ def test_the_losses_of_a_training(config, small):
     frozen = ["optimizer=sgd", "optimizer.lr=1e-30", "model.dropout=0", "data.batch_size=32", "seed=3"]
     settings = config(*small, *frozen)
     train(settings)
-    model: Any = load_model(settings["run_dir"] + "/checkpoints/last.ckpt")
-    module = data.build(settings["data"], 3)
+    model: Any = load_model(settings.run_dir + "/checkpoints/last.ckpt")
+    module = build_data(settings.data, 3)
     module.prepare_data()
     module.setup("fit")
     expected = []
@@ -213,7 +209,7 @@ def test_the_losses_of_a_training(config, small):
         logits = [plain_logit(model, row[:n])[0] for row, n in zip(tokens, lengths, strict=True)]
         losses = [-F.logsigmoid(z if y else -z).item() for z, y in zip(logits, labels, strict=True)]
         expected.append(sum(losses) / len(losses))
-    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+    with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         found = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert found == pytest.approx(expected, abs=1e-6) and len(found) == 3
 
@@ -222,7 +218,7 @@ def test_one_batch_is_learnt_by_heart(config, small):
     overrides = ["debug=overfit", "trainer.max_epochs=60", "data.batch_size=64"]
     settings = config(*small, *overrides, "model.dropout=0", "optimizer.lr=0.02", "trainer.max_steps=null")
     train(settings)
-    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+    with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert len(losses) == 60 and losses[-1] < 0.05
 
@@ -231,7 +227,7 @@ def test_one_batch_is_learnt_by_heart(config, small):
 def test_attention_takes_words_from_the_review(config, small, command, tokenizer):
     settings = config(*small, "model.pooling=attention", f"data.tokenizer={tokenizer}")
     train(settings)
-    ckpt = settings["run_dir"] + "/checkpoints/best.ckpt"
+    ckpt = settings.run_dir + "/checkpoints/best.ckpt"
     text = "Well, it isn't <b>boring</b> at all!"
     code, out, _ = command("predict", f"ckpt={ckpt}", f"text={text}")
     first, *lines = out.splitlines()
@@ -252,7 +248,7 @@ def test_attention_takes_words_from_the_review(config, small, command, tokenizer
 
 
 def test_any_text_has_a_result_or_one_sentence(settings, command, tmp_path):
-    ckpt = f"ckpt={settings['run_dir']}/checkpoints/best.ckpt"
+    ckpt = f"ckpt={settings.run_dir}/checkpoints/best.ckpt"
     for text, said in {
         "电影": "knows none of these words",
         "xyzzy plugh": "knows none of these words",
@@ -293,11 +289,11 @@ def test_files_that_are_not_as_they_should_be(command, tmp_path):
 
 
 def test_examples(settings):
-    text = (Path(settings["run_dir"]) / "examples.md").read_text()
-    assert text.startswith("## Step 3\n\n| review | prediction | p(positive) | truth |\n")
+    text = (Path(settings.run_dir) / "examples.md").read_text()
+    assert text.startswith("## Step 3\n\n| text | prediction | p(positive) | truth |\n")
     rows = [line.strip("| ").split(" | ") for line in text.strip().splitlines()[4:]]
     assert len(rows) == 8
-    module = data.build(settings["data"])
+    module = build_data(settings.data)
     module.setup()
     known = {
         module.tokenizer.decode(module.tokenizer.encode(text).ids): label

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import SMALL, Times
-from lstmlab import data
+from conftest import SMALL, Times, ask
 from lstmlab.checkpoint import load_model
+from lstmlab.data import build_data
 from lstmlab.data.translation import TranslationBatch, encode_sources
 from lstmlab.models.seq2seq import Seq2Seq
 from lstmlab.runs.evaluate import evaluate
@@ -280,9 +280,9 @@ def test_it_learns_by_heart(run, config, tmp_path):
         "scheduler.warmup_steps=10",
         "callbacks.examples=null",
     )
-    model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
+    model = load_model(settings.run_dir + "/checkpoints/best.ckpt")
     assert isinstance(model, Seq2Seq)
-    module = data.build(settings["data"])
+    module = build_data(settings.data)
     module.setup("fit")
     sources, targets = module.read()["train"]
     for beam_size in (1, 4):
@@ -302,8 +302,8 @@ def test_the_first_loss_of_a_training(run):
     """With smoothed labels, of weights that stay as they are, pair by pair."""
     frozen = ["optimizer=sgd", "optimizer.lr=1e-30", "model.dropout=0", "data.batch_size=8", "seed=3"]
     settings, _ = run(*frozen, "model.label_smoothing=0.3", "trainer.max_steps=1")
-    model = load_model(settings["run_dir"] + "/checkpoints/last.ckpt")
-    module = data.build(settings["data"], 3)
+    model = load_model(settings.run_dir + "/checkpoints/last.ckpt")
+    module = build_data(settings.data, 3)
     module.setup("fit")
     batch, losses = next(iter(module.train_dataloader())), []
     for source, n, target, length in zip(*batch, strict=True):
@@ -313,7 +313,7 @@ def test_the_first_loss_of_a_training(run):
             -(0.7 * log_p[t, token] + 0.3 * log_p[t].mean()).item()
             for t, token in enumerate(target[1:length])
         ]
-    with Path(settings["run_dir"], "metrics.csv").open(newline="") as file:
+    with Path(settings.run_dir, "metrics.csv").open(newline="") as file:
         assert float(next(csv.DictReader(file))["train/loss"]) == pytest.approx(np.mean(losses), abs=1e-5)
 
 
@@ -341,14 +341,13 @@ def test_metrics_of_the_test_set(run, capsys):
         "model.dropout=0",
     )
     assert "case:mixed|eff:no|tok:13a" in capsys.readouterr().out
-    ckpt = settings["run_dir"] + "/checkpoints/best.ckpt"
+    ckpt = settings.run_dir + "/checkpoints/best.ckpt"
     model = load_model(ckpt)
     assert isinstance(model, Seq2Seq)
-    module = data.build(settings["data"])
+    module = build_data(settings.data)
     module.setup("fit")
-    options = {"ckpt": ckpt, "backend": "scratch", "accelerator": "cpu", "beam_size": None}
-    options["data"] = {"path": None, "cache": settings["data"]["cache"]}
-    greedy = evaluate(options | {"beam_size": 1})
+    options = ask(ckpt, "scratch", cache=settings.data.cache)
+    greedy = evaluate(options.replace({"beam_size": 1}))
     for part, beam_size, metrics in (("val", 1, trained), ("test", 1, greedy), ("test", 5, trained)):
         sources, targets = module.read()[part]
         predictions = model.translate(*encode_sources(model.info, sources), beam_size, 1.0)
@@ -392,7 +391,7 @@ def test_a_run_with_r_drop(run, overrides):
     first = []
     for r_drop in (1e-9, 2.0):
         settings, metrics = run(*overrides, f"model.r_drop={r_drop}", "trainer.max_steps=1")
-        with Path(settings["run_dir"], "metrics.csv").open(newline="") as file:
+        with Path(settings.run_dir, "metrics.csv").open(newline="") as file:
             first.append(float(next(csv.DictReader(file))["train/loss"]))
         assert metrics["test/perplexity"] < 1000
     assert first[1] > first[0] + 1e-3
@@ -400,7 +399,7 @@ def test_a_run_with_r_drop(run, overrides):
 
 def test_a_checkpoint_translates_on_its_own(run, command, tmp_path):
     settings, _ = run()
-    folder = Path(settings["run_dir"])
+    folder = Path(settings.run_dir)
     assert "| source | prediction | truth |" in (folder / "examples.md").read_text(encoding="utf-8")
     assert (folder / "examples.png").stat().st_size > 1000
     for path in (tmp_path / "cache").iterdir():
@@ -450,7 +449,7 @@ def test_many_lines_with_a_length_penalty(trained, command, tmp_path, monkeypatc
 
 def test_without_attention_there_is_no_picture(run, command):
     settings, _ = run("model.attention=none")
-    folder = Path(settings["run_dir"])
+    folder = Path(settings.run_dir)
     assert not (folder / "examples.png").exists()
     code, _, error = command(
         "predict", f"ckpt={folder}/checkpoints/best.ckpt", "text=1.2.2003", "attention_map=map.png"
@@ -475,8 +474,8 @@ def test_multi30k_from_files_of_the_hub(config, tmp_path, command):
     )
     metrics = train(settings)
     assert {"test/sacrebleu", "test/bleu_lower"} <= metrics.keys()
-    model = load_model(settings["run_dir"] + "/checkpoints/best.ckpt")
-    module = data.build(settings["data"])
+    model = load_model(settings.run_dir + "/checkpoints/best.ckpt")
+    module = build_data(settings.data)
     module.setup("fit")
     for part in ("val", "test"):
         losses = []
@@ -489,7 +488,7 @@ def test_multi30k_from_files_of_the_hub(config, tmp_path, command):
         assert metrics[f"{part}/perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     for split in ("train", "val", "test"):
         (tmp_path / f"{split}.jsonl").unlink()
-    ckpt = f"ckpt={settings['run_dir']}/checkpoints/best.ckpt"
+    ckpt = f"ckpt={settings.run_dir}/checkpoints/best.ckpt"
     for text in ("A man's red shirt.", "电影", "ä" * 40):
         code, _, error = command("predict", ckpt, f"text={text}")
         assert code == 0, error

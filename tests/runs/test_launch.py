@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,11 +17,10 @@ from lstmlab import checkpoint
 from lstmlab.config import PROJECT
 from lstmlab.data.text import TextBatch
 from lstmlab.distributed import take_own_rows
-from lstmlab.models import model_class
-from lstmlab.models.base import Task
 from lstmlab.runs.launch import work
 from lstmlab.runs.train import train
-from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed
+from lstmlab.schema import TrainConfig
+from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed, work_until
 
 # a small step: Adam's amplify what adding in another order rounds off otherwise
 NO_DROPOUT = {name: ["optimizer.lr=0.005", "cell.dropout=0", "cell.weight_drop=0"] for name in TASKS}
@@ -56,10 +54,10 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def two(settings: dict) -> list:
+def two(settings: TrainConfig) -> list:
     """What the command starts, without the seconds that it takes to import torch in each."""
     port = free_port()
-    return [fork(work, rank, settings, port, RESULTS) for rank in (0, 1)]
+    return [fork(work, rank, settings.to_plain(), port, RESULTS) for rank in (0, 1)]
 
 
 def codes(processes: list) -> list[int]:
@@ -92,7 +90,7 @@ def test_two_processes_give_the_numbers_of_one(name, config, text_file):
     one, two_of_them = (config(*overrides(name, text_file), *NO_DROPOUT[name], *o) for o in ([], DDP))
     train(one)
     assert codes(two(two_of_them)) == [0, 0]
-    folders = [Path(settings["run_dir"]) for settings in (one, two_of_them)]
+    folders = [Path(settings.run_dir) for settings in (one, two_of_them)]
     expected, found = map(losses, folders)
     assert len(expected) > 5
     assert found == pytest.approx(expected, abs=1e-5)
@@ -100,21 +98,10 @@ def test_two_processes_give_the_numbers_of_one(name, config, text_file):
     assert found.keys() == expected.keys()
     for key in expected.keys() - {"train/seconds", "train/tokens_per_second"}:
         assert found[key] == pytest.approx(expected[key], rel=1e-3, abs=1e-4), key
-    ends = [checkpoint.load(f"{folder}/checkpoints/last.ckpt") for folder in folders]
+    ends = [checkpoint.load_checkpoint(f"{folder}/checkpoints/last.ckpt") for folder in folders]
     if name == "charlm":  # the states of all streams, in their order
         for found, expected in zip(*(end["train_state"] for end in ends), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
-def work_until(batch: int, rank: int, settings: dict, port: int) -> None:
-    """`work`, in which the second process gets SIGTERM as it begins this batch of the first epoch."""
-
-    def begin_batch(_: Task, __: Any, batch_idx: int) -> None:
-        if (rank, batch_idx) == (1, batch):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    model_class(settings["model"]["name"]).on_train_batch_start = begin_batch
-    work(rank, settings, port, RESULTS)
 
 
 @pytest.mark.parametrize("batch", [6, 7], ids=["in a step", "between steps"])
@@ -125,9 +112,9 @@ def test_the_end_is_the_same(name, batch, config, text_file):
     whole, broken = (config(*overrides(name, text_file), *DDP, *more) for _ in range(2))
     assert codes(two(whole)) == [0, 0]
     port = free_port()
-    assert codes([fork(work_until, batch, rank, broken, port) for rank in (0, 1)]) == [143, 143]
+    assert codes([fork(work_until, batch, rank, broken, port, RESULTS) for rank in (0, 1)]) == [143, 143]
 
-    loaded = checkpoint.load(f"{broken['run_dir']}/checkpoints/last.ckpt")
+    loaded = checkpoint.load_checkpoint(f"{broken.run_dir}/checkpoints/last.ckpt")
     assert loaded["global_step"] == (batch + 1) // 2
     first, second = loaded["resume"]["processes"]
     assert not torch.equal(first["random_states"]["torch"], second["random_states"]["torch"])
@@ -146,13 +133,14 @@ def test_a_run_goes_on_in_more_processes_or_fewer(config, text_file):
         settings = config(*given)
         for count, epochs in zip(devices, (1, 2), strict=True):
             strategy = "ddp" if count == 2 else "auto"
-            settings["trainer"] |= {"strategy": strategy, "devices": count, "max_epochs": epochs}
+            changes = {"strategy": strategy, "devices": count, "max_epochs": epochs}
+            settings = settings.replace({f"trainer.{key}": value for key, value in changes.items()})
             if count == 2:
                 assert codes(two(settings)) == [0, 0]
             else:
                 train(settings)
-            settings = resumed(settings) | {"exact": False}
-        found.append(losses(Path(settings["run_dir"])))
+            settings = resumed(settings).replace({"exact": False})
+        found.append(losses(Path(settings.run_dir)))
     assert len(found[0]) == 10
     assert found[1] == pytest.approx(found[0], abs=1e-5)
     assert found[2] == pytest.approx(found[0], abs=1e-5)
@@ -188,8 +176,8 @@ def test_whatever_is_stopped_or_killed(text_file, tmp_path):
             assert f"resume={run}" in said
         else:
             assert code == -signal.SIGKILL
-        assert checkpoint.load(str(last))["global_step"] > step or stop == "command, early"
-        step = checkpoint.load(str(last))["global_step"]
+        assert checkpoint.load_checkpoint(str(last))["global_step"] > step or stop == "command, early"
+        step = checkpoint.load_checkpoint(str(last))["global_step"]
         given = [f"resume={run}"]
 
 

@@ -16,6 +16,7 @@ import yaml
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.runs.train import train
+from lstmlab.schema import TrainConfig
 from same_end import TASKS, assert_same_end, overrides
 
 
@@ -25,19 +26,19 @@ def small(small):
     return [*small, "trainer.log_every_n_steps=1", "model.dropout=0", "cell.dropout=0"]
 
 
-def column(settings: dict, name: str) -> list[float]:
-    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+def column(settings: TrainConfig, name: str) -> list[float]:
+    with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 
-def weights(settings: dict, name: str) -> dict[str, torch.Tensor]:
-    return checkpoint.load(f"{settings['run_dir']}/checkpoints/{name}.ckpt")["state_dict"]
+def weights(settings: TrainConfig, name: str) -> dict[str, torch.Tensor]:
+    return checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/{name}.ckpt")["state_dict"]
 
 
 def test_the_run_folder(config, small, capsys):
     settings = config(*small, "trainer.max_steps=4", "trainer.val_check_interval=2")
     metrics = train(settings)
-    folder = Path(settings["run_dir"])
+    folder = Path(settings.run_dir)
     assert {path.name for path in folder.rglob("*") if path.is_file()} == {
         "config.yaml",
         "metrics.csv",
@@ -49,7 +50,7 @@ def test_the_run_folder(config, small, capsys):
         "best.ckpt",
         "last.ckpt",
     }
-    assert yaml.safe_load((folder / "config.yaml").read_text()) == settings
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == settings.to_plain()
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert metrics["train/seconds"] > 0
     assert min(column(settings, "val/loss_stateful")) == pytest.approx(metrics["val/loss_stateful"])
@@ -65,7 +66,7 @@ def test_the_last_step_is_validated_and_saved(config, small):
     settings = config(*small, "trainer.max_steps=5", "trainer.val_check_interval=2")
     train(settings)
     assert len(column(settings, "val/loss_stateful")) == 3
-    last = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")
+    last = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")
     assert last["global_step"] == 5
 
 
@@ -107,7 +108,7 @@ def test_clipping_and_the_norm_before_it(config, small, clipping):
         "optimizer.weight_decay=0",
         f"clipping={clipping}",
         *limit,
-        f"run_dir={frozen['run_dir']}b",
+        f"run_dir={frozen.run_dir}b",
     )
     train(settings)
     before, after = weights(frozen, "last"), weights(settings, "last")
@@ -177,7 +178,7 @@ def test_plateau_of_a_metric_that_should_rise(config, small):
     assert losses == sorted(losses, reverse=True) and losses[0] > losses[1] + 1e-4
     assert column(settings, "train/lr") == pytest.approx([0.5, 0.5, 0.5 / 4, 0.5 / 16, 0.5 / 64])
     saved = [
-        torch.load(f"{settings['run_dir']}/checkpoints/{n}.ckpt", weights_only=True) for n in ("best", "last")
+        torch.load(f"{settings.run_dir}/checkpoints/{n}.ckpt", weights_only=True) for n in ("best", "last")
     ]
     assert [each["global_step"] for each in saved] == [1, 5]  # and the first one is the best
 
@@ -187,7 +188,7 @@ def test_steps_that_are_recorded(config, small):
     warmup = ["scheduler=constant", "scheduler.warmup_steps=9", "optimizer.lr=0.1"]
     settings = config(*small, *warmup, "trainer.max_steps=8", "trainer.log_every_n_steps=3")
     train(settings)
-    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+    with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         found = list(csv.DictReader(file))
     for name in ("train/loss", "train/grad_norm", "train/lr", "train/tokens_per_second"):
         rows = {row["step"]: float(row[name]) for row in found if row[name]}
@@ -210,7 +211,7 @@ def test_when_it_is_validated(config, interval, validated):
         "callbacks.examples=null",
     )
     train(settings)
-    with (Path(settings["run_dir"]) / "metrics.csv").open(newline="") as file:
+    with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         found = [int(row["step"]) + 1 for row in csv.DictReader(file) if row["val/loss"]]
     assert found == validated
 
@@ -246,9 +247,9 @@ def test_how_long_a_run_is(config, limits, epochs, steps):
         "callbacks.examples=null",
     )
     train(settings)
-    written = yaml.safe_load((Path(settings["run_dir"]) / "config.yaml").read_text())["trainer"]
+    written = yaml.safe_load((Path(settings.run_dir) / "config.yaml").read_text())["trainer"]
     assert (written["max_epochs"], written["max_steps"]) == (epochs, steps)
-    last = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")
+    last = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")
     assert last["global_step"] == steps
 
 
@@ -268,6 +269,15 @@ def test_plateau_halves_after_two_stagnant_validations(config, small):
     assert rates == pytest.approx([1 / 3, 2 / 3, 1, 0.5, 0.5, *(2.0**-k for k in (2, 2, 3, 3, 4, 4, 5))])
 
 
+def test_the_metric_that_decides_is_any_of_a_validation(config, small):
+    validated = [*small, "trainer.max_steps=2", "trainer.log_every_n_steps=1"]
+    metrics = train(config(*validated, "model.monitor=val/perplexity"))
+    assert metrics["val/perplexity"] == pytest.approx(math.exp(metrics["val/loss_stateful"]))
+    known = "val/bits_per_character, val/loss_cold, val/loss_stateful, val/perplexity"
+    with pytest.raises(ValueError, match=f"^model.monitor=val/acc is none of the metrics .*: {known}$"):
+        train(config(*validated, "model.monitor=val/acc", "scheduler=constant"))
+
+
 def test_early_stopping_and_gradient_accumulation(config, small):
     settings = config(
         *small,
@@ -279,8 +289,9 @@ def test_early_stopping_and_gradient_accumulation(config, small):
     )
     batches = -(-((5400 - 1) // 4) // 20)
     train(settings)
-    assert settings["trainer"]["max_steps"] == 50 * -(-batches // 3)
-    last = checkpoint.load(f"{settings['run_dir']}/checkpoints/last.ckpt")
+    written = yaml.safe_load((Path(settings.run_dir) / "config.yaml").read_text())
+    assert written["trainer"]["max_steps"] == 50 * -(-batches // 3)
+    last = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")
     assert last["global_step"] == 3 * -(-batches // 3)
 
 
@@ -288,9 +299,9 @@ def test_checkpoints_hold_plain_containers_only(config, small):
     settings = config(*small, "trainer.max_steps=1")
     train(settings)
     for name in ("best", "last"):
-        path = Path(settings["run_dir"]) / "checkpoints" / f"{name}.ckpt"
+        path = Path(settings.run_dir) / "checkpoints" / f"{name}.ckpt"
         loaded = torch.load(path, weights_only=True)
-        assert loaded["hyper_parameters"]["config"] == settings
+        assert loaded["hyper_parameters"]["config"] == settings.to_plain()
         assert loaded["metrics"]["val/loss_stateful"] == pytest.approx(loaded["metrics"]["val/loss_stateful"])
 
 
@@ -326,7 +337,7 @@ def test_tensorboard_and_wandb_side_by_side(config, small):
         "logger.wandb.group=mine",
     )
     train(settings)
-    folder = Path(settings["run_dir"])
+    folder = Path(settings.run_dir)
     assert list(folder.glob("tensorboard/events.out.tfevents.*"))
     records = wandb_run(folder)
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")

@@ -16,6 +16,7 @@ from lstmlab.cells import KINDS
 from lstmlab.checkpoint import find_run_folder, load_model
 from lstmlab.data.rows import Rows
 from lstmlab.models.base import Task
+from lstmlab.schema import AnalyzeConfig
 from lstmlab.tables import markdown
 
 FLOW_STEPS, FLOW_ROWS = 100, 32
@@ -24,48 +25,48 @@ SAMPLES, PROMPT, LENGTH = 20, 100, 500  # texts at each temperature; characters 
 CORPUS = 2_000_000  # characters of the training text to compare with, at most
 
 
-def analyze(config: dict[str, Any]) -> Path:
-    """Look inside checkpoint `config["ckpt"]`; returns the folder: report.md, page.html, traces.npz, plots.
+def analyze(config: AnalyzeConfig) -> Path:
+    """Look inside checkpoint `config.ckpt`; returns the folder: report.md, page.html, traces.npz, plots.
 
-    Raises what `checkpoint.load`, the task's `read_text` and the data module raise, and Unsupported for a
+    Raises what `load_checkpoint`, the task's `read_text` and the data module raise, and Unsupported for a
     task that has no cell or no text.
     """
-    ckpt, changes = Path(config["ckpt"]), {k: v for k, v in config["data"].items() if v is not None}
-    model: Any = load_model(config["ckpt"], "scratch")
+    model: Any = load_model(config.ckpt, "scratch")
+    changes = config.data.to_plain()
     held_out: Any = None
     note = ""
-    if config["text"] is None or config["probe_steps"]:
-        count = max(config["probe_steps"], config["page_steps"], SAMPLES * (PROMPT + LENGTH))
+    if config.text is None or config.probe_steps:
+        count = max(config.probe_steps, config.page_steps, SAMPLES * (PROMPT + LENGTH))
         held_out, note = load_validation_rows(model, changes, count)
-    rows = held_out if config["text"] is None else model.read_text(config["text"])
-    rows = rows.head(config["page_steps"])
+    rows = held_out if config.text is None else model.read_text(config.text)
+    rows = rows.head(config.page_steps)
     values, text = trace(model, rows), model.token_texts(rows)
-    shown = config["page_values"] or [n for n in LABELS if n in values]
+    shown = config.page_values or [n for n in dict.fromkeys([*LABELS, *values]) if n in values]
     if unknown := [n for n in shown if n not in values]:
         raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
 
-    folder = Path(config["folder"] or find_run_folder(ckpt) / "analysis")
+    folder = Path(config.folder or find_run_folder(config.ckpt) / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {"tokens": np.array(text)} | {n: v.numpy() for n, v in values.items()}
     np.savez(folder / "traces.npz", **arrays)
 
-    task, cell = model.config["model"]["name"], model.config["cell"]
-    shape = f"{cell['kind']}, {cell['num_layers']} × {cell['hidden_size']}"
-    retain = gates.RETAINS.get(cell["kind"])
+    task, cell = model.config.model.name, model.config.cell
+    shape = f"{cell.kind}, {cell.num_layers} × {cell.hidden_size}"
+    retain = gates.RETAINS.get(cell.kind)
     half_lives = None if retain is None else gates.half_life(values[retain])  # (L, D, H)
-    parts = [f"# Inside {ckpt}\n\n{task}: {shape}. {len(text):,} steps traced."]
+    parts = [f"# Inside {config.ckpt}\n\n{task}: {shape}. {len(text):,} steps traced."]
     parts += report_gates(values, text, retain, half_lives, folder)
-    if config["probe_steps"]:
-        probed = held_out.head(config["probe_steps"])
-        parts.append(report_units(model, probed, note, config["language"], folder))
+    if config.probe_steps:
+        probed = held_out.head(config.probe_steps)
+        parts.append(report_units(model, probed, note, config.language, folder))
     parts.append(report_gradient_flow(model, rows, folder))
     if model.writes_text:
         parts.append(report_writing(model, held_out, note, lambda: open_data(model, changes), folder))
     if (figure := model.draw_rows(rows)) is not None:
         figure.savefig(folder / "attention.png")
 
-    subtitle = f"{shape} · {len(text):,} steps · {ckpt}"
-    features = model.text_features(rows, config["language"])
+    subtitle = f"{shape} · {len(text):,} steps · {config.ckpt}"
+    features = model.text_features(rows, config.language)
     page = {name: values[name] for name in shown}
     write_page(folder / "page.html", f"Inside {task}", subtitle, text, page, features, half_lives)
     report = "\n\n".join(parts)
@@ -149,7 +150,7 @@ def report_units(model: Task, rows: Rows, note: str, language: str | None, folde
     if len(rows.ids) == 1:
         rows = rows.side_by_side(min(16, 1 + rows.ids.size(1) // 2000))
     features = model.text_features(rows, language)
-    members = "".join(sorted(KINDS[model.config["cell"]["kind"]].state._fields))
+    members = "".join(sorted(KINDS[model.config.cell.kind].state._fields))
     results = find_units(trace(model, rows, members), features)
     text = (
         f"## What the units know\n\n{rows.mask.sum():,} steps of validation data.{note} r is that of the "

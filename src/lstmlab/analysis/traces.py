@@ -6,10 +6,13 @@ A checkpoint is opened with the scratch cell, which alone can be traced:
     values = trace(model, model.read_text("any text"))
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from lstmlab import data
+from lstmlab.data import build_data, change_data
 from lstmlab.data.rows import Rows
 from lstmlab.models.base import Task
 
@@ -17,15 +20,15 @@ ROWS = 64  # read side by side
 WINDOW = 512  # steps that are traced at once, where the state can be carried on: this bounds the memory
 
 
-def open_data(model: Task, changes: dict):
+def open_data(model: Task, changes: Mapping[str, Any]):
     """The data module that the model was trained with; changes: other values for keys of the `data` group."""
-    module = data.build(model.config["data"] | changes, model.config["seed"], model.info)
+    module = build_data(change_data(model.config.data, changes), model.config.seed, model.info)
     module.prepare_data()
     module.setup("fit")
     return module
 
 
-def load_validation_rows(model: Task, changes: dict, count: int) -> tuple[Rows, str]:
+def load_validation_rows(model: Task, changes: Mapping[str, Any], count: int) -> tuple[Rows, str]:
     """The model's own validation data, `count` steps or slightly more, or all if there are fewer.
 
     changes: as in `open_data`. Beside the rows comes a sentence for the reader. It is empty unless the data

@@ -9,33 +9,34 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lstmlab import data
 from lstmlab.benchmarks.timing import write_results
+from lstmlab.data import build_data
 from lstmlab.data.sentiment import SentimentData, clean
 from lstmlab.data.text import COLD_WINDOW, ColdWindows, TextData
 from lstmlab.data.tokenization import WORD
+from lstmlab.schema import TrainConfig
 from lstmlab.tables import markdown
 
 ORDERS = 10
 INVERSE_REGULARISATION = (0.01, 0.1, 1, 10)  # the best on the validation part is taken
 
 
-def measure_floors(config: dict) -> str:
+def measure_floors(config: TrainConfig) -> str:
     """Write bench.json into the run's folder. Returns the table in Markdown.
 
     Raises the errors of the data, and ValueError if scikit-learn is needed and not installed.
     """
-    module = data.build(config["data"])
+    module = build_data(config.data)
     if isinstance(module, TextData):
         module.prepare_data()
         module.setup("fit")
         rows, source = score_ngrams(module), module.info["source"]
     else:
-        rows, source = score_classifiers(module), config["data"]["name"]
-    write_results("floors", config["run_dir"], data=source, rows=rows)
+        rows, source = score_classifiers(module), config.data.name
+    write_results("floors", config.run_dir, data=source, rows=rows)
     cells = [[name, *(f"{value:.5g}" for value in values)] for name, *values in map(dict.values, rows)]
     table = markdown(list(rows[0]), cells)
-    return f"**Baselines without a network, on {source}**\n\n{table}\n\n{config['run_dir']}"
+    return f"**Baselines without a network, on {source}**\n\n{table}\n\n{config.run_dir}"
 
 
 # --- text: n-grams ---

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lstmlab.benchmarks.timing import Section, TimingRow, time_in_turn
 from lstmlab.models.charlm import CharLM
+from lstmlab.schema import TrainConfig
 
 PROMPT = "the "
 VOCABULARY = "\0" + "".join(map(chr, range(32, 127)))  # the first stands for unknown characters
@@ -18,10 +19,10 @@ class PlainModel(nn.Module):
 
     def __init__(self, model: CharLM):
         super().__init__()
-        cell = model.config["cell"]
+        cell = model.config.cell
         self.embedding, self.projection = model.embedding, model.projection
         self.lstm = nn.LSTM(
-            model.embedding.embedding_dim, cell["hidden_size"], cell["num_layers"], batch_first=True
+            model.embedding.embedding_dim, cell.hidden_size, cell.num_layers, batch_first=True
         )
         self.lstm.load_state_dict(model.cell.state_dict())
 
@@ -43,12 +44,12 @@ class PlainModel(nn.Module):
         return text
 
 
-def measure_sampling(config: dict, rounds: int, length: int = 2000) -> Section:
+def measure_sampling(config: TrainConfig, rounds: int, length: int = 2000) -> Section:
     """Time CharLM.sample on each backend against PlainModel. Raises RuntimeError if greedy texts differ."""
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(config.seed)
     models: dict[str, CharLM] = {}
     for backend in ("fused", "torch", "scratch"):
-        settings = config | {"cell": config["cell"] | {"backend": backend}}
+        settings = config.replace({"cell.backend": backend})
         models[backend] = CharLM(settings, {"vocabulary": VOCABULARY}).eval()
         models[backend].load_state_dict(models["fused"].state_dict())
     plain = PlainModel(models["fused"]).eval()
@@ -64,8 +65,8 @@ def measure_sampling(config: dict, rounds: int, length: int = 2000) -> Section:
         contenders[f"cell={backend}"] = partial(sample_text, model, length)
     medians = time_in_turn(contenders, rounds)
     rates = {name: length / (ms / 1e3) for name, ms in medians.items()}
-    cell = config["cell"]
-    size = f"{length:,} characters, {cell['num_layers']} × {cell['hidden_size']}"
+    cell = config.cell
+    size = f"{length:,} characters, {cell.num_layers} × {cell.hidden_size}"
     return Section("Sampling", "cell=fused", [TimingRow(size, rates)], unit="characters/s")
 
 

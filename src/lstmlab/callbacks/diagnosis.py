@@ -4,7 +4,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import NamedTuple
 
-from lstmlab.schema import Limits
+from lstmlab.schema import Limits, NormClippingConfig, TrainConfig
 
 RECENT = 5  # looks that count as now
 
@@ -29,7 +29,7 @@ class Finding(NamedTuple):
     advice: list[str]
 
 
-def find_flat_loss(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
+def find_flat_loss(looks: list[Look], baseline: float, config: TrainConfig, limits: Limits) -> Finding | None:
     """The loss has been flat from the start, and the weights have hardly moved."""
     first, now = looks[0].loss, fmean(look.loss for look in looks[-RECENT:])
     way = sum(look.moved for look in looks)
@@ -41,12 +41,14 @@ def find_flat_loss(looks: list[Look], baseline: float, config: dict, limits: Lim
         "flat loss",
         f"the loss was {first:.4g} at step {looks[0].step} and is {now:.4g}; in total the weights moved by "
         f"{way:.2%} of their norm",
-        f"the learning rate, optimizer.lr={config['optimizer']['lr']:g}, is too low",
+        f"the learning rate, optimizer.lr={config.optimizer.lr:g}, is too low",
         [suggest_learning_rate(config, 30)],
     )
 
 
-def find_oscillating_loss(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
+def find_oscillating_loss(
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
+) -> Finding | None:
     """The loss goes up and down; or it does not fall, and each look moves the weights far, or one did
     before the network died."""
     losses = [look.loss for look in looks[-2 * RECENT :]]
@@ -65,12 +67,14 @@ def find_oscillating_loss(looks: list[Look], baseline: float, config: dict, limi
         "oscillating loss",
         f"over the last {len(losses)} looks the loss varied between {min(losses):.4g} and {max(losses):.4g}; "
         f"{steps} steps moved the weights by {stride:.0%} of their norm",
-        f"the learning rate, optimizer.lr={config['optimizer']['lr']:g}, is too high",
+        f"the learning rate, optimizer.lr={config.optimizer.lr:g}, is too high",
         [suggest_learning_rate(config, 0.1), "scheduler.warmup_steps=200"],
     )
 
 
-def find_early_plateau(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
+def find_early_plateau(
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
+) -> Finding | None:
     """The loss is still high but no longer falls, or hardly falls in a stack far smaller than the
     recommended one.
 
@@ -79,8 +83,8 @@ def find_early_plateau(looks: list[Look], baseline: float, config: dict, limits:
     quarter, half = len(looks) // 4, len(looks) // 2
     before = fmean(look.loss for look in looks[quarter:half])
     now = fmean(look.loss for look in looks[half:])
-    size, recommended = config["cell"]["hidden_size"], config["model"]["recommends"]["hidden_size"]
-    layers = config["cell"]["num_layers"]
+    size, recommended = config.cell.hidden_size, config.model.recommends.hidden_size
+    layers = config.cell.num_layers
     small = 8 * size <= recommended
     gain = limits.gain * (5 if small else 1)
     low, high = (limits.plateau * 2 / 3, float("inf")) if small else (limits.plateau, 0.9)
@@ -97,7 +101,7 @@ def find_early_plateau(looks: list[Look], baseline: float, config: dict, limits:
 
 
 def find_vanishing_gradient(
-    looks: list[Look], baseline: float, config: dict, limits: Limits
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
 ) -> Finding | None:
     """A layer gets almost no gradient at three looks in a row, although the loss is still high."""
     recent = looks[-3:]
@@ -105,11 +109,11 @@ def find_vanishing_gradient(
     names = [n for n in last if all(look.gradients.get(n, 1.0) < limits.vanishing for look in recent)]
     if not names or len(recent) < 3 or recent[-1].loss < 0.1 * baseline:
         return None
-    cell = config["cell"]
-    advice = [f"cell.num_layers={cell['num_layers'] // 2}"] if cell["num_layers"] > 2 else []
-    if cell["kind"] == "rnn":
+    cell = config.cell
+    advice = [f"cell.num_layers={cell.num_layers // 2}"] if cell.num_layers > 2 else []
+    if cell.kind == "rnn":
         advice.append("cell.kind=lstm")
-    if cell["init"] == "torch":
+    if cell.init == "torch":
         advice.append("cell.init=xavier")
     return Finding(
         "vanishing gradient",
@@ -121,7 +125,7 @@ def find_vanishing_gradient(
 
 
 def find_exploding_gradient(
-    looks: list[Look], baseline: float, config: dict, limits: Limits
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
 ) -> Finding | None:
     """The gradient is huge before clipping."""
     look = looks[-1]
@@ -133,21 +137,23 @@ def find_exploding_gradient(
         "exploding gradient",
         f"within {steps} steps the gradient norm before clipping reached {look.peak:.2g}; at the last step "
         f"it was largest in {largest} ({look.gradients[largest]:.2g})",
-        f"the recurrence amplifies the gradient on its way back (clipping={config['clipping']['name']}, "
-        f"optimizer.lr={config['optimizer']['lr']:g})",
+        f"the recurrence amplifies the gradient on its way back (clipping={config.clipping.name}, "
+        f"optimizer.lr={config.optimizer.lr:g})",
         [
             suggest_clipping(config),
             suggest_learning_rate(config, 0.1),
-            *(["cell.kind=lstm"] if config["cell"]["kind"] == "rnn" else []),
+            *(["cell.kind=lstm"] if config.cell.kind == "rnn" else []),
         ],
     )
 
 
-def find_slow_input(looks: list[Look], baseline: float, config: dict, limits: Limits) -> Finding | None:
+def find_slow_input(
+    looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
+) -> Finding | None:
     """At three looks in a row, training waited for batches."""
     if len(looks) < 3 or min(look.waiting for look in looks[-3:]) < limits.waiting:
         return None
-    workers = config["data"].get("num_workers")
+    workers = getattr(config.data, "num_workers", None)
     return Finding(
         "slow input",
         f"{looks[-1].waiting:.0%} of the time was spent waiting for batches",
@@ -160,13 +166,13 @@ ABOUT_THE_LOSS = (find_flat_loss, find_oscillating_loss)
 AT_EACH_LOOK = (find_vanishing_gradient, find_exploding_gradient, find_slow_input)
 
 
-def diagnose(looks: list[Look], baseline: float, config: dict, limits: Limits) -> list[Finding]:
+def diagnose(looks: list[Look], baseline: float, config: TrainConfig, limits: Limits) -> list[Finding]:
     """All faults that the looks show so far, whether or not they were reported before.
 
     baseline: the loss of a model that knows how often each class occurs, and nothing else.
     """
     rules = list(AT_EACH_LOOK)
-    trained = looks[-1].step - config["scheduler"]["warmup_steps"]
+    trained = looks[-1].step - config.scheduler.warmup_steps
     if trained >= limits.patience and len(looks) >= 2 * RECENT:
         rules += ABOUT_THE_LOSS
         if trained >= 3 * limits.patience:
@@ -175,27 +181,27 @@ def diagnose(looks: list[Look], baseline: float, config: dict, limits: Limits) -
     return [finding for finding in findings if finding]
 
 
-def explain_not_finite(what: str, looks: list[Look], config: dict) -> Finding:
+def explain_not_finite(what: str, looks: list[Look], config: TrainConfig) -> Finding:
     """what: the number that is not finite, and the step."""
     curve = ", ".join(f"{look.loss:.4g} at step {look.step}" for look in looks[-3:])
     return Finding(
         "not finite",
         f"{what}; before that the loss was {curve}" if curve else f"{what}, before the first look",
-        f"training diverged (clipping={config['clipping']['name']}, "
-        f"optimizer.lr={config['optimizer']['lr']:g}, precision={config['precision']['name']})",
+        f"training diverged (clipping={config.clipping.name}, "
+        f"optimizer.lr={config.optimizer.lr:g}, precision={config.precision.name})",
         [f"{suggest_clipping(config)} {suggest_learning_rate(config, 0.1)}"]
-        + ([] if config["precision"]["name"] == "32-true" else ["precision=fp32"]),
+        + ([] if config.precision.name == "32-true" else ["precision=fp32"]),
     )
 
 
-def explain_out_of_memory(error: BaseException, config: dict) -> Finding:
-    data, cell, trainer = config["data"], config["cell"], config["trainer"]
-    size, parts = data["batch_size"], trainer["accumulate_grad_batches"]
+def explain_out_of_memory(error: BaseException, config: TrainConfig) -> Finding:
+    data, cell, trainer = config.data.to_plain(), config.cell, config.trainer
+    size, parts = data["batch_size"], trainer.accumulate_grad_batches
     sizes = ("batch_size", "sequence_length", "max_length", "delay")
     shape = ", ".join(f"data.{key}={data[key]}" for key in sizes if key in data)
 
     advice = []
-    if cell["backend"] == "scratch":
+    if cell.backend == "scratch":
         # scratch keeps every gate of every step for the backward pass
         advice.append("cell=fused")
     if size > 1:
@@ -203,15 +209,27 @@ def explain_out_of_memory(error: BaseException, config: dict) -> Finding:
     advice += [
         f"data.{key}={data[key] // 2}" for key in ("sequence_length", "max_length") if data.get(key, 0) > 1
     ]
-    advice.append(f"cell.hidden_size={max(1, cell['hidden_size'] // 2)}")
-    if trainer["accelerator"] == "gpu" and config["precision"]["name"] == "32-true":
+    advice.append(f"cell.hidden_size={max(1, cell.hidden_size // 2)}")
+    if trainer.accelerator == "gpu" and config.precision.name == "32-true":
         advice.append("precision=bf16")
     return Finding(
         "out of memory",
         f"{(str(error) or 'MemoryError').splitlines()[0]}; {shape}, "
-        f"cell.hidden_size={cell['hidden_size']}, cell.num_layers={cell['num_layers']}",
+        f"cell.hidden_size={cell.hidden_size}, cell.num_layers={cell.num_layers}",
         "the backward pass keeps several numbers for each row, step, unit and layer, which is more than fits",
         advice,
+    )
+
+
+def find_slow_bf16(bf16: float, float32: float) -> Finding | None:
+    """bf16, float32: seconds that the cells take for the same batch in each precision."""
+    if bf16 <= 1.1 * float32:
+        return None
+    return Finding(
+        "slow bf16",
+        f"a batch took the cells {1e3 * bf16:.3g} ms in bf16 and {1e3 * float32:.3g} ms in float32",
+        "this CPU multiplies bf16 no faster, and each step converts the weights",
+        ["precision=fp32"],
     )
 
 
@@ -225,18 +243,18 @@ def explain_kept_graph(older: int, total: int) -> Finding:
     )
 
 
-def suggest_learning_rate(config: dict, factor: float) -> str:
+def suggest_learning_rate(config: TrainConfig, factor: float) -> str:
     """The override that multiplies the learning rate, or gives the task's recommended one if that is on
     the way."""
-    lr, recommended = config["optimizer"]["lr"], config["model"]["recommends"]["lr"]
+    lr, recommended = config.optimizer.lr, config.model.recommends.lr
     # the tasks recommend a rate for Adam and AdamW
-    adaptive = "Adam" in config["optimizer"]["_target_"]
+    adaptive = "Adam" in config.optimizer.target
     suitable = adaptive and (recommended > lr if factor > 1 else recommended < lr / 2)
     return f"optimizer.lr={recommended if suitable else min(lr * factor, 1):.2g}"
 
 
-def suggest_clipping(config: dict) -> str:
+def suggest_clipping(config: TrainConfig) -> str:
     """The override that clips, or clips harder."""
-    if config["clipping"]["name"] == "norm":
-        return f"clipping.max_norm={config['clipping']['max_norm'] / 4:g}"
+    if isinstance(config.clipping, NormClippingConfig):
+        return f"clipping.max_norm={config.clipping.max_norm / 4:g}"
     return "clipping=norm clipping.max_norm=1"

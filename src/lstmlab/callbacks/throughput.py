@@ -20,7 +20,7 @@ class Throughput(L.Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.tokens += pl_module.count_tokens(batch)
-        last = trainer.global_step == pl_module.config["trainer"]["max_steps"]
+        last = trainer.global_step == pl_module.config.trainer.max_steps
         if (trainer.global_step % trainer.log_every_n_steps == 0 or last) and self.tokens:
             rate = self.tokens / (time.perf_counter() - self.start)
             pl_module.log("train/tokens_per_second", rate, prog_bar=True, reduce_fx="sum")

@@ -63,6 +63,10 @@ class CellOptions:
         for name in ("dropout", "weight_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1.")
+        if self.weight_drop and not KINDS[self.kind].reads_h:
+            raise ValueError(
+                f"weight_drop={self.weight_drop} drops from weight_hh, which kind={self.kind} does not have."
+            )
         if self.init not in INITS:
             raise ValueError(f"init={self.init!r} is unknown; there are {', '.join(INITS)}.")
         gates = KINDS[self.kind].gates

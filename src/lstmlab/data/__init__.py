@@ -1,26 +1,31 @@
-"""One LightningDataModule a data set; see `build`."""
+"""One LightningDataModule per kind of data set; see `build_data`."""
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
-CLASSES = {
-    "stdlib": "text.TextData",
-    "shakespeare": "text.TextData",
-    "textfile": "text.TextData",
-    "copy": "copy_task.CopyData",
-    "imdb": "sentiment.IMDB",
-    "reviews": "reviews.Reviews",
-    "multi30k": "translation.Multi30k",
-    "dates": "dates.Dates",
-}
+from lstmlab.schema import DataConfig, SourceConfig
 
 
-def build(config: dict, seed: int = 0, info: dict | None = None) -> Any:
-    """The LightningDataModule of a `data` group; its `name` chooses the class.
+def change_data(config: DataConfig, changes: Mapping[str, Any]) -> DataConfig:
+    """The same data set with other values for its keys; None leaves a key as it is.
 
-    After setup, its `info` holds what a model must know (vocabulary …), in plain containers.
-
-    With `info`, that of a checkpoint, the data are encoded with that checkpoint's vocabulary.
+    Raises ValueError for a key that this data set does not have; `cache` is left out where there is none.
     """
-    module, name = CLASSES[config["name"]].split(".")
+    known = type(config).model_fields
+    given = {key: value for key, value in changes.items() if value is not None}
+    if unknown := sorted(given.keys() - known.keys() - {"cache"}):
+        raise ValueError(f"data.{unknown[0]}={given[unknown[0]]}: data={config.name} has no such key")
+    if "path" in given and isinstance(config, SourceConfig):  # in place of the files that were trained on
+        given |= dict.fromkeys(("train", "val", "test", "hub", "hub_config"))
+    return config.replace({key: value for key, value in given.items() if key in known})
+
+
+def build_data(config: DataConfig, seed: int = 0, info: dict | None = None) -> Any:
+    """The LightningDataModule of a data set.
+
+    After setup, its `info` holds what a model must know (vocabulary …), in plain containers. With `info`,
+    that of a checkpoint, the data are encoded with that checkpoint's vocabulary.
+    """
+    module, name = config.module.split(".")
     return getattr(importlib.import_module(f"lstmlab.data.{module}"), name)(config, seed, info)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lstmlab import distributed
+from lstmlab.schema import TokensConfig
 
 T = TypeVar("T")
 GENERATED = ("test", "val", "train")  # in this order, so that more training data leaves the test set as it is
@@ -100,7 +101,7 @@ class TrainingLoader(StatefulDataLoader):
     """Whole batches `dataset[item]`, `length` an epoch, for the items of `plan(epoch)`; of several processes,
     each has its rows of every batch.
 
-    Each pass is an epoch, also after one that was broken off. After `load_state_dict` the next pass is the
+    Each pass is an epoch, also after one that was interrupted. After `load_state_dict` the next pass is the
     rest of the epoch that the state was taken in, be it empty.
     """
 
@@ -127,16 +128,19 @@ def evaluation_loader(dataset: Dataset, items: Sequence[Any] | None = None) -> D
 
 
 class BucketedData(L.LightningDataModule):
-    """What data sets of ragged sequences share. A subclass gives `load` and `info`.
+    """What data sets of ragged sequences share. A subclass gives `load` and `info`, with `described` in it.
 
     `load` returns the data sets `train`, `val` and `test`; `dataset[rows]` is a batch, and
     `dataset.lengths` (n,) what the batches are sorted by. With `info`, that of a checkpoint, the texts are
     encoded with that checkpoint's tokenizer.
     """
 
-    def __init__(self, config: dict, seed: int = 0, info: dict | None = None):
+    described: dict[str, str] = {}  # noqa: RUF012  of a user's own data: see `lstmlab.data.sources`
+
+    def __init__(self, config: TokensConfig, seed: int = 0, info: dict | None = None):
         super().__init__()
-        self.config, self.seed = config, seed
+        self.config: Any = config  # each data set reads keys of its own
+        self.seed = seed
         self.trained = None if info is None else info["tokenizer"]
         self.datasets: dict[str, Any] = {}
 
@@ -151,7 +155,7 @@ class BucketedData(L.LightningDataModule):
             self.datasets = self.load()
 
     def train_dataloader(self) -> TrainingLoader:
-        dataset, size = self.datasets["train"], self.config["batch_size"]
+        dataset, size = self.datasets["train"], self.config.batch_size
         if 0 < len(dataset) % size < distributed.world_size():
             raise ValueError(
                 f"data.batch_size={size} leaves a last batch of {len(dataset) % size} "
@@ -161,7 +165,7 @@ class BucketedData(L.LightningDataModule):
             dataset,
             lambda epoch: bucketed(dataset.lengths, size, self.seed, epoch),
             -(-len(dataset) // size),
-            self.config["num_workers"],
+            self.config.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -171,7 +175,7 @@ class BucketedData(L.LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, split: str) -> DataLoader:
-        dataset, size = self.datasets[split], self.config["batch_size"]
+        dataset, size = self.datasets[split], self.config.batch_size
         rows = np.argsort(dataset.lengths, kind="stable")
         return evaluation_loader(dataset, np.split(rows, range(size, len(rows), size)))
 

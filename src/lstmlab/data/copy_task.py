@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lstmlab.data.batching import TrainingLoader, evaluation_loader
+from lstmlab.schema import CopyConfig
 
 TRAIN, VAL, TEST = range(3)  # the first number of every seed
 
@@ -53,58 +54,53 @@ class CopyData(L.LightningDataModule):
     """`data=copy`: training batches that never come again; a validation and a test set that never change.
 
     The test set holds `test_size` sequences for each delay in `test_delay`. A batch has one delay:
-    T - 2 length - 1. Raises ValueError for delays that are none, and for other symbols than `info`, that of
+    T - 2 length - 1. Raises ValueError for invalid delays, and for other symbols than `info`, that of
     a checkpoint, names.
     """
 
-    def __init__(self, config: dict, seed: int = 0, info: dict | None = None):
+    def __init__(self, config: CopyConfig, seed: int = 0, info: dict | None = None):
         super().__init__()
         self.config, self.seed = config, seed
-        if info is not None and info["symbols"] != config["symbols"]:
-            raise ValueError(
-                f"data.symbols={config['symbols']}, but the model knows {info['symbols']} symbols"
-            )
-        delay, tests = config["delay"], config["test_delay"]
-        bounds = delay if isinstance(delay, list) and len(delay) == 2 else [delay, delay]
-        if not all(type(d) is int for d in bounds) or not 0 <= bounds[0] <= bounds[1]:
-            raise ValueError(f"data.delay={delay} must be a number of steps or a range [low, high]")
-        self.delay = delay if isinstance(delay, int) else tuple(delay)
-        self.test_delays = tests if isinstance(tests, list) else [self.delay if tests is None else tests]
-        if tests is not None and not (
-            tests != [] and all(type(d) is int and d >= 0 for d in self.test_delays)
-        ):
-            raise ValueError(f"data.test_delay={tests} must be a number of steps or a list of them")
-        self.dataset = CopyDataset(config["symbols"], config["length"])
+        if info is not None and info["symbols"] != config.symbols:
+            raise ValueError(f"data.symbols={config.symbols}, but the model knows {info['symbols']} symbols")
+        delay, tests = config.delay, config.test_delay
+        if isinstance(delay, tuple) and (len(delay) != 2 or delay[0] > delay[1]):
+            raise ValueError(f"data.delay={list(delay)} must be a number of steps or a range [low, high]")
+        if tests == ():
+            raise ValueError("data.test_delay=[] must be a number of steps or a list of them")
+        self.delay = delay
+        self.test_delays = list(tests) if isinstance(tests, tuple) else [delay if tests is None else tests]
+        self.dataset = CopyDataset(config.symbols, config.length)
 
     @property
     def info(self) -> dict:
         return {
-            "symbols": self.config["symbols"],
-            "length": self.config["length"],
-            "num_tokens": self.config["symbols"] + 2,
+            "symbols": self.config.symbols,
+            "length": self.config.length,
+            "num_tokens": self.config.symbols + 2,
             "max_delay": self.delay if isinstance(self.delay, int) else self.delay[1],
             "test_delays": [d if isinstance(d, int) else list(d) for d in self.test_delays],
         }
 
     def train_dataloader(self) -> TrainingLoader:
-        count, size = self.config["train_batches"], self.config["batch_size"]
+        count, size = self.config.train_batches, self.config.batch_size
 
         def plan(epoch: int) -> list:
             numbers = range(epoch * count, (epoch + 1) * count)
             return [((TRAIN, self.seed, number), size, self.delay) for number in numbers]
 
-        return TrainingLoader(self.dataset, plan, count, self.config["num_workers"])
+        return TrainingLoader(self.dataset, plan, count, self.config.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        return evaluation_loader(self.dataset, self._fixed(VAL, self.config["val_size"], self.delay))
+        return evaluation_loader(self.dataset, self._fixed(VAL, self.config.val_size, self.delay))
 
     def test_dataloader(self) -> DataLoader:
-        size = self.config["test_size"]
+        size = self.config.test_size
         items = [item for delay in self.test_delays for item in self._fixed(TEST, size, delay)]
         return evaluation_loader(self.dataset, items)
 
     def _fixed(self, part: int, total: int, delay: int | tuple[int, int]) -> list:
-        size = self.config["batch_size"]
+        size = self.config.batch_size
         return [
             ((part, number), min(size, total - start), delay)
             for number, start in enumerate(range(0, total, size))

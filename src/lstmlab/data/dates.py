@@ -44,15 +44,15 @@ class Dates(TranslationData):
 
     def read(self) -> dict[str, tuple[list[str], list[str]]]:
         rng, pairs = random.Random(0), dict[str, str]()
-        written = {locale: patterns(locale) for locale in self.config["locales"]}
-        first, last = date(self.config["first_year"], 1, 1), date(self.config["last_year"], 12, 31)
+        written = {locale: patterns(locale) for locale in self.config.locales}
+        first, last = date(self.config.first_year, 1, 1), date(self.config.last_year, 12, 31)
         if last < first:
             raise ValueError(f"data.first_year={first.year} is after data.last_year={last.year}")
         days = (last - first).days
-        sizes = {split: self.config[f"{split}_size"] for split in GENERATED}
+        sizes = {split: getattr(self.config, f"{split}_size") for split in GENERATED}
         wanted = sum(sizes.values())
         for _ in range(20 * wanted):
-            locale = rng.choice(self.config["locales"])
+            locale = rng.choice(self.config.locales)
             pattern, day = rng.choice(written[locale]), first + timedelta(rng.randint(0, days))
             if resolvable(pattern, day):
                 text = format_date(day, pattern, locale)

@@ -7,23 +7,24 @@ from pyarrow.json import read_json
 from pyarrow.parquet import read_table
 
 from lstmlab.data.hub import fetch
+from lstmlab.schema import HubConfig
 
 
 def read_splits(
-    config: dict, files: dict[str, str], columns: dict[str, type], offline: str
+    config: HubConfig, files: dict[str, str], columns: dict[str, type], offline: str
 ) -> dict[str, dict[str, list]]:
     """The `columns` of each split in `files`: {split: {column: values}}.
 
-    `files` names each split's files, as a glob, in the folder `config["path"]`; if that is null, they are
-    fetched from the data set `config["hub"]` at `config["revision"]`. Raises OSError or ValueError, in one
+    `files` names each split's files, as a glob, in the folder `config.path`; if that is null, they are
+    fetched from the data set `config.hub` at `config.revision`. Raises OSError or ValueError, in one
     sentence, for what cannot be reached or read; `offline` is the data set to use instead.
     """
-    ways_out = f"give the files of {config['hub']} by data.path=FOLDER, or use {offline}"
-    if config["path"] is None:
-        source, fetched = config["hub"], fetch(config["hub"], config["revision"], files, offline)
+    ways_out = f"give the files of {config.hub} by data.path=FOLDER, or use {offline}"
+    if config.path is None:
+        source, fetched = config.hub, fetch(config.hub, config.revision, files, offline)
         tables = {split: fetched[split].with_format("arrow")[:] for split in files}
     else:
-        source, tables = f"data.path={config['path']}", _read_folder(config["path"], files, ways_out)
+        source, tables = f"data.path={config.path}", _read_folder(config.path, files, ways_out)
     result = {}
     for split, table in tables.items():
         if missing := [name for name in columns if name not in table.column_names]:

@@ -204,7 +204,7 @@ class Reviews(SentimentData):
 
     def read(self) -> dict[str, tuple[list[str], list[int]]]:
         rng, reviews = random.Random(0), dict[str, int]()
-        sizes = {split: self.config[f"{split}_size"] for split in GENERATED}
+        sizes = {split: getattr(self.config, f"{split}_size") for split in GENERATED}
         while len(reviews) < sum(sizes.values()):
             label = len(reviews) % 2
             reviews.setdefault(made_up_review(rng, bool(label)), label)

@@ -20,13 +20,13 @@ TAG = re.compile(r"</?[a-zA-Z][^>]*>")
 class SentimentBatch(NamedTuple):
     tokens: Tensor  # (B, T) int64, padded with 0
     lengths: Tensor  # (B,) int64
-    labels: Tensor  # (B,) float32: 1 positive, 0 negative
+    labels: Tensor  # (B,): numbers of classes, int64; of two classes float32: 1 positive, 0 negative
 
 
 class SentimentDataset(Dataset):
-    def __init__(self, reviews: Ragged, labels: list[int], max_length: int):
+    def __init__(self, reviews: Ragged, labels: list[int], max_length: int, classes: int):
         self.reviews, self.max_length = reviews, max_length
-        self.labels = np.array(labels, np.float32)
+        self.labels = np.array(labels, np.float32 if classes == 2 else np.int64)
         self.lengths = np.minimum(reviews.lengths, max_length)
 
     def __len__(self) -> int:
@@ -38,36 +38,41 @@ class SentimentDataset(Dataset):
 
 
 class SentimentData(BucketedData):
-    """Reviews as tokens. A subclass gives `read`: (texts, labels) of the splits `train`, `val` and `test`.
+    """Texts as tokens. A subclass gives `read`: (texts, labels) of the splits `train`, `val` and `test`.
 
-    A review longer than `max_length` tokens keeps its first quarter of that and, for the rest, its end
-    (head + tail, Sun et al. 2019: openings and conclusions carry the verdict).
+    Labels are numbers of `classes`, which `read` may set. A text longer than `max_length`
+    tokens keeps its first quarter of that and, for the rest, its end (head + tail, Sun et al. 2019: openings
+    and conclusions carry the verdict).
     """
+
+    classes: list[str] = LABELS
+    strip_markup = True  # HTML is removed from the texts
 
     def read(self) -> dict[str, tuple[list[str], list[int]]]:
         raise NotImplementedError
 
     def load(self) -> dict[str, SentimentDataset]:
         splits = self.read()
-        self.tokenizer, encoded = fit_and_encode(
-            {split: [clean(text) for text in texts] for split, (texts, _) in splits.items()},
-            ["train"],
-            self.config,
-            self.trained,
-        )
+        texts = {split: column for split, (column, _) in splits.items()}
+        if self.strip_markup:
+            texts = {split: [clean(text) for text in column] for split, column in texts.items()}
+        self.tokenizer, encoded = fit_and_encode(texts, ["train"], self.config, self.trained)
         return {
-            split: SentimentDataset(encoded[split], labels, self.config["max_length"])
+            split: SentimentDataset(encoded[split], labels, self.config.max_length, len(self.classes))
             for split, (_, labels) in splits.items()
         }
 
     @property
     def info(self) -> dict:
+        labels = self.datasets["train"].labels.astype(np.int64)
         return {
             "tokenizer": self.tokenizer.to_str(),
             "vocab_size": self.tokenizer.get_vocab_size(),
-            "max_length": self.config["max_length"],
-            "labels": LABELS,
-        }
+            "max_length": self.config.max_length,
+            "labels": self.classes,
+            "label_counts": np.bincount(labels, minlength=len(self.classes)).tolist(),  # of training
+            "strip_markup": self.strip_markup,
+        } | self.described
 
 
 def clean(text: str) -> str:
@@ -77,7 +82,9 @@ def clean(text: str) -> str:
 
 def encode_reviews(info: dict, texts: list[str]) -> tuple[Tensor, Tensor]:
     """Any texts as the model was trained on them: tokens (B, T) and lengths (B,)."""
-    reviews = encode(load_tokenizer(info["tokenizer"]), [clean(text) for text in texts])
+    if info.get("strip_markup", True):
+        texts = [clean(text) for text in texts]
+    reviews = encode(load_tokenizer(info["tokenizer"]), texts)
     return reviews.pad(np.arange(len(texts)), info["max_length"])
 
 
@@ -95,7 +102,7 @@ class IMDB(SentimentData):
         splits = read_splits(self.config, files, columns, "data=reviews")
         for split, table in splits.items():
             if wrong := set(table["label"]) - {0, 1}:
-                raise ValueError(f"{split} of data={self.config['name']} has label {min(wrong)}, not 0 or 1")
+                raise ValueError(f"{split} of data={self.config.name} has label {min(wrong)}, not 0 or 1")
         test, train = splits["test"], splits["train"]
         tested = set(test["text"])
         reviews = {
@@ -103,7 +110,7 @@ class IMDB(SentimentData):
             for text, label in zip(train["text"], train["label"], strict=True)
             if text not in tested
         }
-        texts, held_out = list(reviews), self.config["val_size"]
+        texts, held_out = list(reviews), self.config.val_size
         if held_out >= len(texts):
             raise ValueError(
                 f"data.val_size={held_out} must be less than the {len(texts)} training reviews that are "

@@ -7,7 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -19,6 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from lstmlab import distributed
 from lstmlab.atomic import replace_file
 from lstmlab.data.batching import evaluation_loader
+from lstmlab.schema import ShakespeareConfig, StdlibConfig, TextConfig, TextFileConfig
 
 UNKNOWN = "\ufffd"  # id 0: a character that the training part does not hold. Never generated
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -80,36 +81,36 @@ class TextData(L.LightningDataModule):
     Raises ValueError or OSError, in one sentence, for a text that is missing, not UTF-8 or too short.
     """
 
-    def __init__(self, config: dict, seed: int = 0, info: dict | None = None):
+    def __init__(self, config: TextConfig, seed: int = 0, info: dict | None = None):
         super().__init__()
         self.config = config
         self.vocabulary = None if info is None else info["vocabulary"]
 
     def prepare_data(self) -> None:
         config = self.config
-        cache = Path(config["cache"])
+        cache = Path(config.cache)
         cache.mkdir(parents=True, exist_ok=True)
-        corpus = {"stdlib": stdlib, "shakespeare": shakespeare, "textfile": textfile}[config["name"]]
+        corpus: Any = {"stdlib": stdlib, "shakespeare": shakespeare, "textfile": textfile}[config.name]
         path = corpus(config, cache)
-        self.encoded, self.meta = encode(path, config["val_fraction"], cache, self.vocabulary)
-        source = f"{config['name']}, sha256 {self.meta['sha256'][:12]}"
-        if config["name"] == "stdlib":
+        self.encoded, self.meta = encode(path, config.val_fraction, cache, self.vocabulary)
+        source = f"{config.name}, sha256 {self.meta['sha256'][:12]}"
+        if config.name == "stdlib":
             source += f", Python {platform.python_version()}"
         self.info = {"vocabulary": self.meta["vocabulary"], "source": source}
 
     def setup(self, stage: str) -> None:
         config, meta = self.config, self.meta
         train, total = meta["train"], meta["total"]
-        batch, length = config["batch_size"], config["sequence_length"]
+        batch, length = config.batch_size, config.sequence_length
         if train < batch * length + 1:
             raise ValueError(
-                f"data={config['name']} has {train} characters to train on, fewer than "
+                f"data={config.name} has {train} characters to train on, fewer than "
                 f"data.batch_size={batch} × data.sequence_length={length} + 1; make one of them smaller"
             )
-        stop = min(total, train + (config["max_val_chars"] or total))
+        stop = min(total, train + (config.max_val_chars or total))
         if stop - train <= COLD_WINDOW:
             raise ValueError(
-                f"data.val_fraction={config['val_fraction']} leaves {stop - train} of {total} characters "
+                f"data.val_fraction={config.val_fraction} leaves {stop - train} of {total} characters "
                 f"for validation, which needs more than {COLD_WINDOW}"
             )
         file, dtype = self.encoded, meta["dtype"]
@@ -137,28 +138,28 @@ class TextData(L.LightningDataModule):
         return [evaluation_loader(val_set) for val_set in self.val_sets]
 
 
-def stdlib(config: dict, cache: Path) -> Path:
+def stdlib(config: StdlibConfig, cache: Path) -> Path:
     """Write the interpreter's own top-level modules, mixed by a hash of their names, to one file."""
     folder = Path(sysconfig.get_path("stdlib"))
     names = [name for name in sys.stdlib_module_names if (folder / f"{name}.py").is_file()]
     names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-    text, limit = "", config["max_chars"]
+    text, limit = "", config.max_chars
     for name in names:
         if len(text) < limit:
             text += (folder / f"{name}.py").read_text(encoding="utf-8")
-    path = cache / f"stdlib-{platform.python_version()}-{config['max_chars']}.txt"
+    path = cache / f"stdlib-{platform.python_version()}-{config.max_chars}.txt"
     with replace_file(path) as file:
         file.write(text[:limit].encode())
     return path
 
 
-def shakespeare(config: dict, cache: Path) -> Path:
+def shakespeare(config: ShakespeareConfig, cache: Path) -> Path:
     """Find Tiny Shakespeare in data.path or fetch it from the hub, and check that it is the one."""
-    if config["path"] is not None:
-        path = Path(config["path"])
+    if config.path is not None:
+        path = Path(config.path)
         path = path / "input.txt" if path.is_dir() else path
         if not path.is_file():
-            raise FileNotFoundError(f"data.path={config['path']}: no file input.txt there")
+            raise FileNotFoundError(f"data.path={config.path}: no file input.txt there")
     else:
         path = cache / "shakespeare.txt"
         if not path.exists():
@@ -174,9 +175,9 @@ def shakespeare(config: dict, cache: Path) -> Path:
     return path
 
 
-def textfile(config: dict, cache: Path) -> Path:
+def textfile(config: TextFileConfig, cache: Path) -> Path:
     """The file that data.path names."""
-    path = Path(config["path"])
+    path = Path(config.path)
     if not path.is_file():
         raise FileNotFoundError(
             f"data.path={path}: {'a folder, not a file' if path.is_dir() else 'no such file'}"

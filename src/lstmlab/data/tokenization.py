@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from lstmlab.atomic import replace_file
 from lstmlab.data.batching import Ragged
 from lstmlab.data.rows import Rows
+from lstmlab.schema import TokensConfig
 
 # Said aloud, since the library warns at every fork of a process that has tokenized. The forks, the
 # loaders' workers, never tokenize.
@@ -101,18 +102,18 @@ def delimit(sequences: Ragged, first: int | None, last: int) -> Ragged:
 
 
 def fit_and_encode(
-    columns: dict[str, list[str]], fit: list[str], config: dict, trained: str | None
+    columns: dict[str, list[str]], fit: list[str], config: TokensConfig, trained: str | None
 ) -> tuple[Tokenizer, dict[str, Ragged]]:
     """Encode all columns, with the tokenizer `trained` or, if None, one trained on the columns `fit`.
 
     Of `config`: `tokenizer`, `vocab_size` and `lowercase`, as in `train_tokenizer`, and the folder `cache`,
     where the result lies under a name made from the texts and the settings: it is made once.
     """
-    settings = [config["tokenizer"], config["vocab_size"], config["lowercase"]]
+    settings = config.tokenizer, config.vocab_size, config.lowercase
     digest = hashlib.sha256(json.dumps([fit, settings, trained, tokenizers.__version__]).encode())
     for name, texts in columns.items():
         digest.update(json.dumps([name, texts]).encode())
-    path = Path(config["cache"]) / f"tokens-{digest.hexdigest()[:32]}.npz"
+    path = Path(config.cache) / f"tokens-{digest.hexdigest()[:32]}.npz"
     if not path.exists():
         if trained is None:
             tokenizer = train_tokenizer([text for name in fit for text in columns[name]], *settings)

@@ -60,7 +60,7 @@ class TranslationData(BucketedData):
             self.config,
             self.trained,
         )
-        limit = self.config["max_length"]
+        limit = self.config.max_length
         source, target = encoded["train.source"], encoded["train.target"]
         fits = np.flatnonzero(np.maximum(source.lengths, target.lengths) <= limit)
         if not len(fits):
@@ -79,13 +79,13 @@ class TranslationData(BucketedData):
         return {
             "tokenizer": self.tokenizer.to_str(),
             "vocab_size": self.tokenizer.get_vocab_size(),
-            "max_length": self.config["max_length"],
+            "max_length": self.config.max_length,
             "max_target_length": int(self.datasets["train"].target.lengths.max()),
             "pad": PAD,
             "bos": BOS,
             "eos": EOS,
             "unk": UNK,
-        }
+        } | self.described
 
 
 def encode_sources(info: dict, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ class Multi30k(TranslationData):
     """
 
     def read(self) -> dict[str, tuple[list[str], list[str]]]:
-        source, target = self.config["source"], self.config["target"]
+        source, target = self.config.source, self.config.target
         files = {"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"}
         splits = read_splits(self.config, files, {source: str, target: str}, "data=dates")
         return {

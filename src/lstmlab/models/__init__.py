@@ -1,16 +1,12 @@
-"""One LightningModule per task; see `model_class`."""
+"""One LightningModule per task; see `build_model`."""
 
 import importlib
 from typing import Any
 
-CLASSES = {
-    "charlm": "CharLM",
-    "copytask": "CopyTask",
-    "sentiment": "Sentiment",
-    "seq2seq": "Seq2Seq",
-}
+from lstmlab.schema import CheckpointConfig
 
 
-def model_class(name: str) -> Any:
-    """The LightningModule of `model=NAME`; only its own file is imported."""
-    return getattr(importlib.import_module(f"lstmlab.models.{name}"), CLASSES[name])
+def build_model(config: CheckpointConfig, info: dict) -> Any:
+    """The model that `config.model` names, untrained. `info`: what its data module knows (vocabulary …)."""
+    module, name = config.model.module.split(".")
+    return getattr(importlib.import_module(f"lstmlab.models.{module}"), name)(config, info)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_, get_total_norm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -18,7 +17,9 @@ from lstmlab import distributed
 from lstmlab.cells import build_cell
 from lstmlab.data.features import Features
 from lstmlab.data.rows import Rows
+from lstmlab.models.optimizers import build_optimizer
 from lstmlab.models.schedules import build_schedules
+from lstmlab.schema import NormClippingConfig, PredictConfig, TrainConfig, ValueClippingConfig
 from lstmlab.tables import markdown
 
 
@@ -42,7 +43,7 @@ class Task(L.LightningModule):
     """A model with its loss.
 
     Args:
-        config: the whole resolved configuration, plain containers.
+        config: the settings of the run; of a model that was loaded, a `CheckpointConfig`.
         info: what the data module tells the model (vocabulary …), plain containers.
 
     Both are saved in the checkpoint, so that it opens without any other file.
@@ -52,9 +53,9 @@ class Task(L.LightningModule):
     # True for a language model: it has `sample_ids`, `training_text` and a `vocabulary`, as CharLM has them
     writes_text = False
 
-    def __init__(self, config: dict, info: dict):
+    def __init__(self, config: TrainConfig, info: dict):
         super().__init__()
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters({"config": config.to_plain(), "info": info}, logger=False)
         self.config, self.info = config, info
         self.plateau: ReduceLROnPlateau | None = None
         self.grad_norm: Tensor | None = None  # of the latest step, before clipping
@@ -62,7 +63,7 @@ class Task(L.LightningModule):
 
     def build_cell(self, input_size: int, **changes: Any) -> nn.Module:
         """The recurrent stack that the `cell` group describes, with some of its settings changed."""
-        return build_cell(input_size=input_size, **(self.config["cell"] | changes))
+        return build_cell(input_size=input_size, **(self.config.cell.to_plain() | changes))
 
     def count_tokens(self, batch: Any) -> int | Tensor:
         """How many tokens a training batch holds: what the throughput counts."""
@@ -76,11 +77,11 @@ class Task(L.LightningModule):
         return None
 
     def unsupported(self, what: str) -> Unsupported:
-        return Unsupported(f"model={self.config['model']['name']} {what}")
+        return Unsupported(f"model={self.config.model.name} {what}")
 
     # --- what predict.py and the callbacks ask for ---
 
-    def respond(self, text: str, options: dict) -> Iterator[str]:
+    def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
         """The answer to `text`, piece by piece; `options` are the keys of conf/predict.yaml."""
         raise self.unsupported("has no answer to a text")
 
@@ -149,10 +150,7 @@ class Task(L.LightningModule):
     # --- optimisation ---
 
     def configure_optimizers(self):
-        matrices = [p for p in self.parameters() if p.ndim > 1]
-        vectors = [p for p in self.parameters() if p.ndim <= 1]  # biases and gains
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-        optimizer = instantiate(self.config["optimizer"], groups, _convert_="all")
+        optimizer = build_optimizer(self.config.optimizer, self.parameters())
         scheduler, self.plateau = build_schedules(optimizer, self.config)
         if self.plateau is not None:
             self.plateau.load_state_dict(self.resumed.get("plateau", {}))
@@ -160,21 +158,21 @@ class Task(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
         """Clip as the `clipping` group says, and log the norm before clipping, computed once."""
-        config = self.config["clipping"]
+        config = self.config.clipping
         parameters = list(self.parameters())
-        if config["name"] == "norm":
-            norm = clip_grad_norm_(parameters, config["max_norm"])
+        if isinstance(config, NormClippingConfig):
+            norm = clip_grad_norm_(parameters, config.max_norm)
         else:
             norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if config["name"] == "value":
-            clip_grad_value_(parameters, config["max_value"])
+        if isinstance(config, ValueClippingConfig):
+            clip_grad_value_(parameters, config.max_value)
         self.grad_norm = norm
         self.log_step({"train/grad_norm": norm, "train/lr": optimizer.param_groups[0]["lr"]})
 
     def on_fit_start(self) -> None:
         if distributed.world_size() > 1:
             # Each process draws its own dropout masks
-            torch.manual_seed(self.config["seed"] + distributed.rank())
+            torch.manual_seed(self.config.seed + distributed.rank())
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
         """Log the mean over processes, so that all decide alike on what they validated."""
@@ -188,8 +186,8 @@ class Task(L.LightningModule):
         Lightning's `log` costs a third of a millisecond even where its values are thrown away. The last step
         is recorded: Lightning writes a row for it anyway, which would otherwise repeat the values before it.
         """
-        step, trainer = self.trainer.global_step + 1, self.config["trainer"]
-        if step % trainer["log_every_n_steps"] == 0 or step == trainer["max_steps"]:
+        step, trainer = self.trainer.global_step + 1, self.config.trainer
+        if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:
             self.log_dict(values, prog_bar=prog_bar, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -197,13 +195,24 @@ class Task(L.LightningModule):
 
     def stop_when_done(self) -> None:
         """Ask Lightning to stop at max_steps. Its own limit would skip the last validation."""
-        if self.trainer.global_step >= self.config["trainer"]["max_steps"]:
+        steps = self.config.trainer.max_steps
+        assert steps is not None  # worked out before training
+        if self.trainer.global_step >= steps:
             self.trainer.should_stop = True
 
     def on_validation_epoch_end(self) -> None:
-        """Show the plateau scheduler each validation; Lightning would show it one per epoch."""
-        if self.plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.plateau.step(self.trainer.callback_metrics[self.config["model"]["monitor"]])
+        """Show the plateau scheduler each validation; Lightning would show it one per epoch.
+
+        A task with an `on_validation_epoch_end` of its own calls this last, when all metrics are logged.
+        """
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        metrics, monitor = self.trainer.callback_metrics, self.config.model.monitor
+        if monitor not in metrics:
+            known = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
+            raise ValueError(f"model.monitor={monitor} is none of the metrics of a validation: {known}")
+        if self.plateau is not None:
+            self.plateau.step(metrics[monitor])
 
     # --- checkpoint ---
 

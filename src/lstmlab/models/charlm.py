@@ -15,6 +15,7 @@ from lstmlab.data import features
 from lstmlab.data.rows import Rows
 from lstmlab.data.text import TextBatch
 from lstmlab.models.base import Graph, Task, detach
+from lstmlab.schema import PredictConfig, TrainConfig
 
 TRANSFER = 16  # characters that are sampled on the device before they are fetched together
 
@@ -29,18 +30,18 @@ class CharLM(Task):
     options = ("length", "temperature", "top_k", "seed")
     writes_text = True
 
-    def __init__(self, config: dict, info: dict):
+    def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
-        model, hidden_size = config["model"], config["cell"]["hidden_size"]
+        model, hidden_size = config.model, config.cell.hidden_size
         self.vocabulary: str = info["vocabulary"]
-        embedding_size = model["embedding_size"]
+        embedding_size = model.embedding_size
         self.embedding = nn.Embedding(len(self.vocabulary), embedding_size)
         self.cell = self.build_cell(embedding_size)
-        self.dropout = Dropout(model["dropout"])
-        size = embedding_size if model["tie_weights"] else hidden_size
+        self.dropout = Dropout(model.dropout)
+        size = embedding_size if model.tie_weights else hidden_size
         self.resize = nn.Identity() if size == hidden_size else nn.Linear(hidden_size, size, bias=False)
         self.projection = nn.Linear(size, len(self.vocabulary))
-        if model["tie_weights"]:
+        if model.tie_weights:
             self.projection.weight = self.embedding.weight
         self.train_state: tuple[Tensor, ...] | None = None
         self.val_state: tuple[Tensor, ...] | None = None
@@ -95,9 +96,9 @@ class CharLM(Task):
         self.log(name, loss, prog_bar=True, batch_size=count, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
-        super().on_validation_epoch_end()
         loss = self.trainer.callback_metrics["val/loss_stateful"]
         self.log_dict({"val/perplexity": loss.exp(), "val/bits_per_character": loss / math.log(2)})
+        super().on_validation_epoch_end()
 
     def count_tokens(self, batch: TextBatch) -> int:
         return batch.inputs.numel()
@@ -160,9 +161,9 @@ class CharLM(Task):
                 drawn.append(inputs)
             yield torch.cat(drawn, 1)
 
-    def respond(self, text: str, options: dict) -> Iterator[str]:
+    def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
         yield text
-        yield from self.sample(text, **{key: options[key] for key in self.options})
+        yield from self.sample(text, **{key: getattr(options, key) for key in self.options})
 
     def examples(self, batch: TextBatch) -> tuple[list[str], list[list]]:
         prompts = [self.decode(row) or self.vocabulary[1] for row in batch.inputs[:3, :40]]
@@ -209,7 +210,7 @@ class CharLM(Task):
 
     def text_features(self, rows: Rows, language: str | None) -> features.Features:
         """Those of Python source by default for data=stdlib, those of English prose otherwise."""
-        by_default = "python" if self.config["data"]["name"] == "stdlib" else "english"
+        by_default = "python" if self.config.data.name == "stdlib" else "english"
         compute = features.python if (language or by_default) == "python" else features.english
         return compute("".join(self.token_texts(rows)))
 

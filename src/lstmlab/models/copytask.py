@@ -13,6 +13,7 @@ from lstmlab.data.copy_task import CopyBatch, present
 from lstmlab.data.features import Features, bits_held
 from lstmlab.data.rows import Rows
 from lstmlab.models.base import Graph, Task
+from lstmlab.schema import PredictConfig, TrainConfig
 
 
 class CopyTask(Task):
@@ -22,13 +23,13 @@ class CopyTask(Task):
     If `cell.chrono_steps` is null, `cell.init=chrono` takes the length of a training sequence.
     """
 
-    def __init__(self, config: dict, info: dict):
+    def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
-        cell = config["cell"]
+        cell = config.cell
         self.symbols, self.length = info["symbols"], info["length"]
         self.steps = 2 * self.length + info["max_delay"] + 1  # of the longest training sequence
-        self.cell = self.build_cell(info["num_tokens"], chrono_steps=cell["chrono_steps"] or self.steps)
-        self.projection = nn.Linear(cell["hidden_size"] * (1 + cell["bidirectional"]), self.symbols)
+        self.cell = self.build_cell(info["num_tokens"], chrono_steps=cell.chrono_steps or self.steps)
+        self.projection = nn.Linear(cell.hidden_size * (1 + cell.bidirectional), self.symbols)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         return F.one_hot(ids, self.info["num_tokens"]).to(self.projection.weight.dtype)
@@ -85,7 +86,7 @@ class CopyTask(Task):
         ]
 
     @torch.inference_mode()
-    def respond(self, text: str, options: dict) -> Iterator[str]:
+    def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
         """Show the symbols of `text`, wait as long as in training, and give what is recalled."""
         targets = self.read_symbols(text)
         delay = self.info["max_delay"]

@@ -10,6 +10,7 @@ from lstmlab.cells.dropout import Dropout
 from lstmlab.models.attention import ATTENTIONS, Memory
 from lstmlab.models.base import Graph, Task
 from lstmlab.models.decoding import State, beam_search
+from lstmlab.schema import TrainConfig
 
 
 class EncoderDecoder(Task):
@@ -24,29 +25,29 @@ class EncoderDecoder(Task):
     Without input feeding the whole target runs through the decoder in one call.
     """
 
-    def __init__(self, config: dict, info: dict):
+    def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
-        model, cell = config["model"], config["cell"]
-        H, E, V = cell["hidden_size"], model["embedding_size"], info["vocab_size"]
-        memory_size = H * (2 if cell["bidirectional"] else 1)
-        self.input_feeding: bool = model["input_feeding"]
-        self.dropout = Dropout(model["dropout"])
+        model, cell = config.model, config.cell
+        H, E, V = cell.hidden_size, model.embedding_size, info["vocab_size"]
+        memory_size = H * (2 if cell.bidirectional else 1)
+        self.input_feeding: bool = model.input_feeding
+        self.dropout = Dropout(model.dropout)
 
         self.source_embedding = nn.Embedding(V, E)
         self.target_embedding = nn.Embedding(V, E)
         self.encoder = self.build_cell(E)
-        members = len(KINDS[cell["kind"]].state._fields)  # h and c, or h alone
-        layers = cell["num_layers"]
+        members = len(KINDS[cell.kind].state._fields)  # h and c, or h alone
+        layers = cell.num_layers
         self.bridge = nn.ModuleList(nn.Linear(layers * memory_size, layers * H) for _ in range(members))
         self.decoder = self.build_cell(2 * E if self.input_feeding else E, bidirectional=False)
-        self.attention = ATTENTIONS[model["attention"]](H, memory_size)
+        self.attention = ATTENTIONS[model.attention](H, memory_size)
         self.readout = nn.Linear(H + self.attention.context_size, E)
         self.projection = nn.Linear(E, V)
         for matrix in (self.source_embedding, self.target_embedding, self.projection):
             nn.init.normal_(matrix.weight, std=E**-0.5)  # logits of the order of 1; see `embed_scaled`
-        if model["tie_weights"] != "none":
+        if model.tie_weights != "none":
             self.projection.weight = self.target_embedding.weight
-        if model["tie_weights"] == "all":
+        if model.tie_weights == "all":
             self.source_embedding.weight = self.target_embedding.weight
 
     def embed_scaled(self, embedding: nn.Embedding, tokens: Tensor) -> Tensor:

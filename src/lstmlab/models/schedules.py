@@ -1,29 +1,33 @@
 """How the learning rate changes during training: by the step, or when validation no longer improves."""
 
 import math
-from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau
 
+from lstmlab.schema import CosineConfig, OwnSchedulerConfig, PlateauConfig, TrainConfig
+
 
 def build_schedules(
-    optimizer: Optimizer, config: dict[str, Any]
+    optimizer: Optimizer, config: TrainConfig
 ) -> tuple[LRScheduler, ReduceLROnPlateau | None]:
     """What to step after each optimizer step, and what to step after each validation, if anything.
 
-    config: the whole configuration, of which the `scheduler` group chooses.
+    config: of which the `scheduler` group chooses.
     """
-    settings, steps = config["scheduler"], config["trainer"]["max_steps"]
-    warmup = settings["warmup_steps"]
-    if settings["name"] == "plateau":
+    settings, steps = config.scheduler, config.trainer.max_steps
+    if isinstance(settings, OwnSchedulerConfig):
+        return settings.build("scheduler", LRScheduler, optimizer), None
+    warmup = settings.warmup_steps
+    if isinstance(settings, PlateauConfig):
         # PyTorch lowers the rate only once there are more bad validations than its patience
-        patience = settings["patience"] - 1
-        mode = config["model"]["monitor_mode"]
-        plateau = ReduceLROnPlateau(optimizer, mode, factor=settings["factor"], patience=patience)
+        patience = settings.patience - 1
+        mode = config.model.monitor_mode
+        plateau = ReduceLROnPlateau(optimizer, mode, factor=settings.factor, patience=patience)
         # LinearLR multiplies the rate that it finds, so both can act on one optimizer
         return LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), plateau
-    final = settings.get("final_lr", 1.0)
+    assert steps is not None  # worked out before training
+    final = settings.final_lr if isinstance(settings, CosineConfig) else 1.0
     return LambdaLR(optimizer, lambda step: lr_factor(step, warmup, steps, final)), None
 
 

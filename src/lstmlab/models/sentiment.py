@@ -1,60 +1,92 @@
-"""Sentiment: is a review positive or negative?"""
+"""Classification of texts: is a review positive or negative, or which of C classes is a text of?"""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.classification import BinaryAccuracy, BinaryAUROC, BinaryF1Score
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
 from lstmlab.cells.dropout import Dropout
 from lstmlab.data.features import Features, position_in_text
 from lstmlab.data.rows import Rows, choose_rows
-from lstmlab.data.sentiment import SentimentBatch, clean, encode_reviews
+from lstmlab.data.sentiment import LABELS, SentimentBatch, clean, encode_reviews
 from lstmlab.data.tokenization import PAD, UNK, load_tokenizer, token_texts
 from lstmlab.distributed import scale_to_global_mean
 from lstmlab.models.base import Graph, Task
+from lstmlab.schema import PredictConfig, TrainConfig
 
-SHOWN = 8  # reviews in the table of examples, and words that got the most attention
+SHOWN = 8  # texts in the table of examples, and words that got the most attention
+RUNNERS_UP = 3  # classes that `respond` names beside the most probable one
+WRITTEN = 20  # classes up to which the confusion matrix has its numbers written into it
 
 
 class Sentiment(Task):
-    """p(positive | review): word dropout → embedding → dropout → recurrent stack → pooling → dropout → logit.
+    """p(class | text): word dropout → embedding → dropout → recurrent stack → pooling → dropout → logits.
 
-    Pooling makes one vector (D·H) of the stack's outputs h_t at a review's own steps: `last` is the final
+    Of two classes there is one logit, that of the second; of C > 2 classes there are C.
+
+    Pooling makes one vector (D·H) of the stack's outputs h_t at a text's own steps: `last` is the final
     state of each direction, `max` and `mean` are over t, `attention` is Σ α_t h_t with
-    α = softmax_t(vᵀ tanh(W h_t + b)) (Yang et al. 2016). The loss is the binary cross-entropy in nats per
-    review. With `adversarial` = ε > 0 training takes the mean of that loss and of the loss on embeddings
-    x + ε g/‖g‖, where g = ∂loss/∂x of that review: the words are moved to where they hurt most
+    α = softmax_t(vᵀ tanh(W h_t + b)) (Yang et al. 2016). The loss is the cross-entropy in nats per text.
+    With `class_weights=balanced` that of a text counts N / (C · N_c) times, where N_c of the N training texts
+    are of its class c. With `adversarial` = ε > 0 training takes the mean of the loss and of the loss on
+    embeddings x + ε g/‖g‖, where g = ∂loss/∂x of that text: the words are moved to where they hurt most
     (Miyato et al. 2017).
     """
 
-    def __init__(self, config: dict, info: dict):
+    def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
-        model, cell = config["model"], config["cell"]
-        self.embedding = nn.Embedding(info["vocab_size"], model["embedding_size"], padding_idx=PAD)
+        model, cell = config.model, config.cell
+        self.embedding = nn.Embedding(info["vocab_size"], model.embedding_size, padding_idx=PAD)
         with torch.no_grad():
             # PyTorch's N(0, 1) is noise that rare words, which are most words, never lose
             self.embedding.weight *= 0.1
-        self.cell = self.build_cell(model["embedding_size"])
-        self.dropout = Dropout(model["dropout"])
-        self.word_dropout, self.adversarial = model["word_dropout"], model["adversarial"]
-        self.directions = 1 + cell["bidirectional"]
-        size = cell["hidden_size"] * self.directions
-        self.pooling = model["pooling"]
+        self.cell = self.build_cell(model.embedding_size)
+        self.dropout = Dropout(model.dropout)
+        self.word_dropout, self.adversarial = model.word_dropout, model.adversarial
+        self.directions = 1 + cell.bidirectional
+        size = cell.hidden_size * self.directions
+        self.pooling = model.pooling
         if self.pooling == "attention":
             self.score = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 1, bias=False))
-        self.projection = nn.Linear(size, 1)
+        self.labels: list[str] = info.get("labels", LABELS)
+        C = len(self.labels)
+        self.projection = nn.Linear(size, 1 if C == 2 else C)
+        self.weights: Tensor | None
+        weights = None
+        if model.class_weights == "balanced":
+            counts = torch.tensor(info["label_counts"], dtype=torch.float32)
+            weights = counts.sum() / (C * counts)
+        self.register_buffer("weights", weights, persistent=False)
         metrics = MetricCollection(
             {"accuracy": BinaryAccuracy(), "f1": BinaryF1Score(), "auroc": BinaryAUROC()}
+            if C == 2
+            else {
+                "accuracy": MulticlassAccuracy(C, average="micro"),
+                "macro_f1": MulticlassF1Score(C, average="macro"),
+                "auroc": QuietAUROC(C),
+            }
         )
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
+        self.confusion = MulticlassConfusionMatrix(C)
+        self.confused: Tensor | None = None  # (C, C) of the latest validation: rows are the truth
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Ids (B, T) and lengths (B,) → logits (B,) of `positive`, and α (B, T) if there is attention."""
+        """Ids (B, T) and lengths (B,) → logits (B, C), of two classes (B,); α (B, T) if there are any."""
         return self.classify(self.embed_ids(tokens), lengths)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
@@ -79,14 +111,27 @@ class Sentiment(Task):
             scores = self.score(output).squeeze(2).masked_fill(padding, -torch.inf)
             weights = scores.softmax(1)
             pooled = torch.einsum("bt,bth->bh", weights, output)
-        return self.projection(self.dropout(pooled)).squeeze(1), weights
+        logits = self.projection(self.dropout(pooled))
+        return logits.squeeze(1) if logits.size(1) == 1 else logits, weights
 
     def loss(self, batch: SentimentBatch, embedded: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Loss and logits (B,), on the vectors `embedded` (B, T, E) if they are given."""
+        """Loss and logits, on the vectors `embedded` (B, T, E) if they are given."""
         embedded = self.embed_ids(batch.tokens) if embedded is None else embedded
         logits, _ = self.classify(embedded, batch.lengths)
         logits = logits.float()
-        return F.binary_cross_entropy_with_logits(logits, batch.labels), logits
+        cross_entropy = F.binary_cross_entropy_with_logits if logits.dim() == 1 else F.cross_entropy
+        if self.weights is None:
+            return cross_entropy(logits, batch.labels), logits
+        # Not torch's own weights, which would divide by those of the batch
+        losses = cross_entropy(logits, batch.labels, reduction="none")
+        return (losses * self.weights[batch.labels.long()]).mean(), logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits of `forward` → (B, C)."""
+        if logits.dim() == 2:
+            return logits.softmax(1)
+        p = logits.sigmoid()
+        return torch.stack([1 - p, p], 1)
 
     def training_step(self, batch: SentimentBatch, index: int) -> Tensor:
         embedded = self.embed_ids(batch.tokens)
@@ -99,41 +144,61 @@ class Sentiment(Task):
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        self.confusion.reset()
+
     def validation_step(self, batch: SentimentBatch, index: int) -> None:
-        self.log_measures("val", self.val_metrics, batch)
+        logits = self.log_measures("val", self.val_metrics, batch)
+        self.confusion.update(self.probabilities(logits).argmax(1), batch.labels.long())
+
+    def on_validation_epoch_end(self) -> None:
+        self.confused = self.confusion.compute()  # here, in every process: a picture is drawn in one
+        super().on_validation_epoch_end()
 
     def test_step(self, batch: SentimentBatch, index: int) -> None:
         self.log_measures("test", self.test_metrics, batch)
 
-    def log_measures(self, part: str, metrics: MetricCollection, batch: SentimentBatch) -> None:
+    def log_measures(self, part: str, metrics: MetricCollection, batch: SentimentBatch) -> Tensor:
         loss, logits = self.loss(batch)
-        metrics.update(logits.sigmoid(), batch.labels.long())
+        p = logits.sigmoid() if logits.dim() == 1 else logits.softmax(1)
+        metrics.update(p, batch.labels.long())
         self.log(f"{part}/loss", loss, batch_size=len(batch.labels))
         self.log_dict(metrics, prog_bar=True)
+        return logits
 
     def count_tokens(self, batch: SentimentBatch) -> Tensor:
         return batch.lengths.sum()
 
-    def targets(self, batch: SentimentBatch) -> Tensor:
-        return batch.labels.long()
+    def targets(self, batch: SentimentBatch) -> Tensor | None:
+        return batch.labels.long() if self.weights is None else None
 
     def examples(self, batch: SentimentBatch) -> tuple[list[str], list[list]]:
-        tokenizer, labels = load_tokenizer(self.info["tokenizer"]), self.info["labels"]
+        tokenizer, labels = load_tokenizer(self.info["tokenizer"]), self.labels
         tokens, lengths = batch.tokens[:SHOWN], batch.lengths[:SHOWN]
-        logits, _ = self(tokens, lengths)
+        p = self.probabilities(self(tokens, lengths)[0])
+        shown = p[:, 1] if len(labels) == 2 else p.amax(1)
         texts = tokenizer.decode_batch([row[:n] for row, n in zip(tokens.tolist(), lengths, strict=True)])
-        return ["review", "prediction", "p(positive)", "truth"], [
-            [text[:500], labels[p > 0.5], f"{p:.4f}", labels[int(truth)]]
-            for text, p, truth in zip(texts, logits.sigmoid().tolist(), batch.labels.tolist(), strict=False)
+        told = zip(texts, p.argmax(1).tolist(), shown.tolist(), batch.labels.tolist(), strict=False)
+        column = f"p({labels[1]})" if len(labels) == 2 else "p(prediction)"
+        return ["text", "prediction", column, "truth"], [
+            [text[:500], labels[found], f"{p:.4f}", labels[int(truth)]] for text, found, p, truth in told
         ]
 
+    def draw_example(self, batch: SentimentBatch) -> Figure | None:
+        """The confusion matrix of the whole validation part."""
+        return None if self.confused is None else draw_confusion(self.confused, self.labels)
+
     @torch.inference_mode()
-    def respond(self, text: str, options: dict) -> Iterator[str]:
+    def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
         """The label, its probability and, with attention, the words that weighed most."""
         tokens, lengths, _ = self.read_text(text)
         logits, weights = self(tokens.to(self.device), lengths.to(self.device))
-        p = logits.sigmoid().item()
-        yield f"{self.info['labels'][p > 0.5]}, probability {max(p, 1 - p):.3f}"
+        probabilities = self.probabilities(logits)[0].tolist()
+        ranked = sorted(zip(probabilities, self.labels, strict=True), reverse=True)
+        (p, label), *others = ranked[: 1 + RUNNERS_UP]
+        yield f"{label}, probability {p:.3f}"
+        if len(self.labels) > 2:
+            yield f" ({', '.join(f'{other} {p:.3f}' for p, other in others)})"
         if (tokens == UNK).all():
             yield " (the model knows none of these words)"
         if weights is not None:
@@ -148,8 +213,8 @@ class Sentiment(Task):
         return self.cell
 
     def read_text(self, text: str) -> Rows:
-        if not clean(text).strip():
-            raise ValueError("text= is empty; give a review")
+        if not (clean(text) if self.info.get("strip_markup", True) else text).strip():
+            raise ValueError("text= is empty; give a text to classify")
         return Rows(*encode_reviews(self.info, [text]))
 
     def rows_of_batch(self, batch: SentimentBatch) -> Rows:
@@ -160,16 +225,50 @@ class Sentiment(Task):
         return self.rows_of_batch(dataset[choose_rows(dataset.lengths, count)])
 
     def token_texts(self, rows: Rows) -> list[str]:
-        return token_texts(rows, self.info["tokenizer"], self.config["data"]["tokenizer"])
+        return token_texts(rows, self.info["tokenizer"], self.config.data.tokenizer)
 
     def text_features(self, rows: Rows, language: str | None) -> Features:
         lengths = rows.lengths.numpy()
         found = {"position in text": position_in_text(lengths)}
         if rows.labels is None:
             return found
-        return {"verdict of the review": np.repeat(rows.labels.numpy(), lengths)} | found
+        numbers = rows.labels.numpy().astype(int)
+        shown = list(enumerate(self.labels))[1:] if len(self.labels) == 2 else list(enumerate(self.labels))
+        of_classes = {
+            f"the text is {name}": np.repeat((numbers == number).astype(np.float32), lengths)
+            for number, name in shown[:SHOWN]
+        }
+        return of_classes | found
 
     def graphs(self) -> dict[str, Graph]:
         tokens, lengths = torch.ones(2, 5, dtype=torch.long), torch.tensor([5, 3])
         outputs = ["logits", "attention"] if self.pooling == "attention" else ["logits"]
         return {"model": Graph(self, {"tokens": (tokens, "BT"), "lengths": (lengths, "B")}, outputs)}
+
+
+class QuietAUROC(MulticlassAUROC):
+    """The mean over classes of one against the rest. A class that is not there is left out without a word."""
+
+    def compute(self) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return super().compute()
+
+
+def draw_confusion(counts: Tensor, labels: list[str]) -> Figure:
+    """How many texts of each class (rows) were taken for which (columns): counts (C, C)."""
+    C = len(labels)
+    size = min(12.0, 3 + C / 2)
+    figure = Figure((size, size), layout="constrained")
+    axes = figure.add_subplot()
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.cpu().numpy(), cmap="Blues", vmin=0, vmax=1)
+    names = [name if len(name) <= 20 else f"{name[:19]}…" for name in labels]
+    axes.set_xticks(range(C), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(C), names, parse_math=False)
+    axes.set(xlabel="prediction", ylabel="truth", title="Texts of the validation part")
+    for row, column in np.ndindex(C, C) if C <= WRITTEN else ():
+        dark = shares[row, column] > 0.5
+        number = f"{int(counts[row, column]):,}"
+        axes.text(column, row, number, ha="center", va="center", color="white" if dark else "black")
+    return figure

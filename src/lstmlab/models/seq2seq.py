@@ -16,6 +16,7 @@ from lstmlab.data.tokenization import load_tokenizer, token_texts
 from lstmlab.data.translation import TranslationBatch, decode_targets, encode_sources
 from lstmlab.distributed import scale_to_global_mean
 from lstmlab.models.encoder_decoder import EncoderDecoder
+from lstmlab.schema import PredictConfig
 
 LINES = 64  # lines of a text that are translated together
 
@@ -61,8 +62,8 @@ class Seq2Seq(EncoderDecoder):
     # --- training, validation, test ---
 
     def training_step(self, batch: TranslationBatch, index: int) -> Tensor:
-        model = self.config["model"]
-        loss = self.loss(batch, model["label_smoothing"], model["r_drop"])
+        model = self.config.model
+        loss = self.loss(batch, model.label_smoothing, model.r_drop)
         loss = scale_to_global_mean(loss, batch.target_lengths.sum() - len(batch.target))
         self.log_step({"train/loss": loss}, prog_bar=True)
         return loss
@@ -73,7 +74,7 @@ class Seq2Seq(EncoderDecoder):
 
     def validation_step(self, batch: TranslationBatch, index: int) -> None:
         self._log_loss("val", batch)
-        if self.config["model"]["translate_val"]:
+        if self.config.model.translate_val:
             self._translate(batch, beam_size=1, length_penalty=1.0)
 
     def on_validation_epoch_end(self) -> None:
@@ -87,8 +88,8 @@ class Seq2Seq(EncoderDecoder):
 
     def test_step(self, batch: TranslationBatch, index: int) -> None:
         self._log_loss("test", batch)
-        model = self.config["model"]
-        self._translate(batch, model["beam_size"], model["length_penalty"])
+        model = self.config.model
+        self._translate(batch, model.beam_size, model.length_penalty)
 
     def on_test_epoch_end(self) -> None:
         self.log("test/perplexity", self.trainer.callback_metrics["test/loss"].exp())
@@ -107,7 +108,7 @@ class Seq2Seq(EncoderDecoder):
 
     def _log_translations(self, part: str) -> None:
         # Cased, if the texts are; tokenised as 13a
-        bleu = BLEU(lowercase=self.config["data"]["lowercase"])
+        bleu = BLEU(lowercase=self.config.data.lowercase)
         self.log(f"{part}/sacrebleu", bleu.corpus_score(self.predictions, [self.truths]).score)
         same = [p == t for p, t in zip(self.predictions, self.truths, strict=True)]
         self.log(f"{part}/exact_match", sum(same) / len(same))
@@ -123,18 +124,18 @@ class Seq2Seq(EncoderDecoder):
 
     # --- to look at ---
 
-    def respond(self, text: str, options: dict) -> Iterator[str]:
-        """The translation of each line; `options["attention_map"]` names a picture to draw for the first."""
+    def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
+        """The translation of each line; `options.attention_map` names a picture to draw for the first."""
         if not text.strip():
             raise ValueError("text= is empty; give a sentence to translate")
-        lines, how = text.splitlines(), (options["beam_size"], options["length_penalty"])
+        lines, how = text.splitlines(), (options.beam_size, options.length_penalty)
         for start in range(0, len(lines), LINES):
             part = lines[start : start + LINES]
             source, lengths = (tensor.to(self.device) for tensor in encode_sources(self.info, part))
-            if start == 0 and options["attention_map"] is not None:
-                if self.config["model"]["attention"] == "none":
+            if start == 0 and options.attention_map is not None:
+                if self.config.model.attention == "none":
                     raise ValueError("attention_map= has nothing to show: model.attention=none")
-                self.draw_attention(source[:1], lengths[:1], *how).savefig(options["attention_map"])
+                self.draw_attention(source[:1], lengths[:1], *how).savefig(options.attention_map)
             translations = self.translate(source, lengths, *how)
             pairs = zip(part, translations, strict=True)
             yield "\n" * (start > 0) + "\n".join(found if line.strip() else "" for line, found in pairs)
@@ -151,7 +152,7 @@ class Seq2Seq(EncoderDecoder):
         return self.draw_rows(Rows(batch.source, batch.source_lengths))
 
     def draw_rows(self, rows: Rows) -> Figure | None:
-        if self.config["model"]["attention"] == "none":
+        if self.config.model.attention == "none":
             return None
         lengths = rows.lengths[:1]
         return self.draw_attention(rows.ids[:1, : int(lengths)], lengths)
@@ -199,7 +200,7 @@ class Seq2Seq(EncoderDecoder):
         return self.rows_of_batch(dataset[choose_rows(dataset.source.lengths, count)])
 
     def token_texts(self, rows: Rows) -> list[str]:
-        return token_texts(rows, self.info["tokenizer"], self.config["data"]["tokenizer"])
+        return token_texts(rows, self.info["tokenizer"], self.config.data.tokenizer)
 
     def text_features(self, rows: Rows, language: str | None) -> Features:
         return {"position in text": position_in_text(rows.lengths.numpy())}

@@ -11,60 +11,61 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
-from lstmlab.config import is_sweep
+from lstmlab.config import USER_ERRORS, is_sweep
 from lstmlab.distributed import started_by_torchrun
+from lstmlab.schema import TrainConfig, TrainerConfig, check
 
 GRACE = 20  # seconds that the other processes get to end, once one has failed
 SIGTERM_CODE = 128 + signal.SIGTERM
 
 
-def launch(config: dict[str, Any]) -> dict[str, float]:
+def launch(config: TrainConfig) -> dict[str, float]:
     """Train in as many processes as `trainer.devices` asks for, this one if it is one; see `runs.train`.
 
     Raises what `train` raises, and ValueError if this process cannot start those of `trainer=ddp`.
     """
-    if config["trainer"]["strategy"] == "ddp" and not started_by_torchrun():
-        refuse_ddp(config["trainer"])
+    if config.trainer.strategy == "ddp" and not started_by_torchrun():
+        refuse_ddp(config.trainer)
         return launch_processes(config)
     from lstmlab.runs.train import train  # with Lightning, which a launcher of processes does not need
 
     return train(config)
 
 
-def refuse_ddp(trainer: dict[str, Any]) -> None:
+def refuse_ddp(trainer: TrainerConfig) -> None:
     """Raise ValueError, with the way to do it, if this process cannot start those of `trainer=ddp`."""
     if is_sweep():
         raise ValueError(
             "trainer=ddp does not go with -m: start one run after the other, "
             "for seed in 0 1 2; do python src/train.py trainer=ddp seed=$seed; done"
         )
-    if trainer["num_nodes"] > 1:
+    if trainer.num_nodes > 1:
         raise ValueError(
-            f"trainer.num_nodes={trainer['num_nodes']}: start it on each machine with torchrun "
-            f"--nnodes={trainer['num_nodes']} --nproc-per-node={trainer['devices']} "
+            f"trainer.num_nodes={trainer.num_nodes}: start it on each machine with torchrun "
+            f"--nnodes={trainer.num_nodes} --nproc-per-node={trainer.devices} "
             "--rdzv-backend=c10d --rdzv-endpoint=HOST:29500 src/train.py trainer=ddp …"
         )
-    if trainer["accelerator"] == "gpu" and 0 < torch.cuda.device_count() < trainer["devices"]:
+    if trainer.accelerator == "gpu" and 0 < torch.cuda.device_count() < trainer.devices:
         raise ValueError(
-            f"trainer.devices={trainer['devices']}, but PyTorch finds {torch.cuda.device_count()} GPUs"
+            f"trainer.devices={trainer.devices}, but PyTorch finds {torch.cuda.device_count()} GPUs"
         )
 
 
-def work(local_rank: int, config: dict[str, Any], port: int, results: Any) -> None:
+def work(local_rank: int, settings: dict[str, Any], port: int, results: Any) -> None:
     """The body of a process that `launch` started."""
     os.setsid()  # the terminal's Ctrl-C is for the launcher, who passes it on
     launcher = multiprocessing.parent_process()
-    if launcher is None or not launcher.is_alive():  # from now on, its end is SIGINT here
+    if launcher is None or not launcher.is_alive():  # from here on, the parent's death is delivered as SIGINT
         os._exit(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "lstmlab"}
     os.environ |= {"RANK": str(local_rank), "LOCAL_RANK": str(local_rank)}
-    os.environ |= {"WORLD_SIZE": str(config["trainer"]["devices"])}
+    os.environ |= {"WORLD_SIZE": str(settings["trainer"]["devices"])}
 
-    from lstmlab.config import USER_ERRORS
+    # Lightning takes seconds to import, in which Ctrl-C must not reach this process
     from lstmlab.runs.train import train
 
     try:
-        metrics = train(config)
+        metrics = train(check("train", settings))
     except USER_ERRORS as error:
         results.put((type(error), str(error)))
         os._exit(1)  # at once: leaving the group would wait for the others
@@ -74,19 +75,19 @@ def work(local_rank: int, config: dict[str, Any], port: int, results: Any) -> No
     dist.destroy_process_group()
 
 
-def launch_processes(config: dict[str, Any]) -> dict[str, float]:
-    """`train(config)` in `trainer.devices` processes of this machine; its metrics.
+def launch_processes(config: TrainConfig) -> dict[str, float]:
+    """`train(config)` in `trainer.devices` processes of this machine; returns its metrics.
 
-    Raises what a process raised, and ChildProcessError, naming it, if one was killed: the others then end
-    too. SIGTERM and Ctrl-C are passed on, and end in SystemExit as they do in a single process.
+    Raises what a process raised, and ChildProcessError, which names it, if one was killed: the others then
+    end too. SIGTERM and Ctrl-C are passed on, and end in SystemExit as they do in a single process.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     results = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    count = config["trainer"]["devices"]
+    count = config.trainer.devices
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    context = spawn(work, (config, port, results), nprocs=count, join=False)
+    context = spawn(work, (config.to_plain(), port, results), nprocs=count, join=False)
     assert context is not None
     code = None
 
@@ -116,7 +117,7 @@ def launch_processes(config: dict[str, Any]) -> dict[str, float]:
         how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with {error.exit_code}"
         raise ChildProcessError(
             f"process {error.error_index} of {count} (pid {error.error_pid}) {how}, so the run ended; "
-            f"to go on: python src/train.py resume={config['run_dir']}"
+            f"to resume: python src/train.py resume={config.run_dir}"
         ) from None
     finally:
         for number, handler in before.items():
