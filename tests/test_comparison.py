@@ -184,13 +184,13 @@ def test_jobs_without_a_result_are_named(command, tmp_path):
     code, printed, _ = command("compare", "runs=sweep", "metrics=val/*")
     assert code == 0
     assert "| n | val/loss |\n| --- | --- |\n| 1 | 1 |" in printed
-    assert "- sweep/1: never began, kind=rnn cell=torch" in printed
+    assert "- sweep/1: never started, kind=rnn cell=torch" in printed
     assert "- sweep/2: failed or not finished, no metrics.json" in printed
-    assert "- sweep/3: never began, kind=lstm cell=torch" in printed
+    assert "- sweep/3: never started, kind=lstm cell=torch" in printed
     assert printed.count("- sweep/") == 3
     write_sweep(tmp_path / "single", "kind=gru")
     _, printed, _ = command("compare", "runs=sweep,single", "metrics=val/*")
-    assert "- single/0: never began, kind=gru" in printed
+    assert "- single/0: never started, kind=gru" in printed
 
 
 def test_a_study_that_changes_one_thing_at_a_time(command, tmp_path):

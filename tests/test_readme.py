@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hydra_plugins.lstmlab_study import jobs_of
+from hydra_plugins.lstmlab_study import list_jobs
 from lstmlab.checkpoint import load_model
 from lstmlab.config import PROJECT, quote_raw, to_plain
 from lstmlab.schema import PredictConfig, check
@@ -91,7 +91,7 @@ def test_a_command_composes(command, tmp_path):
     arguments = [quote_raw(argument) for argument in arguments if argument not in ("-m", "--help")]
     if "sweep=optuna" in arguments:
         arguments.append("callbacks.pruning=null")  # where its study is, a sweep knows
-    jobs = jobs_of([""], arguments, OverridesParser.create()) if sweep else [arguments]
+    jobs = list_jobs([""], arguments, OverridesParser.create()) if sweep else [arguments]
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
         for job in jobs:
             run_dir = [f"run_dir={tmp_path}"] if name in ("train", "bench") else []

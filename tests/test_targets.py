@@ -93,7 +93,7 @@ def test_an_optimizer_and_a_callback_of_another_package(command, package, tmp_pa
     assert state["param_groups"][0]["betas"] == [0.8, 0.9]
     code, out, error = command("train", f"resume={tmp_path}/run", "trainer.max_epochs=2", "exact=false")
     assert code == 0, error
-    assert "counted 4" in out and "resuming after step 4" in out
+    assert "counted 4" in out and "Resuming after step 4" in out
 
 
 def test_a_scheduler_of_torchs(command, tmp_path):

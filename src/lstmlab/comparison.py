@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
-from hydra_plugins.lstmlab_study import jobs_of
+from hydra_plugins.lstmlab_study import list_jobs
 from lstmlab.schema import CompareConfig
 from lstmlab.tables import markdown
 
@@ -132,14 +132,14 @@ def read_sweep(folder: Path, found: FoundRuns) -> None:
     if not numbered or not sweeper["_target_"].endswith((".BasicSweeper", "StudySweeper")):
         return
 
-    jobs = jobs_of(sweeper.get("jobs", [""]), typed, parser)
+    jobs = list_jobs(sweeper.get("jobs", [""]), typed, parser)
     for number, job in enumerate(jobs):
         path, own = folder / str(number), [part for part in job if not all(part in other for other in jobs)]
         found.swept += [part.partition("=")[0] for part in own]
         if "jobs" in sweeper:
             found.changes[path] = [part for part in own if not part.startswith("seed=")]
         if not (path / "config.yaml").exists():
-            found.left_out.append(f"{path}: never began, {' '.join(own or job)}")
+            found.left_out.append(f"{path}: never started, {' '.join(own or job)}")
 
 
 def find_compared_keys(runs: pd.DataFrame, swept: list[str], x: str | None) -> tuple[list[str], list[str]]:

@@ -199,7 +199,7 @@ def test_a_resumed_run_reports_what_it_would_have_reported(config, monkeypatch):
         "trainer.log_every_n_steps=2",
     ]
     given += [f"callbacks.doctor.{limit}" for limit in limits] + ["callbacks.last.every_n_steps=4"]
-    whole, broken = config(*given), config(*given)
+    whole, interrupted = config(*given), config(*given)
     train(whole)
 
     def kill(_, trainer, *__) -> None:
@@ -209,14 +209,14 @@ def test_a_resumed_run_reports_what_it_would_have_reported(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Throughput, "on_train_batch_end", kill)
         with pytest.raises(RuntimeError, match="killed"):
-            train(broken)
-    reports = [Path(settings.run_dir) / "doctor.md" for settings in (broken, whole)]
+            train(interrupted)
+    reports = [Path(settings.run_dir) / "doctor.md" for settings in (interrupted, whole)]
     assert reports[0].read_bytes() == reports[1].read_bytes()  # of step 2, and of step 6 after the checkpoint
-    resume(broken)
+    resume(interrupted)
     assert reports[0].read_bytes() == reports[1].read_bytes()
     assert list(findings(whole)) == ["exploding gradient", "vanishing gradient"]
     assert "## Step 2: exploding" in reports[0].read_text() and "## Step 6: van" in reports[0].read_text()
-    assert [look._replace(waiting=0) for look in looks_of(broken)] == [
+    assert [look._replace(waiting=0) for look in looks_of(interrupted)] == [
         look._replace(waiting=0) for look in looks_of(whole)
     ]
 
