@@ -155,7 +155,7 @@ def test_chrono_takes_its_steps_from_the_task(config):
 
 
 @pytest.mark.parametrize(
-    ("symbols", "text", "wrong", "said"),
+    ("symbols", "text", "wrong", "message"),
     [
         (2, "011", "012", "'2', but this model remembers 3 symbols of 0 to 1"),
         (2, " 0 1 1", "0110", "holds 4 symbols, but this model remembers 3"),
@@ -164,7 +164,7 @@ def test_chrono_takes_its_steps_from_the_task(config):
         (12, "11 0 7", "电影", "'电影'"),
     ],
 )
-def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, said):
+def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, message):
     settings = config(*TINY, f"data.symbols={symbols}")
     train(settings)
     ckpt = f"{settings.run_dir}/checkpoints/best.ckpt"
@@ -180,11 +180,11 @@ def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, 
     assert second.startswith(f"{sum(a == b for a, b in zip(recalled, shown, strict=True))} of 3")
 
     code, _, error = command("predict", f"ckpt={ckpt}", f"text={wrong}")
-    assert code == 1 and said in error and error.count("\n") == 1
+    assert code == 1 and message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("data.delay=-1", "data.delay=-1"),
         ("data.delay=[5,3]", "data.delay=[5, 3]"),
@@ -193,9 +193,9 @@ def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, 
         ("data=stdlib", "data=stdlib does not fit model=copytask"),
     ],
 )
-def test_refusals(command, override, said):
+def test_refusals(command, override, message):
     code, _, error = command("train", "model=copytask", override)
-    assert code == 1 and said in error and error.count("\n") == 1
+    assert code == 1 and message in error and error.count("\n") == 1
 
 
 def test_examples(config, capsys):

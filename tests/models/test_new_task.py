@@ -16,7 +16,7 @@ from conftest import SMALL
 from lstmlab.analysis.traces import trace
 from lstmlab.checkpoint import CheckpointIO
 from lstmlab.data.rows import Rows
-from lstmlab.export import onnx_files, safetensors_files
+from lstmlab.export import build_onnx_files, build_safetensors_files
 from lstmlab.loggers import MetricsCSV
 from lstmlab.models.base import Task, Unsupported
 from lstmlab.runs.train import build_callbacks
@@ -165,7 +165,7 @@ def test_what_it_lacks_is_refused_by_name(settings):
     with pytest.raises(Unsupported, match=r"^model=regression has no cell to analyse$"):
         trace(model, rows)
     with pytest.raises(ValueError, match=r"^model=regression has no graph to export .*format=safetensors$"):
-        onnx_files(model, {})
+        build_onnx_files(model, {})
     refusals = {
         "has no answer to a text": lambda: model.respond("text", PredictConfig.model_construct()),
         "has no examples to show": lambda: model.examples(None),
@@ -175,10 +175,10 @@ def test_what_it_lacks_is_refused_by_name(settings):
         "has no validation data to analyse": lambda: model.validation_rows(Numbers(), 1),
         "has no tokens to show": lambda: model.token_texts(rows),
     }
-    for said, call in refusals.items():
-        with pytest.raises(Unsupported, match=f"^model=regression {re.escape(said)}$"):
+    for message, call in refusals.items():
+        with pytest.raises(Unsupported, match=f"^model=regression {re.escape(message)}$"):
             call()
-    assert list(safetensors_files(model, {})) == ["model.safetensors"]
+    assert list(build_safetensors_files(model, {})) == ["model.safetensors"]
 
 
 def test_what_it_has_is_analysed(settings):
