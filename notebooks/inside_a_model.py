@@ -188,7 +188,7 @@ def _(direction, layer, text, unit, values):
 @app.cell
 def _(cell, values):
     retain = gates.RETAINS.get(cell.kind)
-    half_lives = gates.half_life(values[retain]) if retain else None
+    half_lives = gates.compute_half_lives(values[retain]) if retain else None
     _parts = [mo.md("## How long it remembers")]
     if half_lives is None:
         _parts.append(mo.md("A vanilla RNN has no gate that says how much stays: there is no half-life."))
@@ -219,7 +219,7 @@ def _(half_lives, retain, text, values):
     _order = torch.arange(values["h"].size(-1)) if half_lives is None else half_lives[-1, 0].argsort()
     _parts = [mo.md("## All units"), plots.draw_gates(values, _order, text)]
     if retain:
-        _kept = gates.kept_by_token(values[retain][-1, 0], text, max(2, len(text) // 300))
+        _kept = gates.rank_tokens_by_kept(values[retain][-1, 0], text, max(2, len(text) // 300))
         _words = [f"`{token!r}` {mean:.2f}" for token, _, mean in _kept]
         _parts.append(
             mo.md(
@@ -233,7 +233,7 @@ def _(half_lives, retain, text, values):
 
 @app.cell
 def _(values):
-    _found = {name: gates.saturation(values[name]) for name in values if name in gates.SIGMOIDS}
+    _found = {name: gates.measure_saturation(values[name]) for name in values if name in gates.SIGMOIDS}
     mo.stop(not _found)
     mo.vstack(
         [

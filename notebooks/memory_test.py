@@ -14,7 +14,7 @@ with app.setup:
     from torch import nn
     from torch.nn import functional as F
 
-    from lstmlab.analysis.gradient_flow import at_initialisation
+    from lstmlab.analysis.gradient_flow import measure_initial_gradient_flows
     from lstmlab.analysis.plots import draw_gradient_flows
     from lstmlab.cells import build_cell
     from lstmlab.data.copy_task import copy_batch
@@ -61,7 +61,7 @@ def _():
     A product of factors below 1 vanishes. The dotted lines are $.85^t$ and $.98^t$.
 
     ```python
-    at_initialisation(T=100, hidden_size=32)  # untrained cells on noise
+    measure_initial_gradient_flows(T=100, hidden_size=32)  # untrained cells on noise
     ```
     """),
             mo.hstack([hidden, flow_steps], justify="start", gap=3),
@@ -78,7 +78,7 @@ def lag(norms: torch.Tensor, share: float = 0.01) -> int:
 
 @app.cell
 def _(flow_steps, hidden):
-    flows = at_initialisation(flow_steps.value, hidden.value)
+    flows = measure_initial_gradient_flows(flow_steps.value, hidden.value)
     _rows = [
         [
             name,
