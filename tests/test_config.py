@@ -237,12 +237,12 @@ WRONG = [
     (
         "train",
         "model=seq2seq model.r_drop=2 model.dropout=0",
-        "model.r_drop=2.0 compares readings that differ by dropout; raise model.dropout",
+        "model.r_drop=2.0 compares two passes that differ by dropout; raise model.dropout",
     ),
     (
         "train",  # a single layer has no dropout between layers
         "model=seq2seq model.r_drop=2 model.dropout=0 cell.dropout=0.5 cell.num_layers=1",
-        "model.r_drop=2.0 compares readings that differ by dropout; raise model.dropout",
+        "model.r_drop=2.0 compares two passes that differ by dropout; raise model.dropout",
     ),
     (
         "train",

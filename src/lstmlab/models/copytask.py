@@ -19,8 +19,8 @@ from lstmlab.schema import PredictConfig, TrainConfig
 class CopyTask(Task):
     """p(symbol_k | all inputs), k = 1 … K: one-hot → recurrent stack → projection (symbols).
 
-    Only the last K = `length` steps, the recall, count. The loss is in nats per symbol. `cell.init=chrono` with
-    `cell.chrono_steps=null` uses the length of a training sequence.
+    Only the last K = `length` steps, the recall, count. The loss is in nats per symbol. With
+    `cell.chrono_steps=null`, `cell.init=chrono` uses the length of a training sequence.
     """
 
     def __init__(self, config: TrainConfig, info: dict):
