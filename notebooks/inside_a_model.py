@@ -219,7 +219,7 @@ def _(half_lives, retain, text, values):
     _order = torch.arange(values["h"].size(-1)) if half_lives is None else half_lives[-1, 0].argsort()
     _parts = [mo.md("## All units"), plots.draw_gates(values, _order, text)]
     if retain:
-        _kept = gates.rank_tokens_by_kept(values[retain][-1, 0], text, max(2, len(text) // 300))
+        _kept = gates.rank_tokens(values[retain][-1, 0], text, max(2, len(text) // 300))
         _words = [f"`{token!r}` {mean:.2f}" for token, _, mean in _kept]
         _parts.append(
             mo.md(

@@ -14,7 +14,7 @@ with app.setup:
     from torch import nn
     from torch.nn import functional as F
 
-    from lstmlab.analysis.gradient_flow import count_steps_reached, measure_initial_gradient_flows
+    from lstmlab.analysis.gradient_flow import count_steps_reached, measure_initial_flows
     from lstmlab.analysis.plots import draw_gradient_flows
     from lstmlab.cells import build_cell
     from lstmlab.data.copy_task import copy_batch
@@ -61,7 +61,7 @@ def _():
     A product of factors below 1 vanishes. The dotted lines are $.85^t$ and $.98^t$.
 
     ```python
-    measure_initial_gradient_flows(T=100, hidden_size=32)  # untrained cells on noise
+    measure_initial_flows(T=100, hidden_size=32)  # untrained cells on noise
     ```
     """),
             mo.hstack([hidden, flow_steps], justify="start", gap=3),
@@ -72,7 +72,7 @@ def _():
 
 @app.cell
 def _(flow_steps, hidden):
-    flows = measure_initial_gradient_flows(flow_steps.value, hidden.value)
+    flows = measure_initial_flows(flow_steps.value, hidden.value)
     _rows = [
         [
             name,

@@ -99,8 +99,7 @@ class OptunaSweeper(Sweeper):
                 log.info(f"Trial {ended.number}: {ended.state.name.lower()}, {ended.value}")
             for result in results:
                 if not isinstance(result._return_value, (optuna.TrialPruned, *TRIAL_FAILURES)):
-                    # Raises the error of a job that failed
-                    _ = result.return_value
+                    _ = result.return_value  # raises the error of a failed job
         if not study.get_trials(states=(TrialState.COMPLETE,)):
             raise ValueError(f"{folder}: none of the {self.n_trials} trials finished")
         best = study.best_trial

@@ -35,9 +35,7 @@ class FoundRuns:
     finished_runs: list[tuple[Path, dict[str, Any], dict[str, float]]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # each run without a result, and why
     swept_keys: list[str] = field(default_factory=list)  # keys and groups that a multirun.yaml sweeps
-    changes: dict[Path, list[str]] = field(
-        default_factory=dict
-    )  # overrides of a study's job, but for the seed
+    changes: dict[Path, list[str]] = field(default_factory=dict)  # what each job of a study sets, seeds aside
 
 
 def compare(config: CompareConfig) -> str:
@@ -96,8 +94,7 @@ def search_folder(folder: Path, found: FoundRuns) -> None:
         if "multirun.yaml" in files:
             read_sweep(Path(parent), found)
         if "config.yaml" in files:
-            # wandb writes a config.yaml of its own below a run
-            below.clear()
+            below.clear()  # wandb writes another config.yaml below a run
             read_run(Path(parent), found)
     if len(found.finished_runs) + len(found.left_out) == before:
         raise FileNotFoundError(f"runs={folder}: no run in this folder; a run has a config.yaml")
@@ -109,9 +106,7 @@ def read_run(folder: Path, found: FoundRuns) -> None:
         run_dir, settings = config["run_dir"], {"seed": config["seed"]}
         for key, value in pd.json_normalize(config).astype(object).iloc[0].items():
             if isinstance(value, bool) or not isinstance(value, int | float | str):
-                value = json.dumps(
-                    value, default=str, ensure_ascii=False
-                )  # as on the command line: true, null, [1, 2]
+                value = json.dumps(value, default=str, ensure_ascii=False)  # as typed: true, null, [1, 2]
             # Paths inside the run's folder always differ
             settings[key] = value.replace(run_dir, "") if isinstance(value, str) else value
         if (folder / "metrics.json").exists():

@@ -31,18 +31,15 @@ def read_conf() -> tuple[dict[str, str], dict[str, str]]:
         for path, _, value in walk_keys(yaml.compose(file.read_text(encoding="utf-8")), find_package(file)):
             if path.endswith("._target_"):
                 targets.setdefault(path.removesuffix("._target_"), value.value)
-        if file.parent.name not in (
-            "debug",
-            "experiment",
-            "sweep",
-        ):  # whose comments explain values, not keys
+        # The comments of recipes explain values, not keys
+        if file.parent.name not in ("debug", "experiment", "sweep"):
             for path, comment in read_comments(file).items():
                 comments.setdefault(path, comment)
                 comments[f"{file.stem}/{path}"] = comment
     return comments, targets
 
 
-def join_members(members: list[Schema]) -> Schema:
+def unite(members: list[Schema]) -> Schema:
     """The union of `members`. A scalar or a list may also be an interpolation."""
     objects = [member for member in members if member.get("type") == "object"]
     values = [member for member in members if member not in objects]
@@ -64,9 +61,7 @@ def list_members(classes: Schema, node: Schema, path: str, file: str) -> list[Sc
         return [member for one in union for member in list_members(classes, one, path, file)]
     if node.get("type") == "object":
         return [describe_object(classes, node, path, file)]
-    items = (
-        {"items": join_members(list_members(classes, node["items"], path, file))} if "items" in node else {}
-    )
+    items = {"items": unite(list_members(classes, node["items"], path, file))} if "items" in node else {}
     return [{word: node[word] for word in node if word in KEYWORDS} | items]
 
 
@@ -93,7 +88,7 @@ def describe_object(classes: Schema, node: Schema, path: str, file: str) -> Sche
     described: Schema = {"type": "object", "properties": {}}
     for key, value in [*keys.items(), *([("*", other_keys)] if other_keys else [])]:
         below = f"{path}.{key}".removeprefix(".")
-        schema = join_members(select_class(list_members(classes, value, below, file), targets.get(below, "")))
+        schema = unite(select_class(list_members(classes, value, below, file), targets.get(below, "")))
         comment = comments.get(f"{file}/{below}", comments.get(below) if file in ("", "bench") else None)
         described["properties"][key] = schema | ({"description": comment} if comment else {})
     rest = described["properties"].pop("*", other_keys == {})
@@ -117,7 +112,7 @@ def build_schemas() -> dict[str, Schema]:
     for members in found.values():
         for member in members:
             member["properties"] |= defaults
-    return {name: join_members(members) for name, members in found.items()}
+    return {name: unite(members) for name, members in found.items()}
 
 
 def format_json(node: Any, indent: str = "\n") -> str:

@@ -7,7 +7,7 @@ from lstmlab.analysis.gates import (
     compute_half_lives,
     find_forgetting_steps,
     measure_saturation,
-    rank_tokens_by_kept,
+    rank_tokens,
     split_context,
 )
 
@@ -36,10 +36,10 @@ def test_forgetting_is_ranked():
     f = torch.tensor([[0.9, 0.7], [0.1, 0.3], [0.6, 0.4], [0.0, 0.2]])
     assert [step for step, _ in find_forgetting_steps(f, 3)] == [3, 1, 2]
     assert find_forgetting_steps(f, 1)[0][1] == pytest.approx(0.1)
-    ranked = rank_tokens_by_kept(f, ["a", "b", "a", "c"], 1)
+    ranked = rank_tokens(f, ["a", "b", "a", "c"], 1)
     assert [(token, count) for token, count, _ in ranked] == [("c", 1), ("b", 1), ("a", 2)]
     assert ranked[-1][2] == pytest.approx(0.65)
-    assert [token for token, *_ in rank_tokens_by_kept(f, ["a", "b", "a", "c"], 2)] == ["a"]
+    assert [token for token, *_ in rank_tokens(f, ["a", "b", "a", "c"], 2)] == ["a"]
 
 
 def test_context_is_cut_at_its_width():

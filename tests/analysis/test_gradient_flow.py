@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_gradient_flows
+from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_flows
 from lstmlab.cells import HiddenState, build_cell
 
 
@@ -62,7 +62,7 @@ def test_against_finite_differences(kind):
 
 def test_untrained_cells_behave_as_known():
     """Over 100 steps the gradient of an RNN vanishes; that of an LSTM with chrono biases survives."""
-    flows = measure_initial_gradient_flows(T=100, hidden_size=32)
+    flows = measure_initial_flows(T=100, hidden_size=32)
     assert flows["RNN, PyTorch's"]["h"][0] < 1e-12
     assert flows["LSTM, chrono"]["c"][0] > 1e-3
     assert all(flow["h"][-1] == pytest.approx(1) for flow in flows.values())

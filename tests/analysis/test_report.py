@@ -9,7 +9,7 @@ import torch
 from conftest import SMALL
 from lstmlab.analysis import plots, report
 from lstmlab.analysis.gates import Saturation
-from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_gradient_flows
+from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_flows
 from lstmlab.analysis.probes import find_units
 from lstmlab.analysis.traces import load_validation_rows, trace
 from lstmlab.checkpoint import load_model
@@ -98,7 +98,7 @@ def test_gradient_flow_is_reported(trained, tmp_path):
     model: Any = load_model(f"{trained('charlm')}/checkpoints/last.ckpt", "scratch")
     rows = model.read_text("line 1: é 5\n" * 40)
     text = report.report_gradient_flow(model, rows, tmp_path)
-    flows = measure_initial_gradient_flows(100)
+    flows = measure_initial_flows(100)
     flows["trained"] = measure_gradient_flow(
         model.cell, model.embedding(rows.ids.view(4, 120)[:, :100]).detach()
     )

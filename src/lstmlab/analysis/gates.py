@@ -39,7 +39,7 @@ def find_forgetting_steps(f: Tensor, top: int) -> list[tuple[int, float]]:
     return list(zip(lowest.indices.tolist(), lowest.values.tolist(), strict=True))
 
 
-def rank_tokens_by_kept(f: Tensor, tokens: list[str], least: int) -> list[tuple[str, int, float]]:
+def rank_tokens(f: Tensor, tokens: list[str], least: int) -> list[tuple[str, int, float]]:
     """(token, count, mean of f (N, H) at it), lowest mean first; a count below `least` leaves a token out."""
     kinds = sorted(set(tokens))
     numbers = {token: k for k, token in enumerate(kinds)}

@@ -41,7 +41,7 @@ def count_steps_reached(norms: Tensor, share: float) -> int:
     return int((norms.flip(0)[1:] >= share).long().cumprod(0).sum())
 
 
-def measure_initial_gradient_flows(
+def measure_initial_flows(
     T: int = 100, hidden_size: int = 128, seed: int = 0
 ) -> dict[str, dict[str, Tensor]]:
     """The gradient flow of untrained cells on 32 rows of Gaussian noise: name → flow.

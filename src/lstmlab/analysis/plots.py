@@ -20,7 +20,7 @@ def make_grid(rows: int, columns: int, width: float, height: float) -> tuple[Fig
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
-def describe_place(layer: int, direction: int) -> str:
+def name_place(layer: int, direction: int) -> str:
     return f"layer {layer}" + (", backwards" if direction else "")
 
 
@@ -33,9 +33,7 @@ def draw_saturations(found: Mapping[str, Saturation]) -> Figure:
             ax, (low, high) = axes[k][gate], found[name]
             ax.scatter(low[layer, direction], high[layer, direction], s=12, alpha=0.5)
             ax.plot([0, 1], [1, 0], color="grey", linewidth=0.8)
-            ax.set(
-                title=f"{name}, {describe_place(layer, direction)}", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03)
-            )
+            ax.set(title=f"{name}, {name_place(layer, direction)}", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
             ax.set(xlabel="share of steps below 0.1", ylabel="above 0.9", aspect="equal")
     return figure
 
@@ -47,7 +45,7 @@ def draw_half_lives(steps: Tensor) -> Figure:
     bins = np.geomspace(0.1, max(10.0, float(finite.max()) if len(finite) else 10.0), 40)
     for layer, direction in np.ndindex(*steps.shape[:2]):
         values = steps[layer, direction].clamp(0.1, bins[-1])
-        ax.hist(values, bins.tolist(), histtype="step", linewidth=1.6, label=describe_place(layer, direction))
+        ax.hist(values, bins.tolist(), histtype="step", linewidth=1.6, label=name_place(layer, direction))
     ax.set(xscale="log", xlabel="half-life of the memory, in steps", ylabel="units")
     ax.legend()
     return figure

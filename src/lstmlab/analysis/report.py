@@ -8,11 +8,7 @@ import numpy as np
 import torch
 
 from lstmlab.analysis import gates, plots, written
-from lstmlab.analysis.gradient_flow import (
-    count_steps_reached,
-    measure_gradient_flow,
-    measure_initial_gradient_flows,
-)
+from lstmlab.analysis.gradient_flow import count_steps_reached, measure_gradient_flow, measure_initial_flows
 from lstmlab.analysis.page import LABELS, write_page
 from lstmlab.analysis.probes import ProbeResult, find_units
 from lstmlab.analysis.traces import load_model_data, load_validation_rows, trace
@@ -106,15 +102,13 @@ def report_forgetting(f: torch.Tensor, tokens: list[str]) -> str:
     words = [token if token.isspace() else token.strip(" \n") for token in tokens]
     for layer, direction in np.ndindex(*f.shape[:2]):
         kept = f[layer, direction]
-        ranked = [
-            f"{t!r} {mean:.2f}" for t, _, mean in gates.rank_tokens_by_kept(kept, words, len(tokens) // 500)
-        ]
+        ranked = [f"{t!r} {mean:.2f}" for t, _, mean in gates.rank_tokens(kept, words, len(tokens) // 500)]
         rows = [
             [f"{mean:.3f}", *(f"`{piece!r}`" for piece in gates.split_context(tokens, step))]
             for step, mean in gates.find_forgetting_steps(kept, 10)
         ]
         parts += [
-            f"{plots.describe_place(layer, direction).capitalize()} keeps least at {', '.join(ranked[:6])}; "
+            f"{plots.name_place(layer, direction).capitalize()} keeps least at {', '.join(ranked[:6])}; "
             f"most at {', '.join(ranked[:-7:-1])} (mean over the units).",
             markdown(["kept", "before", "token", "after"], rows),
         ]
@@ -129,7 +123,7 @@ def report_memory(half_lives: torch.Tensor, retain: str) -> str:
         longest = values.topk(min(3, len(values)))
         rows.append(
             [
-                plots.describe_place(layer, direction),
+                plots.name_place(layer, direction),
                 *(f"{values.quantile(share):.3g}" for share in (0.1, 0.5, 0.9)),
                 ", ".join(f"{v:.4g} (unit {u})" for v, u in zip(*longest, strict=True)),
             ]
@@ -143,7 +137,7 @@ def report_saturation(found: dict[str, gates.Saturation]) -> str:
         [place, name, f"{low:.1%}", f"{high:.1%}"]
         for name, shares in found.items()
         for place, low, high in (
-            (plots.describe_place(*at), shares.low[at].mean(), shares.high[at].mean())
+            (plots.name_place(*at), shares.low[at].mean(), shares.high[at].mean())
             for at in np.ndindex(*shares.low.shape[:2])
         )
     ]
@@ -192,7 +186,7 @@ def tabulate_probes(results: list[ProbeResult]) -> str:
 
 def report_gradient_flow(model: Task, rows: Rows, folder: Path) -> str:
     """How far gradients reach in untrained cells, and in the model's cell on the rows."""
-    flows, cell = measure_initial_gradient_flows(FLOW_STEPS), model.traced_cell()
+    flows, cell = measure_initial_flows(FLOW_STEPS), model.traced_cell()
     text = f"## Gradient flow\n\n‖∂loss/∂h_t‖ as a share of that at T = {FLOW_STEPS}, by steps back."
     if cell.bidirectional:
         text += " The model is left out: it is bidirectional, so its gradient flows both ways."

@@ -232,8 +232,7 @@ def explain_kept_graph(older: int, total: int) -> Finding:
 
 
 def suggest_learning_rate(config: TrainConfig, factor: float) -> str:
-    """The override that multiplies the learning rate by `factor`, or sets the recommended rate if that is a
-    step in the same direction."""
+    """Multiply the learning rate by `factor`, or take the recommended rate if it is in that direction."""
     lr, recommended = config.optimizer.lr, config.model.recommends.lr
     # Tasks recommend a rate for Adam and AdamW
     adaptive = "Adam" in config.optimizer.target

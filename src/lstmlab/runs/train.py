@@ -115,8 +115,7 @@ def set_up_process(config: TrainConfig) -> TrainConfig:
         config = config.replace({"run_dir": distributed.gather_objects(config.run_dir)[0]})
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    # TF32 on GPUs that have it; no effect on the CPU
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; no effect on the CPU
     keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     return config
@@ -141,8 +140,7 @@ def load_training_data(config: TrainConfig) -> Any:
         datamodule.prepare_data()
     datamodule.setup("fit")
 
-    # Lightning's own overfit_batches would ask the data set for items 0, 1, …
-    if count := config.trainer.overfit_batches:
+    if count := config.trainer.overfit_batches:  # Lightning would ask the data set for items 0, 1, …
         batches: Any = list(islice(datamodule.train_dataloader(), count))
         datamodule.train_dataloader = lambda: StatefulDataLoader(
             batches, batch_size=None, generator=torch.Generator()
@@ -151,7 +149,7 @@ def load_training_data(config: TrainConfig) -> Any:
 
 
 def with_step_limits(config: TrainConfig, batches: int) -> TrainConfig:
-    """The configuration with both limits filled in, as schedules need them; `batches`: those of an epoch."""
+    """The configuration with the max_epochs and max_steps that the run will reach, which schedules need."""
     trainer = config.trainer
     batches = min(batches, trainer.limit_train_batches or batches)
     steps_per_epoch = -(-batches // trainer.accumulate_grad_batches)
@@ -236,21 +234,16 @@ def evaluate_best(trainer: L.Trainer, model: Task, datamodule: Any) -> dict[str,
 
 
 def delete_requeue_checkpoints(trainer: L.Trainer) -> None:
-    """Delete the checkpoints that Lightning saves in the middle of a step before SLURM requeues the job.
-
-    Lightning would load them by itself, even for the test. The job resumes from last.ckpt instead.
-    """
+    """Delete what Lightning saves in the middle of a step before SLURM requeues the job: it would load that
+    by itself, even for the test. The job resumes from last.ckpt instead."""
     for path in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
         path.unlink()
 
 
 @contextmanager
 def handling_interrupts(run_dir: Path) -> Iterator[None]:
-    """Turn Ctrl-C into SIGTERM, after which Lightning and LastCheckpoint save and stop between two steps.
-
-    A second Ctrl-C stops at once. The exit code is 128 + the number of the signal. A full disk or a deleted
-    folder raises OSError with one sentence.
-    """
+    """Turn Ctrl-C into SIGTERM, after which Lightning and LastCheckpoint save and stop between two steps; a
+    second Ctrl-C stops at once. The exit code is 128 + the number of the signal."""
     code = 128 + signal.SIGTERM
     command = f"python src/train.py resume={run_dir}"
 
@@ -280,7 +273,6 @@ def handling_interrupts(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def explaining_out_of_memory(run_dir: Path) -> Iterator[None]:
-    """Raise MemoryError, in one sentence, when PyTorch runs out of memory."""
     try:
         yield
     except RuntimeError as error:
