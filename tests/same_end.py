@@ -1,9 +1,11 @@
 """Small runs in which every part has state, processes to run them, and a check that two ended the same."""
 
 import csv
+import importlib
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ import yaml
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.config import PROJECT
+from lstmlab.models.base import Task
+from lstmlab.runs.launch import run_worker
 from lstmlab.runs.train import train
 from lstmlab.schema import TrainConfig, check
 
@@ -62,6 +66,18 @@ def start(settings: TrainConfig) -> multiprocessing.process.BaseProcess:
     while process.is_alive() and not (Path(settings.run_dir) / "config.yaml").exists():
         time.sleep(0.001)
     return process
+
+
+def run_worker_until(batch: int, rank: int, settings: TrainConfig, port: int, results: Any) -> None:
+    """`run_worker`, with SIGTERM to the second process at this batch of the first epoch."""
+
+    def begin_batch(_: Task, __: Any, batch_idx: int) -> None:
+        if (rank, batch_idx) == (1, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    module, name = settings.model.module.split(".")
+    getattr(importlib.import_module(f"lstmlab.models.{module}"), name).on_train_batch_start = begin_batch
+    run_worker(rank, settings.to_plain(), port, results)
 
 
 def overrides(name: str, text_file: Path) -> list[str]:
