@@ -48,18 +48,18 @@ def _():
     # One LSTM cell, one step
 
     The cell has a **long-term memory** $C$, along the top of the drawing, and a **short-term memory** $h$,
-    along the bottom. At each time step it reads an input $x$, changes both and hands them on. Here each of
-    them is a single number, so that every product and sum can be followed by hand.
+    along the bottom. At each time step it reads an input $x$, changes both and hands them on. Here each
+    is a single number, so that every product and sum can be followed by hand.
 
-    Click a step in the drawing to see its arithmetic. Move any slider and follow what changes. A line of the
-    long-term memory is as thick as the number on it is large.
+    Click a step in the drawing to see its arithmetic. Move any slider and watch what changes. The larger the
+    number on a line of the long-term memory, the thicker the line.
     """)
     return
 
 
 @app.function
-def forward(x: float, h: float, C: float, W: dict[str, tuple[float, float, float]]) -> dict[str, float]:
-    """Every number of one step; a_f is what goes into the gate f."""
+def compute_step(x: float, h: float, C: float, W: dict[str, tuple[float, float, float]]) -> dict[str, float]:
+    """Every number of one step; a_f is the input of gate f."""
     v = {"x": x, "h0": h, "C0": C}
     for gate, (W_h, W_x, b) in W.items():
         a = W_h * h + W_x * x + b
@@ -72,13 +72,13 @@ def forward(x: float, h: float, C: float, W: dict[str, tuple[float, float, float
 
 
 @app.function
-def number(value: float, places: int = 3) -> str:
+def format_number(value: float, places: int = 3) -> str:
     return f"{value:.{places}f}".replace("-", "−")
 
 
 @app.function
-def draw(v: dict[str, float], step: str) -> str:
-    """The cell as SVG, 1000 × 600: what is computed up to `step` in colour, the rest faint."""
+def draw_cell(v: dict[str, float], step: str) -> str:
+    """The cell as SVG, 1000 × 600: everything up to `step` in colour, the rest faint."""
     names = list(STEPS)
     at = dict(zip("figo", (262, 422, 578, 738), strict=True))
 
@@ -86,19 +86,19 @@ def draw(v: dict[str, float], step: str) -> str:
         return f'<g opacity="{1 if names.index(of) <= names.index(step) else 0.14}">{body}</g>'
 
     def line(path: str, colour: str, of: str | None = None, width: float = 3, tip: bool = True) -> str:
-        """A line that belongs to a step; in the one looked at, the data flow."""
+        """A line that belongs to a step; data flow along the lines of the chosen step."""
         end = f' marker-end="url(#tip-{colour[1:]})"' if tip else ""
         drawn = f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{width:.1f}"{end}/>'
         flow = f'<path class="flow" d="{path}" style="stroke-width:{max(1.5, width / 3):.1f}px"/>'
         return drawn + (flow if of == step else "")
 
     def pill(x: float, y: float, key: str, colour: str, label: str = "", places: int = 3) -> str:
-        """A number on a line, its name above it."""
+        """A number on a line, with its name above."""
         name = f'<text class="name" x="{x}" y="{y - 21}" fill="{colour}">{label}</text>' if label else ""
         return (
             f'<rect x="{x - 34}" y="{y - 14}" width="68" height="28" rx="14" fill="white" stroke="{colour}"'
             f' stroke-width="1.5"/><text class="value" data-value="{key}" x="{x}" y="{y + 5}">'
-            f"{number(v[key], places)}</text>{name}"
+            f"{format_number(v[key], places)}</text>{name}"
         )
 
     def node(x: float, y: float, sign: str, colour: str) -> str:
@@ -108,7 +108,7 @@ def draw(v: dict[str, float], step: str) -> str:
         )
 
     def curve(x: float, y: float, function: str, a: float, colour: str) -> str:
-        """σ or tanh from −6 to 6, 56 wide and 40 high, and where on it we are."""
+        """σ or tanh from −6 to 6, 56 wide and 40 high, with the current point on it."""
         low = -1 if function == "tanh" else 0
 
         def point(a: float) -> str:
@@ -141,7 +141,7 @@ def draw(v: dict[str, float], step: str) -> str:
             + curve(x - 32, 352, "tanh" if name == "g" else "σ", v[f"a_{name}"], colour)
             + f'<text class="name" x="{x + 34}" y="342" fill="{colour}">{name}</text>'
             f'<text class="result" data-value="{name}" x="{x + 34}" y="366" fill="{colour}">'
-            f"{number(value)}</text>" + pill(x, 440, f"a_{name}", COLOURS["x"], "", 2),
+            f"{format_number(value)}</text>" + pill(x, 440, f"a_{name}", COLOURS["x"], "", 2),
         )
 
     def thick(key: str) -> float:
@@ -217,8 +217,8 @@ def draw(v: dict[str, float], step: str) -> str:
 
 
 @app.function
-def arithmetic(step: str, v: dict[str, float], W: dict[str, tuple[float, float, float]]) -> str:
-    """The step's equation, the equation with its numbers, and the scratch cell's line, as Markdown."""
+def explain_step(step: str, v: dict[str, float], W: dict[str, tuple[float, float, float]]) -> str:
+    """The equation of a step, the same with numbers, and its line in the scratch cell, as Markdown."""
 
     def n(value: float, places: int = 3) -> str:
         text = f"{value:.{places}f}"
@@ -258,7 +258,7 @@ def arithmetic(step: str, v: dict[str, float], W: dict[str, tuple[float, float, 
     equation = r"\begin{aligned}" + r" \\ ".join(rows) + r"\end{aligned}"
     return (
         f"### {STEPS[step].replace('term', 'term memory')}\n\n{meaning[step]}\n\n$${equation}$$\n\n"
-        f"The scratch cell's line, in `lstmlab/cells/scratch.py`:\n\n```python\n{code}\n```"
+        f"The line of the scratch cell, in `lstmlab/cells/scratch.py`:\n\n```python\n{code}\n```"
     )
 
 
@@ -304,7 +304,7 @@ def _(preset):
 @app.cell
 def _(inputs, weights):
     W = {gate: tuple(values) for gate, values in weights.value.items()}
-    v = forward(inputs.value["x"], inputs.value["h"], inputs.value["C"], W)
+    v = compute_step(inputs.value["x"], inputs.value["h"], inputs.value["C"], W)
     return W, v
 
 
@@ -319,7 +319,7 @@ def _(set_step):
 @app.cell
 def _(set_memory, v):
     again = mo.ui.button(
-        label="next time step: h and C go back in",
+        label="next time step: feed h and C back",
         on_change=lambda _: set_memory((round(v["h"], 2), max(-6.0, min(6.0, round(v["C"], 2))))),
     )
     return (again,)
@@ -341,14 +341,14 @@ def _(get_step, steps, v):
     )
     mo.Html(
         f'<div style="overflow-x:auto"><div style="position:relative;width:1000px">'
-        f"{draw(v, get_step())}{_buttons}</div></div>"
+        f"{draw_cell(v, get_step())}{_buttons}</div></div>"
     )
     return
 
 
 @app.cell
 def _(W, get_step, v):
-    mo.md(arithmetic(get_step(), v, W))
+    mo.md(explain_step(get_step(), v, W))
     return
 
 
@@ -371,10 +371,10 @@ def _(preset, weights):
 def _(W, v):
     cell = build_cell("scratch", 1, 1).double()
     with torch.no_grad():
-        for k, gate_name in enumerate("ifgo"):  # the order in which nn.LSTM stacks its gates
+        for k, gate_name in enumerate("ifgo"):  # the gate order of nn.LSTM
             W_h, W_x, b = W[gate_name]
             cell.weight_hh_l0[k], cell.weight_ih_l0[k], cell.bias_ih_l0[k] = W_h, W_x, b
-            cell.bias_hh_l0[k] = 0  # stored biases come in pairs; their sum counts
+            cell.bias_hh_l0[k] = 0  # nn.LSTM stores two biases and adds them
         x, h, c = (torch.full((1, 1, 1), v[name], dtype=torch.float64) for name in ("x", "h0", "C0"))
         _, _, found = cell.trace(x, LSTMState(h, c))
     difference = max(abs(found[name.lower()].item() - v[name]) for name in STEPS)

@@ -34,8 +34,8 @@ def _():
     mo.md(r"""
     # Inside a trained model
 
-    Any checkpoint, trained on whatever backend, is opened through the scratch cell, which gives every gate
-    and state of every step. The equations again:
+    A checkpoint of any backend is opened with the scratch cell, which returns every gate and state of every
+    step. The equations again:
 
     $$i, f, o = \sigma(W[h, x] + b) \qquad g = \tanh(W_g [h, x] + b_g) \qquad
     c' = f \odot c + i \odot g \qquad h' = o \odot \tanh c'$$
@@ -49,16 +49,16 @@ def _():
 
 
 @app.function
-def newest() -> str:
+def find_newest_checkpoint() -> str:
     """The latest best.ckpt under logs/, or an empty string."""
     found = (PROJECT / "logs").rglob("checkpoints/best.ckpt")
     return str(max(found, key=lambda path: path.stat().st_mtime, default=""))
 
 
 @app.function
-def train_a_small_one() -> str:
-    """A character model of 64 units, 200 steps on the standard library's source: its checkpoint."""
-    from lstmlab.runs.train import train  # Lightning's import takes seconds
+def train_small_model() -> str:
+    """Train a character model of 64 units for 200 steps on the standard library. Returns its checkpoint."""
+    from lstmlab.runs.train import train  # importing Lightning takes seconds
 
     overrides = ["cell.hidden_size=64", "cell.num_layers=1", "cell=fused", "trainer.max_steps=200"]
     overrides += ["data.max_chars=300_000", "data.max_val_chars=10_000", "trainer.enable_progress_bar=false"]
@@ -71,10 +71,10 @@ def train_a_small_one() -> str:
 
 
 @app.function
-def coloured(text: list[str], values: torch.Tensor, low: float, high: float) -> mo.Html:
-    """Tokens on a ground from blue (low) over white to red (high); the value on hover. values (N,)."""
+def colour_tokens(tokens: list[str], values: torch.Tensor, low: float, high: float) -> mo.Html:
+    """Tokens on a background from blue (low) to red (high), with their values (N,) on hover."""
     spans = []
-    for token, value in zip(text, values.tolist(), strict=True):
+    for token, value in zip(tokens, values.tolist(), strict=True):
         share = 2 * (value - low) / (high - low) - 1  # −1 … 1
         colour = f"rgba({'220,38,38' if share > 0 else '37,99,235'},{min(1, abs(share)) * 0.75:.2f})"
         body = html.escape(token).replace("\n", "⏎<br>")
@@ -88,9 +88,9 @@ def coloured(text: list[str], values: torch.Tensor, low: float, high: float) -> 
 def _():
     _given = mo.cli_args().get("ckpt")  # marimo run notebooks/inside_a_model.py -- --ckpt PATH
     ckpt_box = mo.ui.text(
-        str(_given or newest()),
+        str(_given or find_newest_checkpoint()),
         label="checkpoint",
-        placeholder="empty: a small one is trained now, in some seconds",
+        placeholder="empty: train a small model now, in a few seconds",
         full_width=True,
     )
     text_box = mo.ui.text_area(
@@ -105,7 +105,7 @@ def _(ckpt_box):
     model: Any = None
     try:
         with mo.status.spinner("Training a small model …" if not ckpt_box.value else "Opening …"):
-            ckpt = ckpt_box.value.strip() or train_a_small_one()
+            ckpt = ckpt_box.value.strip() or train_small_model()
             model = load_model(ckpt, "scratch")
     except (ValueError, OSError) as _error:
         mo.stop(True, mo.callout(mo.md(str(_error)), "danger"))
@@ -157,7 +157,7 @@ def _(backwards, layer, shown, text, unit, values):
         [
             mo.md("## One unit, over the text"),
             mo.hstack([control for control in _controls if control is not None], justify="start", gap=2),
-            coloured(text, _series, _low, _limit),
+            colour_tokens(text, _series, _low, _limit),
             mo.md(f"Blue is {_low:.2g}, red is {_limit:.2g}; the value of a character shows on hover."),
         ]
     )
@@ -188,16 +188,16 @@ def _(direction, layer, text, unit, values):
 @app.cell
 def _(cell, values):
     retain = gates.RETAINS.get(cell.kind)
-    half_lives = gates.half_life(values[retain]) if retain else None
+    half_lives = gates.compute_half_lives(values[retain]) if retain else None
     _parts = [mo.md("## How long it remembers")]
     if half_lives is None:
-        _parts.append(mo.md("A vanilla RNN has no gate that says how much stays: there is no half-life."))
+        _parts.append(mo.md("A vanilla RNN has no gate that keeps its state, and so no half-life."))
     else:
         _middle = half_lives[half_lives.isfinite()].median()
         _parts += [
             mo.md(
                 rf"""
-    After $t$ steps the share $\prod {retain}_t$ is left of what a unit held. Half of it is left after
+    After $t$ steps the share $\prod {retain}_t$ of the old memory is left. Half of it is left after
 
     $$t_{{1/2}} = \frac{{\ln 2}}{{|\overline{{\ln {retain}}}|}}$$
 
@@ -219,12 +219,12 @@ def _(half_lives, retain, text, values):
     _order = torch.arange(values["h"].size(-1)) if half_lives is None else half_lives[-1, 0].argsort()
     _parts = [mo.md("## All units"), plots.draw_gates(values, _order, text)]
     if retain:
-        _kept = gates.kept_by_token(values[retain][-1, 0], text, max(2, len(text) // 300))
+        _kept = gates.rank_tokens(values[retain][-1, 0], text, max(2, len(text) // 300))
         _words = [f"`{token!r}` {mean:.2f}" for token, _, mean in _kept]
         _parts.append(
             mo.md(
-                f"A row is a unit of the last layer, a column a step. Mean of {retain} over the units: "
-                f"least is kept at {', '.join(_words[:6])}; most at {', '.join(_words[:-7:-1])}."
+                f"Each row is a unit of the last layer, each column a step. By the mean of {retain} over the "
+                f"units, it keeps least at {', '.join(_words[:6])}; most at {', '.join(_words[:-7:-1])}."
             )
         )
     mo.vstack(_parts)
@@ -233,14 +233,14 @@ def _(half_lives, retain, text, values):
 
 @app.cell
 def _(values):
-    _found = {name: gates.saturation(values[name]) for name in values if name in gates.SIGMOIDS}
+    _found = {name: gates.measure_saturation(values[name]) for name in values if name in gates.SIGMOIDS}
     mo.stop(not _found)
     mo.vstack(
         [
             mo.md(
-                "## Saturation\n\nA point is a unit: the share of steps at which its gate is as good as "
-                "closed (below 0.1), and as good as open (above 0.9). Units near the diagonal act as "
-                "switches; units near the origin are never decided."
+                "## Saturation\n\nEach point is a unit: the share of steps at which its gate is almost "
+                "closed (below 0.1) and almost open (above 0.9). Units near the diagonal act as "
+                "switches; units near the origin are rarely saturated."
             ),
             plots.draw_saturations(_found),
         ]
@@ -252,7 +252,7 @@ def _(values):
 def _(held_out, model):
     _parts = [mo.md("## What single units know")]
     if held_out is None:
-        _parts.append(mo.md("Of the validation data alone: leave the text box empty."))
+        _parts.append(mo.md("Scored on validation data only: leave the text box empty."))
     else:
         _rows: Rows = held_out
         if len(_rows.ids) == 1:
@@ -264,9 +264,9 @@ def _(held_out, model):
         ]
         _parts.append(
             mo.md(
-                f"Correlation $r$ with what is true of the text, on {int(_rows.mask.sum()):,} steps. The "
-                "control is the best that labels shifted circularly give. $R^2$ is that of a linear probe of "
-                "all units. "
+                f"Correlation $r$ with features of the text, on {int(_rows.mask.sum()):,} steps. The control "
+                "is the best result with circularly shifted labels. $R^2$ is that of a linear probe of all "
+                "units. "
                 "`src/analyze.py` does this on 100,000 steps.\n\n"
                 + markdown(["feature", "best unit", "r", "control", "R²"], _cells)
             )

@@ -14,7 +14,7 @@ with app.setup:
     from torch import nn
     from torch.nn import functional as F
 
-    from lstmlab.analysis.gradient_flow import at_initialisation
+    from lstmlab.analysis.gradient_flow import count_steps_reached, measure_initial_flows
     from lstmlab.analysis.plots import draw_gradient_flows
     from lstmlab.cells import build_cell
     from lstmlab.data.copy_task import copy_batch
@@ -23,7 +23,7 @@ with app.setup:
     SYMBOLS, LENGTH = 2, 4  # bits to remember
     CELLS: dict[str, dict[str, Any]] = {
         "RNN": {"kind": "rnn"},
-        # σ(4) = 0.98: with a forget bias of 1 the memory would be gone before anything is learnt
+        # σ(4) = 0.98. With a forget bias of 1 the memory would be lost before anything is learnt
         "LSTM": {"kind": "lstm", "forget_bias": 4.0},
     }
 
@@ -51,7 +51,7 @@ def _():
             mo.md(r"""
     ## 1. How far a gradient reaches
 
-    The loss reads $h_T$. How much does it still depend on $h_t$, many steps before? With the chain rule
+    The loss reads $h_T$. How much does it still depend on $h_t$, many steps earlier? By the chain rule
 
     $$\frac{\partial h_T}{\partial h_t} = \prod_{k=t+1}^{T} \frac{\partial h_k}{\partial h_{k-1}}
     \qquad\text{RNN:}\quad \frac{\partial h_k}{\partial h_{k-1}} = \operatorname{diag}(1 - h_k^2)\, W_h
@@ -61,7 +61,7 @@ def _():
     A product of factors below 1 vanishes. The dotted lines are $.85^t$ and $.98^t$.
 
     ```python
-    at_initialisation(T=100, hidden_size=32)  # untrained cells on noise
+    measure_initial_flows(T=100, hidden_size=32)  # untrained cells on noise
     ```
     """),
             mo.hstack([hidden, flow_steps], justify="start", gap=3),
@@ -70,22 +70,16 @@ def _():
     return flow_steps, hidden
 
 
-@app.function
-def lag(norms: torch.Tensor, share: float = 0.01) -> int:
-    """How many steps back the norm is still at least `share` of that at T: norms (T,)."""
-    return int((norms.flip(0)[1:] >= share).long().cumprod(0).sum())
-
-
 @app.cell
 def _(flow_steps, hidden):
-    flows = at_initialisation(flow_steps.value, hidden.value)
+    flows = measure_initial_flows(flow_steps.value, hidden.value)
     _rows = [
         [
             name,
             member,
             f"{norms[-11]:.1e}",
             f"{norms[0]:.1e}",
-            reach(lag(norms), flow_steps.value),
+            describe_reach(count_steps_reached(norms, 0.01), flow_steps.value),
         ]
         for name, flow in flows.items()
         for member, norms in flow.items()
@@ -102,7 +96,7 @@ def _(flow_steps, hidden):
 
 
 @app.function
-def reach(steps: int, limit: int) -> str:
+def describe_reach(steps: int, limit: int) -> str:
     return f"more than {steps} steps" if steps >= limit - 1 else f"{steps + 1} steps"
 
 
@@ -116,9 +110,9 @@ def _():
             mo.md(f"""
     ## 2. Remembering over a delay
 
-    The copy task: {LENGTH} random bits, then blanks, then a marker; now the bits have to be given back. Each
-    model is trained on delays from 0 to the longest, and tested up to delays twice as long. Guessing gives
-    50 %.
+    The copy task: {LENGTH} random bits, then blanks, then a marker, after which the bits have to be recalled.
+    Each model is trained on delays from 0 to the longest, and tested at delays up to twice as long. Guessing
+    gives 50 %.
 
     ```
     1 0 1 1 · · · · · · · · · · ? · · · ·   →   1 0 1 1
@@ -132,7 +126,7 @@ def _():
 
 @app.function
 def train_copier(options: dict, hidden: int, delay: int, steps: int, bar: Any) -> tuple[nn.Module, nn.Linear]:
-    """A cell and a projection, trained to give back what they were shown; Adam, 32 sequences a step."""
+    """Train a cell and a projection to recall bits, with Adam and 32 sequences per step."""
     torch.manual_seed(0)
     cell = build_cell("torch", SYMBOLS + 2, hidden, **options)
     projection = nn.Linear(hidden, SYMBOLS)
@@ -161,7 +155,7 @@ def recall(cell: nn.Module, projection: nn.Linear, tokens: torch.Tensor) -> torc
 @app.function
 @torch.inference_mode()
 def accuracy(cell: nn.Module, projection: nn.Linear, delay: int) -> float:
-    """The share of right bits in 200 sequences that were not trained on."""
+    """The share of bits that are right in 200 new sequences."""
     batch = copy_batch((1, delay), 200, SYMBOLS, LENGTH, delay)
     return (recall(cell, projection, batch.tokens).argmax(-1) == batch.targets).float().mean().item()
 
@@ -180,7 +174,7 @@ def _(delay, training, units):
 
 @app.function
 def effective_memory(delays: list[int], shares: list[float]) -> int | None:
-    """The largest delay up to which at least 99 % of the bits are right at every delay tested."""
+    """The largest delay up to which at least 99 % of the bits are correct at every tested delay."""
     reached = None
     for delay, share in zip(delays, shares, strict=True):
         if share < 0.99:
@@ -197,20 +191,20 @@ def _(accuracies, delay, delays):
         _ax.plot(delays, [100 * s for s in _shares], "o-", label=_name)
     _ax.axhline(50, color="grey", linestyle=":")
     _ax.axvspan(0, delay.value, color="#94a3b8", alpha=0.12, label="trained on")
-    _ax.set(xlabel="delay in steps", ylabel="bits right, %", ylim=(40, 102))
+    _ax.set(xlabel="delay in steps", ylabel="correct bits, %", ylim=(40, 102))
     _ax.legend()
     _ax.spines[["top", "right"]].set_visible(False)
     _memories = {name: effective_memory(delays, shares) for name, shares in accuracies.items()}
     _words = [
-        f"{name}: **{'none of those tested' if memory is None else f'{memory} steps'}**"
+        f"{name}: **{'none of the tested delays' if memory is None else f'{memory} steps'}**"
         for name, memory in _memories.items()
     ]
     mo.vstack(
         [
             _figure,
             mo.md(
-                "## 3. Effective memory\n\nThe largest delay up to which at least 99 % of the bits come back "
-                f"right: {', '.join(_words)}. One seed; the delays tested are {delays[1]} steps apart."
+                "## 3. Effective memory\n\nThe largest delay up to which at least 99 % of the bits are "
+                f"correct: {', '.join(_words)}. One seed; the tested delays are {delays[1]} steps apart."
             ),
         ]
     )
@@ -218,8 +212,8 @@ def _(accuracies, delay, delays):
 
 
 @app.function
-def seconds_a_step(cell: nn.Module, hidden: int, steps: int = 100) -> float:
-    """Forward and backward pass of 16 rows, divided by the time steps: the median of 5 runs."""
+def measure_seconds_per_step(cell: nn.Module, hidden: int, steps: int = 100) -> float:
+    """Forward and backward pass of 16 rows, per time step: the median of 5 runs."""
     x = torch.randn(16, steps, hidden)
     runs = []
     for _ in range(6):
@@ -234,13 +228,13 @@ def _(units):
     _H = units.value
     _cells = {name: build_cell("torch", _H, _H, **options) for name, options in CELLS.items()}
     counts = {name: sum(p.numel() for p in cell.parameters()) for name, cell in _cells.items()}
-    _times = {name: seconds_a_step(cell, _H) for name, cell in _cells.items()}
+    _times = {name: measure_seconds_per_step(cell, _H) for name, cell in _cells.items()}
     assert counts["LSTM"] == 4 * counts["RNN"]
     _rows = [[name, f"{counts[name]:,}", f"{1e6 * _times[name]:.1f} µs"] for name in CELLS]
     _rows.append(
         ["LSTM / RNN", f"{counts['LSTM'] / counts['RNN']:.2f}", f"{_times['LSTM'] / _times['RNN']:.1f}"]
     )
-    _table = markdown(["", "parameters", "time a step, forward and backward, 16 rows"], _rows)
+    _table = markdown(["", "parameters", "time per step, forward and backward, 16 rows"], _rows)
     mo.md(
         rf"""
     ## 4. What it costs
@@ -250,8 +244,8 @@ def _(units):
 
     {_table}
 
-    The products grow fourfold with the parameters. In large cells the time follows them; in small ones
-    it is the number of operations that takes it.
+    The matrix products grow fourfold with the parameters. In large cells they determine the time, in small
+    cells the number of operations does.
     """
     )
     return

@@ -67,8 +67,8 @@ def _(B, H, I, L, T, both):
 
 
 @app.function
-def picture(L: int, D: int, T: int) -> str:
-    """The stack as SVG: a box a layer, direction and step; where output, h_n and c_n are read."""
+def draw_stack(L: int, D: int, T: int) -> str:
+    """The stack as SVG: one box per layer, direction and step, and where output, h_n and c_n are read."""
     wide, high, left, bottom = 74, 46, 130, 40 + 56 * L * D
     parts = []
     for layer in range(L):
@@ -114,7 +114,7 @@ def picture(L: int, D: int, T: int) -> str:
 def _(D, L, T):
     mo.vstack(
         [
-            mo.Html(picture(L.value, D, T.value)),
+            mo.Html(draw_stack(L.value, D, T.value)),
             mo.md(
                 "Yellow: what `output` holds. A blue border: what `h_n` and `c_n` hold. The two directions "
                 "of a layer stand next to each other: index = layer · D + direction."
@@ -156,8 +156,8 @@ def _(B, H, I, T, cell, sizes, x):
     mo.md(f"""
     ## 2. Rows of different length
 
-    Rows of a batch are padded to the longest. What stands in the padding must not change anything: PyTorch
-    packs the rows, `lstmlab` takes their lengths.
+    Rows of a batch are padded to the longest. The padding must not change anything: PyTorch packs the rows,
+    `lstmlab` takes their lengths.
 
     ```python
     output, state = cell(x, lengths=lengths)  # lengths = {lengths.tolist()}, T = {T.value}
@@ -167,8 +167,9 @@ def _(B, H, I, T, cell, sizes, x):
     output, _ = pad_packed_sequence(output, batch_first=True, total_length=T)
     ```
 
-    Both give the same; so does each row alone, without its padding (largest difference {_apart:.0e}). Past a
-    row's length `output` is zero, and its state stays as it was at the row's end.
+    Both give the same result, and so does each row by itself, without its padding (largest difference
+    {_apart:.0e}). Past the length of a row `output` is zero, and its state stays as it was at the end of the
+    row.
     """)
     return
 
@@ -183,9 +184,9 @@ def _():
             mo.md(
                 "## 3. Three backends, one set of numbers\n\n"
                 + markdown(["backend", "`kind`"], _rows)
-                + "\n\nThe weights have the same names, shapes and order, so that each loads the others'. "
-                "Here: an LSTM of two layers in float64, forward and backward. The time is that of both "
-                "passes in float32, 16 rows, a median of 5."
+                + "\n\nThe weights have the same names, shapes and order, so each backend loads those of the "
+                "others. Here: an LSTM of two layers in float64, forward and backward. The time is for both "
+                "passes in float32 with 16 rows, the median of 5 runs."
             ),
             mo.hstack([steps, width], justify="start", gap=3),
         ]
@@ -194,8 +195,10 @@ def _():
 
 
 @app.function
-def gradients(backend: str, weights: dict | None, x: torch.Tensor, H: int) -> tuple[torch.Tensor, dict, dict]:
-    """Output, the weights, and the gradient of the output's sum by each of them."""
+def compute_gradients(
+    backend: str, weights: dict | None, x: torch.Tensor, H: int
+) -> tuple[torch.Tensor, dict, dict]:
+    """The output, the weights, and the gradient of the sum of the output for each weight."""
     cell = build_cell(backend, x.size(-1), H, num_layers=2).to(x.dtype)
     if weights is not None:
         cell.load_state_dict(weights)
@@ -205,7 +208,7 @@ def gradients(backend: str, weights: dict | None, x: torch.Tensor, H: int) -> tu
 
 
 @app.function
-def seconds(backend: str, x: torch.Tensor, H: int) -> float:
+def measure_seconds(backend: str, x: torch.Tensor, H: int) -> float:
     cell = build_cell(backend, x.size(-1), H, num_layers=2)
     runs = []
     for _ in range(6):
@@ -220,15 +223,15 @@ def _(steps, width):
     torch.manual_seed(0)
     _x = torch.randn(16, steps.value, width.value, dtype=torch.float64)
     _H = width.value
-    _truth, _weights, _true = gradients("scratch", None, _x, _H)
+    _truth, _weights, _true = compute_gradients("scratch", None, _x, _H)
     _rows = []
     for _backend in BACKENDS:
-        _output, _, _grads = gradients(_backend, _weights, _x, _H)
+        _output, _, _grads = compute_gradients(_backend, _weights, _x, _H)
         _off = (_output - _truth).abs().max().item()
         _grad_off = max(((_grads[name] - g).abs().max() / g.abs().max()).item() for name, g in _true.items())
         assert _off < 1e-10, _backend
         assert _grad_off < 1e-10, _backend
-        _ms = 1000 * seconds(_backend, _x.float(), _H)
+        _ms = 1000 * measure_seconds(_backend, _x.float(), _H)
         _rows.append([f"`{_backend}`", f"{_off:.0e}", f"{_grad_off:.0e}", f"{_ms:.1f} ms"])
     mo.md(markdown(["backend", "output: largest difference", "gradients: relative", "time"], _rows))
     return
@@ -236,12 +239,12 @@ def _(steps, width):
 
 @app.cell(hide_code=True)
 def _():
-    QUESTIONS = [  # question, the answers, the right one, why
+    QUESTIONS = [  # question, answers, index of the right one, explanation
         (
             "What is `output[:, -1]` of a stack of three layers, one direction?",
             ["h of the last layer after the last step", "h of every layer", "c of the last layer"],
             0,
-            "`output` holds the last layer alone, at every step. The other layers are in `h_n`.",
+            "`output` holds the last layer only, at every step. The other layers are in `h_n`.",
         ),
         (
             "A bidirectional LSTM, 2 layers of 64 units, reads 7 rows of 20 steps. The shape of `h_n`?",
@@ -256,7 +259,7 @@ def _():
             "At the last step the backward direction has read one token. `h_n` is where each one ended.",
         ),
         (
-            "How many times the parameters of a vanilla RNN of the same size has an LSTM?",
+            "How many times as many parameters as a vanilla RNN does an LSTM of the same size have?",
             ["twice", "four times", "eight times"],
             1,
             "One set of weights and biases for each of i, f, g and o.",
@@ -269,7 +272,7 @@ def _():
                 "so that less memory is needed for the weights",
             ],
             0,
-            "Else the state goes on changing in the padding, and the backward direction begins in it.",
+            "Otherwise the state keeps changing in the padding, and the backward direction starts in it.",
         ),
         (
             "The forget gate is 0.98 at every step. What is left of a memory after 34 steps?",

@@ -27,7 +27,7 @@ with app.setup:
         "other scores": r"val/(?!loss|perplexity).*",
         "gradient norm before clipping": "train/grad_norm",
         "learning rate": "train/lr",
-        "tokens a second": "train/tokens_per_second",
+        "tokens per second": "train/tokens_per_second",
     }
 
 
@@ -36,15 +36,15 @@ def _():
     mo.md("""
     # Training dashboard
 
-    Any run's folder, while it trains or afterwards: choose one, or paste its path. The page looks for news by
-    itself. Drag the slider to the left to see the run as it was earlier.
+    Choose a run, or paste the path of its folder, while it trains or afterwards. The page updates itself.
+    Drag the slider to the left to see an earlier state of the run.
     """)
     return
 
 
 @app.function
-def runs() -> dict[str, str]:
-    """The runs under logs/, the latest first: label → folder."""
+def find_runs() -> dict[str, str]:
+    """The runs under logs/, latest first: label → folder."""
     logs = PROJECT / "logs"
     found = sorted(logs.rglob("config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     return {
@@ -54,7 +54,7 @@ def runs() -> dict[str, str]:
 
 @app.function
 def read_metrics(folder: Path) -> dict[str, Series]:
-    """metrics.csv: column → its steps and values, where it has one. The file may be being written."""
+    """metrics.csv: column → its steps and values. The run may be writing to the file at the same time."""
     if not (folder / "metrics.csv").is_file():
         return {}
     with (folder / "metrics.csv").open(newline="") as file:
@@ -66,7 +66,7 @@ def read_metrics(folder: Path) -> dict[str, Series]:
 
 @app.function
 def read_examples(folder: Path) -> list[tuple[int, list[list[str]]]]:
-    """examples.md: the step and the table of each validation, the header its first row."""
+    """examples.md: the step and the table of each validation; the first row is the header."""
     if not (folder / "examples.md").is_file():
         return []
     pieces = re.split(r"^## Step (\d+)$", (folder / "examples.md").read_text("utf-8"), flags=re.MULTILINE)
@@ -87,8 +87,8 @@ def read_gates(folder: Path, now: float) -> tuple[int, dict[str, np.ndarray]] | 
 
 
 @app.function
-def table(cells: list[list[str]]) -> mo.Html:
-    """Rows of text, whatever characters are in it; the first is the header."""
+def build_table(cells: list[list[str]]) -> mo.Html:
+    """An HTML table of rows of text, with every character escaped; the first row is the header."""
     rows = [
         "".join(
             f'<{tag} style="text-align:left;padding:4px 14px 4px 0">{html.escape(c)}</{tag}>' for c in row
@@ -101,7 +101,7 @@ def table(cells: list[list[str]]) -> mo.Html:
 
 @app.function
 def smooth(values: np.ndarray, share: float) -> np.ndarray:
-    """The exponential mean: s_t = share · s_{t−1} + (1 − share) · v_t, from s_0 = v_0."""
+    """The exponential moving average s_t = share · s_{t−1} + (1 − share) · v_t, with s_0 = v_0."""
     out = values.copy()
     for t in range(1, len(out)):
         out[t] = share * out[t - 1] + (1 - share) * values[t]
@@ -109,8 +109,8 @@ def smooth(values: np.ndarray, share: float) -> np.ndarray:
 
 
 @app.function
-def curves(metrics: dict[str, Series], now: float, share: float, logarithmic: bool) -> Figure:
-    """A panel each of `PANELS` that the run has; what lies after step `now` is pale."""
+def draw_curves(metrics: dict[str, Series], now: float, share: float, logarithmic: bool) -> Figure:
+    """One panel for each of `PANELS` that the run has; curves are pale after step `now`."""
     panels = {
         title: [name for name in metrics if re.fullmatch(pattern, name)] for title, pattern in PANELS.items()
     }
@@ -143,7 +143,7 @@ def curves(metrics: dict[str, Series], now: float, share: float, logarithmic: bo
 
 @app.cell
 def _():
-    listed = runs()
+    listed = find_runs()
     given = mo.cli_args().get("run")  # marimo run notebooks/training_dashboard.py -- --run FOLDER
     chosen = mo.ui.dropdown(listed, value=next(iter(listed), None), label="run", searchable=True)
     typed = mo.ui.text(str(given or ""), placeholder="or a run's folder", full_width=True)
@@ -165,7 +165,7 @@ def _():
 def _(chosen, typed):
     mo.stop(
         not (typed.value or chosen.value),
-        mo.callout(mo.md("No run yet. `python src/train.py model=charlm` makes one under `logs/`."), "info"),
+        mo.callout(mo.md("No run yet. `python src/train.py model=charlm` starts one under `logs/`."), "info"),
     )
     folder = Path(typed.value or chosen.value).expanduser()
     mo.stop(not folder.is_dir(), mo.callout(mo.md(f"There is no folder `{folder}`."), "danger"))
@@ -174,7 +174,7 @@ def _(chosen, typed):
 
 @app.cell
 def _(folder, get_written, refresh, set_written):
-    refresh  # noqa: B018 - runs this cell again and again; those below it run when something was written
+    refresh  # noqa: B018 - reruns this cell; those below run when something was written
     _written = max(path.stat().st_mtime for path in [folder, *folder.iterdir()] if path.exists())
     if _written != get_written():
         set_written(_written)
@@ -189,7 +189,7 @@ def _(folder, get_written):
     if (folder / "config.yaml").is_file():
         settings = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
     mo.stop(
-        not metrics, mo.callout(mo.md(f"`{folder}` holds no numbers yet: there is no `metrics.csv`."), "warn")
+        not metrics, mo.callout(mo.md(f"`{folder}` holds no metrics yet: there is no `metrics.csv`."), "warn")
     )
     return metrics, settings, written
 
@@ -242,7 +242,7 @@ def _(folder, metrics, position, settings, written):
 
 @app.cell
 def _(log_scale, metrics, now, smoothing):
-    curves(metrics, now, smoothing.value, log_scale.value)
+    draw_curves(metrics, now, smoothing.value, log_scale.value)
     return
 
 
@@ -252,7 +252,7 @@ def _(folder, now, written):
     _tables = [(step, cells) for step, cells in read_examples(folder) if step <= now + 1]  # counted from 1
     if _tables:
         _step, _cells = _tables[-1]
-        _shown = mo.vstack([mo.md(f"## Samples at step {_step}"), table(_cells)])
+        _shown = mo.vstack([mo.md(f"## Samples at step {_step}"), build_table(_cells)])
     else:
         _shown = mo.md("## Samples\n\nNone up to this step: they are written at each validation.")
     mo.vstack([_shown])
@@ -289,7 +289,7 @@ def _(folder, settings, written):
     if (folder / "metrics.json").is_file():
         _final = json.loads((folder / "metrics.json").read_text())
         _rows = [["metric", "value"], *([name, f"{value:.5g}"] for name, value in _final.items())]
-        _parts += [mo.md("## At the end, of the best checkpoint"), table(_rows)]
+        _parts += [mo.md("## Final metrics of the best checkpoint"), build_table(_rows)]
     _text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     _parts.append(mo.accordion({"Every setting": mo.plain_text(_text)}))
     mo.vstack(_parts)

@@ -1,7 +1,7 @@
-"""Look inside a trained model: gates, states, what its units know, how far its gradients reach.
+"""Look inside a trained model: gates, states, what its units know and how far its gradients reach.
 
-python src/analyze.py ckpt=RUN/checkpoints/best.ckpt                       on its own validation data
-python src/analyze.py ckpt=RUN/checkpoints/best.ckpt text="def f(x): …"    on any text
+python src/analyze.py ckpt=RUN/checkpoints/best.ckpt                       its own validation data
+python src/analyze.py ckpt=RUN/checkpoints/best.ckpt text="def f(x): …"    any text
 """
 
 import sys

@@ -1,19 +1,20 @@
-"""Measure how fast it is, against what else there is; tables, bench.json and bench.png.
+"""Measure speed against the alternatives; writes tables, bench.json and bench.png.
 
-python src/bench.py suite=cells        the cells against nn.LSTM: dense, ragged, step by step, in memory
+python src/bench.py suite=cells        the cells against nn.LSTM: dense, ragged, step by step, memory
 python src/bench.py suite=engines      each engine of cell=fused, and where cell.engine=auto is wrong here
-python src/bench.py suite=ladder       what each step from the equations to a fast cell is worth
+python src/bench.py suite=ladder       what each step from the equations to a fast cell gains
 python src/bench.py suite=sample       sampling from a character model
-python src/bench.py suite=compile cell=fused   a training step under torch.compile against the same without
+python src/bench.py suite=compile cell=fused   a training step with and without torch.compile
 python src/bench.py suite=train        a run's training steps against a bare PyTorch loop
-python src/bench.py suite=floors data=imdb   how good baselines without a network are; no bench.png
+python src/bench.py suite=floors data=imdb   how good baselines without a network are (no bench.png)
 """
 
 from lstmlab.config import entry_point, refuse_unread
 from lstmlab.schema import BenchConfig
 
 TIMED = {"suite", "rounds", "threads"}
-READ = {  # of each suite but train and compile
+# Settings that each suite reads; train and compile read all of them
+READ = {
     "cells": TIMED,
     "engines": TIMED | {"cell.kind"},
     "ladder": TIMED,

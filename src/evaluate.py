@@ -1,7 +1,7 @@
-"""Measure a trained model on the data that it was validated and tested on.
+"""Evaluate a trained model on its validation and test data.
 
 python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt                  the numbers of metrics.json again
-python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt backend=scratch  through another backend's cells
+python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt backend=scratch  with the cells of another backend
 python src/evaluate.py ckpt=RUN/checkpoints/best.ckpt beam_size=1      translations by greedy search
 """
 

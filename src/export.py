@@ -1,7 +1,7 @@
-"""Write a trained model as a file to ship, configuration and vocabulary inside.
+"""Export a trained model as one file, with its configuration and vocabulary inside.
 
 python src/export.py ckpt=RUN/checkpoints/best.ckpt                      RUN/export/model.onnx
-python src/export.py ckpt=RUN/checkpoints/best.ckpt format=safetensors   weights; opens again as ckpt=…
+python src/export.py ckpt=RUN/checkpoints/best.ckpt format=safetensors   weights, which ckpt=… opens again
 """
 
 from lstmlab.config import entry_point

@@ -1,4 +1,4 @@
-"""Ask a trained model.
+"""Get predictions from a trained model.
 
 python src/predict.py ckpt=RUN/checkpoints/best.ckpt text="ROMEO:" length=500 temperature=0.8
 """

@@ -1,7 +1,7 @@
 """Train a model.
 
 python src/train.py model=charlm                  an LSTM learns to write Python, offline, in two minutes
-python src/train.py model=charlm cell=scratch     the same through the LSTM written one equation per line
+python src/train.py model=charlm cell=scratch     the same, with the LSTM written one equation per line
 python src/train.py --help                        every choice and every setting
 """
 
@@ -11,7 +11,8 @@ from lstmlab.schema import TrainConfig
 
 @entry_point("train")
 def main(config: TrainConfig) -> float:
-    from lstmlab.runs.launch import launch  # with torch and Lightning: seconds that a typo need not wait
+    # torch and Lightning take seconds to import, and a typo is reported before that
+    from lstmlab.runs.launch import launch
 
     return launch(config)[config.model.monitor]
 

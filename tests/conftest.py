@@ -1,4 +1,4 @@
-"""Configurations composed and run in process, as the entry points do."""
+"""Fixtures: configurations, trained models, data sets and commands, all in this process."""
 
 import functools
 import importlib
@@ -22,7 +22,7 @@ from lstmlab.data import build_data
 from lstmlab.runs.train import train
 from lstmlab.schema import EvaluateConfig, TrainConfig, check
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 torch.set_num_threads(1)  # the tensors are tiny: a second thread only waits
 
 COMMON: dict[str, Any] = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
@@ -31,7 +31,7 @@ hypothesis.settings.register_profile("thorough", max_examples=2000, print_blob=T
 hypothesis.settings.load_profile("suite")
 
 SMALL = ["cell.hidden_size=8", "trainer.enable_progress_bar=false"]
-TINY = {  # of each task, on offline data; charlm's file is its own
+TINY = {  # overrides for each task on offline data; for charlm, data.path is added
     "charlm": ["data=textfile", "data.batch_size=4", "data.sequence_length=20", "data.max_val_chars=500"],
     "copytask": ["data.delay=5", "data.val_size=20", "data.test_size=20"],
     "sentiment": ["data=reviews", "data.train_size=64", "data.val_size=20", "data.test_size=20"],
@@ -42,7 +42,7 @@ TINY = {  # of each task, on offline data; charlm's file is its own
 def pytest_addoption(parser) -> None:
     parser.addoption("--fuzz", type=int, default=200, help="damaged checkpoints to try")
     parser.addoption("--soak", type=int, default=300, help="steps to train each task")
-    parser.addoption("--kills", type=int, default=1, help="of each task, at random moments")
+    parser.addoption("--kills", type=int, default=1, help="SIGKILLs of each task, at random moments")
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def compose_train(*overrides: str) -> TrainConfig:
 
 
 def ask(ckpt: str, backend: str | None = None, **data: Any) -> EvaluateConfig:
-    """What evaluate.py would run: `data` are keys of its data group."""
+    """The configuration of evaluate.py; `data` are keys of its data group."""
     settings = {"path": None, "cache": "unused", "test_delay": None} | data
     how = {"accelerator": "cpu", "beam_size": None}
     return check("evaluate", {"ckpt": ckpt, "backend": backend, "data": settings, **how})
@@ -70,7 +70,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def config(tmp_path) -> Callable[..., TrainConfig]:
-    """config("model=charlm", …): what train.py would run, its outputs under tmp_path."""
+    """config("model=charlm", …): the configuration of train.py, with its outputs in tmp_path."""
 
     numbers = itertools.count()
 
@@ -79,7 +79,7 @@ def config(tmp_path) -> Callable[..., TrainConfig]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Callable[..., Path]:
-    """trained("sentiment", "cell.kind=gru", …): best.ckpt after one step, made once for the same words."""
+    """trained("sentiment", "cell.kind=gru", …): best.ckpt after one step, cached by arguments."""
     folder = tmp_path_factory.mktemp("trained")
     text = write_text(folder / "text.txt")
     numbers = itertools.count()
@@ -106,7 +106,7 @@ def trained(tmp_path_factory) -> Callable[..., Path]:
 
 
 class Times(torch.nn.Module):
-    """In the place of a dropout: all that it reads times two, so that its place is seen."""
+    """Replaces a dropout and doubles its input, so that its place shows in the output."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * x
@@ -123,7 +123,7 @@ def command(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]
     """command("train", "cell.dropout=2") → exit code, standard output, standard error; in process."""
 
     def run(name: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the entry point sets it: have it restored
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # the entry point sets it; this restores it
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         monkeypatch.chdir(tmp_path)
         code = 0
@@ -161,15 +161,15 @@ def small(text_file) -> list[str]:
 
 @pytest.fixture
 def module(tmp_path) -> Callable:
-    """module("reviews", train_size=100, …): that data set with these keys changed, its files ready."""
+    """module("reviews", train_size=100, …): the data module with these settings, ready to use."""
 
     def build(name: str, seed: int = 0, info: dict | None = None, **changes):
         written = OmegaConf.load(PROJECT / f"conf/data/{name}.yaml")
         cache = {"cache": str(tmp_path / "cache")} if "cache" in written else {}
         settings = OmegaConf.merge(written, cache, changes)
         assert isinstance(settings, DictConfig)
-        others = {key: getattr(compose_train("run_dir=x"), key).to_plain() for key in ("model", "cell")}
-        checked = check("checkpoint", {"data": to_plain(settings), **others, "seed": seed})
+        groups = {key: getattr(compose_train("run_dir=x"), key).to_plain() for key in ("model", "cell")}
+        checked = check("checkpoint", {"data": to_plain(settings), **groups, "seed": seed})
         built = build_data(checked.data, seed, info)
         built.prepare_data()
         built.setup("fit")
@@ -180,7 +180,7 @@ def module(tmp_path) -> Callable:
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory) -> Iterator[Any]:
-    """Headless Chromium, driven through Selenium; one for all tests."""
+    """Headless Chromium, driven by Selenium; one for all tests."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if binary is None or driver is None:
@@ -200,7 +200,7 @@ def chromium(tmp_path_factory) -> Iterator[Any]:
 
 @pytest.fixture
 def browser(chromium) -> Any:
-    """The browser on an empty page, its log empty."""
+    """The browser on an empty page, with an empty log."""
     chromium.get("about:blank")
     chromium.get_log("browser")
     return chromium

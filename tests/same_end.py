@@ -1,4 +1,4 @@
-"""Small runs in which everything has a state, processes to run them in, and whether two ended alike."""
+"""Small runs in which every part has state, processes to run them, and a check that two ended the same."""
 
 import csv
 import importlib
@@ -19,7 +19,7 @@ from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.config import PROJECT
 from lstmlab.models.base import Task
-from lstmlab.runs.launch import work
+from lstmlab.runs.launch import run_worker
 from lstmlab.runs.train import train
 from lstmlab.schema import TrainConfig, check
 
@@ -29,7 +29,7 @@ TASKS = {
     "sentiment": ["data=reviews", "data.train_size=80", "data.batch_size=8", "data.val_size=24"],
     "seq2seq": ["data=dates", "data.train_size=80", "data.batch_size=8", "data.val_size=24"],
 }
-HARD = [  # all that has a state: dropout, a schedule, steps of two batches with a validation within
+HARD = [  # every part with state: dropout, a schedule, steps of two batches with a validation between them
     "cell.num_layers=2",
     "cell.dropout=0.3",
     "cell.weight_drop=0.1",
@@ -44,7 +44,7 @@ HARD = [  # all that has a state: dropout, a schedule, steps of two batches with
 ]
 
 
-# imports torch, Lightning and the tasks once, for all runs
+# Imports torch, Lightning and the tasks once for all runs
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     ["lstmlab.runs.train", *(f"lstmlab.models.{name}" for name in TASKS), "lstmlab.data.dates"]
@@ -52,8 +52,8 @@ SERVER.set_forkserver_preload(
 
 
 def fork(function: Callable, *arguments: Any) -> multiprocessing.process.BaseProcess:
-    """`function(*arguments)` in a process of its own."""
-    with pytest.MonkeyPatch.context() as patch:  # the server looks there for what it imports
+    """Run `function(*arguments)` in its own process."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(PROJECT / "src"), prepend=os.pathsep)
         process = SERVER.Process(target=function, args=arguments)
         process.start()
@@ -61,15 +61,15 @@ def fork(function: Callable, *arguments: Any) -> multiprocessing.process.BasePro
 
 
 def start(settings: TrainConfig) -> multiprocessing.process.BaseProcess:
-    """A run that has written config.yaml: before that there is nothing to lose."""
+    """Start a run and wait until it has written config.yaml."""
     process = fork(train, settings)
     while process.is_alive() and not (Path(settings.run_dir) / "config.yaml").exists():
         time.sleep(0.001)
     return process
 
 
-def work_until(batch: int, rank: int, settings: TrainConfig, port: int, results: Any) -> None:
-    """`launch.work`, in which the second process gets SIGTERM as it begins this batch of the first epoch."""
+def run_worker_until(batch: int, rank: int, settings: TrainConfig, port: int, results: Any) -> None:
+    """`run_worker`, with SIGTERM to the second process at this batch of the first epoch."""
 
     def begin_batch(_: Task, __: Any, batch_idx: int) -> None:
         if (rank, batch_idx) == (1, batch):
@@ -77,7 +77,7 @@ def work_until(batch: int, rank: int, settings: TrainConfig, port: int, results:
 
     module, name = settings.model.module.split(".")
     getattr(importlib.import_module(f"lstmlab.models.{module}"), name).on_train_batch_start = begin_batch
-    work(rank, settings.to_plain(), port, results)
+    run_worker(rank, settings.to_plain(), port, results)
 
 
 def overrides(name: str, text_file: Path) -> list[str]:
@@ -90,7 +90,7 @@ def overrides(name: str, text_file: Path) -> list[str]:
 
 
 def resumed(settings: TrainConfig) -> TrainConfig:
-    """As resume=RUN has it: the settings that the run wrote down."""
+    """The settings of `resume=RUN`, which come from config.yaml."""
     folder = Path(settings.run_dir)
     written = yaml.safe_load((folder / "config.yaml").read_text())
     return check("train", written | {"resume": str(folder)})
@@ -103,14 +103,14 @@ def resume(settings: TrainConfig) -> None:
 def rows(settings: TrainConfig) -> list[dict]:
     with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         return [
-            # the epoch is one less in the row of a test that is all there was left to do
+            # A run resumed for its test alone logs that row with the epoch before
             {key: value for key, value in row.items() if key not in ("train/tokens_per_second", "epoch")}
             for row in csv.DictReader(file)
         ]
 
 
 def assert_same(found, expected, place="") -> None:
-    """The same containers with the same numbers, bit for bit."""
+    """Assert that both are the same containers with the same numbers, bit for bit."""
     assert type(found) is type(expected), place
     if isinstance(found, dict):
         assert found.keys() == expected.keys(), place
@@ -126,11 +126,11 @@ def assert_same(found, expected, place="") -> None:
         assert found == expected, place
 
 
-def assert_same_end(broken: TrainConfig, whole: TrainConfig) -> None:
+def assert_same_end(interrupted: TrainConfig, whole: TrainConfig) -> None:
     for name in ("best", "last"):
         found, expected = (
             checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/{name}.ckpt")
-            for settings in (broken, whole)
+            for settings in (interrupted, whole)
         )
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
             assert_same(found[part], expected[part], f"{name}.{part}")
@@ -138,10 +138,10 @@ def assert_same_end(broken: TrainConfig, whole: TrainConfig) -> None:
         assert_same(found["resume"]["processes"], expected["resume"]["processes"])
         for part in ("plateau", "train_state", "current_model_state", "averaging_state"):
             assert_same(found.get(part), expected.get(part), f"{name}.{part}")
-    assert rows(broken) == rows(whole)
-    tables = [(Path(settings.run_dir) / "examples.md").read_text() for settings in (broken, whole)]
+    assert rows(interrupted) == rows(whole)
+    tables = [(Path(settings.run_dir) / "examples.md").read_text() for settings in (interrupted, whole)]
     assert tables[0] == tables[1]
-    ends = [json.loads((Path(s.run_dir) / "metrics.json").read_text()) for s in (broken, whole)]
+    ends = [json.loads((Path(s.run_dir) / "metrics.json").read_text()) for s in (interrupted, whole)]
     assert ends[0] | {"train/seconds": 0, "train/tokens_per_second": 0} == ends[1] | {
         "train/seconds": 0,
         "train/tokens_per_second": 0,

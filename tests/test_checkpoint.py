@@ -1,4 +1,4 @@
-"""What opens as a checkpoint, and what is refused; with more damage: --fuzz 10000."""
+"""Which files open as checkpoints, and which are refused; --fuzz 10000 tries more damage."""
 
 import io
 import json
@@ -51,19 +51,19 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, whole):
         checkpoint.load_checkpoint(str(path))
     assert not trace.exists()
     torch.load(path, weights_only=False)
-    assert trace.exists()  # so it would have been
+    assert trace.exists()  # without weights_only the code runs
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {}}, "not one of lstmlab's"),
-        ({"state_dict": {}, "hyper_parameters": {"lr": 1}}, "not one of lstmlab's"),
-        ({"state_dict": [], "hyper_parameters": {}}, "not one of lstmlab's"),
-        ({"state_dict": {}, "hyper_parameters": {"config": {}}}, "not one of lstmlab's"),
-        ({"state_dict": {}, "hyper_parameters": {"info": {}}}, "not one of lstmlab's"),
-        ([1, 2], "not one of lstmlab's"),
-        (torch.zeros(3), "not one of lstmlab's"),
+        ({"state_dict": {}}, "was not written by lstmlab"),
+        ({"state_dict": {}, "hyper_parameters": {"lr": 1}}, "was not written by lstmlab"),
+        ({"state_dict": [], "hyper_parameters": {}}, "was not written by lstmlab"),
+        ({"state_dict": {}, "hyper_parameters": {"config": {}}}, "was not written by lstmlab"),
+        ({"state_dict": {}, "hyper_parameters": {"info": {}}}, "was not written by lstmlab"),
+        ([1, 2], "was not written by lstmlab"),
+        (torch.zeros(3), "was not written by lstmlab"),
         ({"lstmlab_format": None}, "by an older lstmlab: it has no format number"),
         ({"lstmlab_format": 0.5}, "by an older lstmlab"),
         (
@@ -72,7 +72,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, whole):
         ),
     ],
 )
-def test_foreign_and_other_versions_are_named(tmp_path, whole, content, message):
+def test_other_programs_and_versions_are_refused(tmp_path, whole, content, message):
     if isinstance(content, dict) and "lstmlab_format" in content:
         content = torch.load(whole, weights_only=True) | content
     torch.save(content, tmp_path / "x.ckpt")
@@ -90,7 +90,7 @@ def test_foreign_and_other_versions_are_named(tmp_path, whole, content, message)
         (lambda c: c["cell"].update(hidden_size=16), "its weights do not fit its configuration"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_named(tmp_path, whole, change, message):
+def test_a_configuration_that_does_not_fit_is_refused(tmp_path, whole, change, message):
     content = torch.load(whole, weights_only=True)
     change(content["hyper_parameters"]["config"])
     torch.save(content, tmp_path / "x.ckpt")
@@ -100,8 +100,8 @@ def test_a_configuration_that_does_not_fit_is_named(tmp_path, whole, change, mes
 
 
 @pytest.mark.parametrize("backend", ["scratch", "torch", None])
-def test_a_model_is_ready_to_be_asked(trained, backend):
-    """In evaluation mode, on any backend's cells, though those it was trained with computed all twice."""
+def test_a_loaded_model_is_in_evaluation_mode(trained, backend):
+    """With the cells of any backend, also if it was trained with cell.recompute=true."""
     path = trained("charlm", "cell=fused", "cell.recompute=true")
     model = checkpoint.load_model(str(path), backend)
     assert not any(module.training for module in model.modules())
@@ -123,8 +123,8 @@ def test_a_model_is_ready_to_be_asked(trained, backend):
         (lambda config, info: info.update(vocabulary=5), []),
     ],
 )
-def test_sizes_that_are_made_up_use_no_memory(tmp_path, whole, change, keys):
-    """Also where the tensors claim to be as large, one number standing for all of them."""
+def test_invented_sizes_allocate_no_memory(tmp_path, whole, change, keys):
+    """Also if the tensors claim to be that large by repeating one number."""
     content = torch.load(whole, weights_only=True)
     change(content["hyper_parameters"]["config"], content["hyper_parameters"]["info"])
     for key in keys:
@@ -146,18 +146,18 @@ def rezip(path: Path, compression: int = zipfile.ZIP_STORED) -> bytes:
 
 
 def with_entry(path: Path, rename) -> bytes:
-    """The archive with one more entry: `rename` of the name of the first tensor."""
+    """The archive with one more entry, whose name is `rename` of the name of the first tensor."""
     buffer = io.BytesIO(path.read_bytes())
     with zipfile.ZipFile(buffer, "a") as archive:
         name = next(name for name in archive.namelist() if name.endswith("data/0"))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's zipfile says that the name is there already
+            warnings.simplefilter("ignore")  # zipfile warns about the duplicate name
             archive.writestr(rename(name), archive.read(name))
     return buffer.getvalue()
 
 
 def as_directory(path: Path) -> bytes:
-    """With one bit changed that marks the first tensor as a folder: torch.load would not read it at all."""
+    """With the bit set that marks the first tensor as a directory: torch.load would not read it."""
     content = bytearray(path.read_bytes())
     entry = content.index(b"PK\1\2", content.rindex(b"data/0") - 60)
     content[entry + 38] ^= 0x10
@@ -174,37 +174,37 @@ def legacy(path: Path) -> bytes:
     ("make", "message"),
     [
         (lambda path: b"", "is empty"),
-        (lambda path: b"no checkpoint", "is no checkpoint"),
-        (legacy, "is no checkpoint"),  # torch.load would read it, and it has no checksum
-        (lambda path: b"legacy" + path.read_bytes(), "is no checkpoint"),
-        (lambda path: path.read_bytes()[:100], "is damaged, cut short or"),
-        (lambda path: path.read_bytes()[:-1], "is damaged, cut short or"),
+        (lambda path: b"no checkpoint", "is not a checkpoint"),
+        (legacy, "is not a checkpoint"),  # torch.load would read it, but it has no checksum
+        (lambda path: b"legacy" + path.read_bytes(), "is not a checkpoint"),
+        (lambda path: path.read_bytes()[:100], "is damaged, truncated or"),
+        (lambda path: path.read_bytes()[:-1], "is damaged, truncated or"),
         (lambda path: path.read_bytes().replace(b"xavier", b"chrono", 1), "is damaged"),
         (as_directory, "is damaged"),
-        (lambda path: rezip(path, zipfile.ZIP_DEFLATED), "is damaged"),  # so could be a zip bomb
+        (lambda path: rezip(path, zipfile.ZIP_DEFLATED), "is damaged"),  # could be a zip bomb
         (lambda path: with_entry(path, lambda name: name), "is damaged"),
         (lambda path: with_entry(path, lambda name: name.upper()), "is damaged"),
     ],
 )
-def test_what_is_no_whole_checkpoint_is_refused(tmp_path, whole, make, message):
+def test_damaged_files_are_refused(tmp_path, whole, make, message):
     path = tmp_path / "x.ckpt"
     path.write_bytes(make(whole))
     with pytest.raises(ValueError, match=message):
         checkpoint.load_checkpoint(str(path))
 
 
-def test_an_archive_that_is_no_checkpoint(tmp_path):
+def test_other_archives_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
         archive.writestr("letter.txt", "Dear Sir")
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="not a checkpoint"):
         checkpoint.load_checkpoint(str(tmp_path / "x.ckpt"))
     with pytest.raises(FileNotFoundError, match="a folder"):
         checkpoint.load_checkpoint(str(tmp_path))
 
 
 @pytest.mark.parametrize("altered", ["shape", "dtype", "name"])
-def test_the_checksum_is_of_what_is_said_about_the_numbers_too(tmp_path, whole, altered):
-    """These stand there as they did, but as another matrix."""
+def test_the_checksum_covers_shapes_types_and_names(tmp_path, whole, altered):
+    """The numbers are unchanged, but form another matrix."""
     (file,) = export(ExportConfig(ckpt=str(whole), format="safetensors", folder=str(tmp_path)))
     content = file.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
@@ -221,8 +221,8 @@ def test_the_checksum_is_of_what_is_said_about_the_numbers_too(tmp_path, whole, 
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
-def test_damage_never_goes_unnoticed(tmp_path, whole, pytestconfig, kind):
-    """Cut anywhere, or with a bit flipped anywhere: refused, or (in a time stamp, say) read as it was."""
+def test_random_damage_is_always_noticed(tmp_path, whole, pytestconfig, kind):
+    """Truncated or with one bit flipped: refused, or (if only a time stamp changed) read as it was."""
     if kind == "safetensors":
         (whole,) = export(ExportConfig(ckpt=str(whole), format=kind, folder=str(tmp_path)))
     expected, content, rng = checkpoint.load_checkpoint(str(whole)), whole.read_bytes(), random.Random(0)

@@ -12,12 +12,12 @@ from matplotlib.colors import same_color
 from matplotlib.container import BarContainer
 
 from conftest import SMALL, TINY
-from lstmlab.comparison import draw_comparison, write_mean
+from lstmlab.comparison import draw_comparison, format_mean
 from lstmlab.config import PROJECT
 
 
 def write_run(folder: Path, metrics: dict | None, **settings) -> None:
-    """A run's folder: finished, or not if it has no metrics."""
+    """Write the folder of a run, which is unfinished without metrics."""
     folder.mkdir(parents=True)
     config = {"seed": 0, "run_dir": str(folder), "logger": {"wandb": {"id": folder.name}}} | settings
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -26,7 +26,7 @@ def write_run(folder: Path, metrics: dict | None, **settings) -> None:
 
 
 def write_sweep(folder: Path, *typed: str, **sweeper) -> None:
-    """Hydra's own account of a sweep."""
+    """Write what Hydra records of a sweep."""
     hydra = {
         "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"} | sweeper,
         "sweep": {"subdir": "${hydra:job.num}"},
@@ -36,14 +36,14 @@ def write_sweep(folder: Path, *typed: str, **sweeper) -> None:
     (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
 
 
-def test_a_sweep_becomes_mean_and_standard_deviation_over_seeds(command, tmp_path):
+def test_a_sweep_is_averaged_over_seeds(command, tmp_path):
     sweep = ["-m", "cell.kind=rnn,lstm", "seed=0,1,2", "hydra.sweep.dir=sweep", "trainer.max_steps=1"]
     assert command("train", *sweep, "model=copytask", *TINY["copytask"], *SMALL)[0] == 0
     code, printed, _ = command("compare", "runs=sweep")
     assert code == 0
     written = (tmp_path / "sweep/compare.md").read_text()
     assert printed.startswith(written)
-    assert len(written.splitlines()) == 4  # nothing to say beside the table
+    assert len(written.splitlines()) == 4  # the table alone, without remarks
     assert (tmp_path / "sweep/compare.png").read_bytes().startswith(b"\x89PNG")
     with (tmp_path / "sweep/compare.csv").open(newline="") as file:
         rnn, lstm = csv.DictReader(file)
@@ -74,7 +74,7 @@ def test_a_choice_that_sets_several_keys_is_one_column(command, tmp_path):
     assert "consequence of the above: model.patience, optimizer.lr, optimizer.momentum." in printed
 
 
-def test_swept_keys_are_all_shown_though_one_would_tell_the_runs_apart(command, tmp_path):
+def test_all_swept_keys_are_shown(command, tmp_path):
     write_sweep(tmp_path / "sweep", params={"lr": "interval(0,1)", "size": "range(8,64)"}, _target_="Random")
     for job, (lr, size) in enumerate([(0.25, 8), (0.125, 16), (0.5, 8)]):
         write_run(tmp_path / f"sweep/{job}", {"val/loss": lr}, lr=lr, size=size, steps=size * 2)
@@ -85,10 +85,10 @@ def test_swept_keys_are_all_shown_though_one_would_tell_the_runs_apart(command, 
     assert "consequence of the above: steps." in printed
 
 
-def test_what_is_shown_of_runs_that_differ_in_much(command, tmp_path):
-    """Rows as the jobs are numbered, 9 before 10, numbers ascending; metrics by the number in their names.
+def test_runs_that_differ_in_many_settings(command, tmp_path):
+    """Rows are in the order of the jobs, 9 before 10, and metrics in that of the number in their names.
 
-    What tells of a run's own folder, or of its wandb run, is no difference.
+    Paths in a run's own folder and ids of wandb runs do not count as differences.
     """
     for job in range(12):
         folder = tmp_path / f"sweep/{job}"
@@ -124,8 +124,8 @@ def test_what_is_shown_of_runs_that_differ_in_much(command, tmp_path):
     assert "also differs" not in printed and "same seed" not in printed
 
 
-def test_values_are_written_as_one_types_them(command, tmp_path):
-    """A key that only some of the runs have is empty elsewhere, and numbers stay numbers in the CSV."""
+def test_values_are_formatted_as_on_the_command_line(command, tmp_path):
+    """A key that a run does not have is empty, and numbers stay numbers in the CSV."""
     values: list[dict] = [
         {"a": None, "b": True, "c": [1, 2], "d": 1},
         {"a": "x", "b": False, "c": 3, "d": 0.5},
@@ -135,7 +135,9 @@ def test_values_are_written_as_one_types_them(command, tmp_path):
     for job, settings in enumerate(values):
         write_run(tmp_path / f"sweep/{job}", {"val/loss": 1.0, "val/nan": float("nan")}, **settings)
     code, printed, _ = command("compare", "runs=sweep", "metrics=val/*")
-    assert code == 0 and printed.startswith("| a | b | c | d | n | val/loss |\n")  # a metric that no run has
+    assert code == 0 and printed.startswith(
+        "| a | b | c | d | n | val/loss |\n"
+    )  # a metric without any value is left out
     rows = [
         "| null | true | [1, 2] | 1 | 1 | 1 |",
         "| x | false | 3 | 0.5 | 1 | 1 |",
@@ -158,7 +160,7 @@ def test_values_are_written_as_one_types_them(command, tmp_path):
         ("metrics.json", ""),
     ],
 )
-def test_files_that_train_did_not_write_are_named(command, tmp_path, name, content):
+def test_foreign_files_are_named(command, tmp_path, name, content):
     write_run(tmp_path / "run", {"val/loss": 1.0})
     (tmp_path / "run" / name).write_text(content)
     code, _, error = command("compare", "runs=run")
@@ -166,7 +168,7 @@ def test_files_that_train_did_not_write_are_named(command, tmp_path, name, conte
     assert error.startswith("error: runs=run: its config.yaml or metrics.json was not written by train.py (")
 
 
-def test_numbers_ascend_whatever_the_order_of_the_jobs(command, tmp_path):
+def test_numbers_are_sorted(command, tmp_path):
     for job, size in enumerate([10, 9, 100]):
         write_run(tmp_path / f"sweep/{job}", {"val/loss": 1.0}, size=size)
     _, printed, _ = command("compare", "runs=sweep", "metrics=val/loss")
@@ -184,17 +186,17 @@ def test_jobs_without_a_result_are_named(command, tmp_path):
     code, printed, _ = command("compare", "runs=sweep", "metrics=val/*")
     assert code == 0
     assert "| n | val/loss |\n| --- | --- |\n| 1 | 1 |" in printed
-    assert "- sweep/1: never began, kind=rnn cell=torch" in printed
+    assert "- sweep/1: never started, kind=rnn cell=torch" in printed
     assert "- sweep/2: failed or not finished, no metrics.json" in printed
-    assert "- sweep/3: never began, kind=lstm cell=torch" in printed
+    assert "- sweep/3: never started, kind=lstm cell=torch" in printed
     assert printed.count("- sweep/") == 3
     write_sweep(tmp_path / "single", "kind=gru")
     _, printed, _ = command("compare", "runs=sweep,single", "metrics=val/*")
-    assert "- single/0: never began, kind=gru" in printed
+    assert "- single/0: never started, kind=gru" in printed
 
 
 def test_a_study_that_changes_one_thing_at_a_time(command, tmp_path):
-    """One column says what; where its lines differ in all they hold, the keys stay columns."""
+    """One column names the change; in a study whose lines change all keys, the keys stay columns."""
     one = ["seed=0,1", "a=1 seed=0,1", "b=x c=2 seed=0,1", "e=3 seed=0,1"]
     settings: list[dict] = [own for own in ({}, {"a": 1}, {"b": "x", "c": 2}, {"e": 3}) for _ in range(2)]
     write_sweep(tmp_path / "one", "data=d", jobs=one, _target_="StudySweeper")
@@ -235,7 +237,7 @@ def test_several_folders_and_a_repeated_seed(command, tmp_path):
 
 
 def make_runs(keys: list[str], *rows: tuple, **metrics: float) -> pd.DataFrame:
-    """Two runs a row: the metrics of the first, more by 2 in the second, and by 1 from row to row."""
+    """Two runs per row: the second has metrics larger by 2, and each row larger by 1 than the one before."""
     runs = [
         dict(zip(keys, values, strict=True))
         | {"row": k, "data.delay": 50}
@@ -253,11 +255,11 @@ def read_lines(figure) -> dict[str, tuple]:
 
 
 def read_dots(axes) -> list[list[tuple]]:
-    """Of each line, or of all bars, a dot for each run."""
+    """The dots, one per run, of each line or of all bars."""
     return [sorted(map(tuple, dots.get_offsets().tolist())) for dots in axes.collections]
 
 
-def test_a_number_is_the_x_axis_and_the_rest_is_colours():
+def test_a_number_is_the_x_axis_and_other_keys_are_lines():
     runs = make_runs(
         ["kind", "delay"], ("lstm", 10), ("lstm", 20), ("rnn", 10), ("rnn", 20), ("gru", 10), loss=0.0
     )
@@ -273,8 +275,8 @@ def test_a_number_is_the_x_axis_and_the_rest_is_colours():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kind=lstm", "kind=rnn"]
 
 
-def test_nothing_drawn_leaves_the_range_of_the_runs():
-    """An accuracy of 1 and of 0.4: their deviation would reach beyond 1."""
+def test_nothing_is_drawn_outside_the_range_of_the_runs():
+    """Error bars of the accuracies 1 and 0.4 would reach beyond 1."""
     runs = make_runs(["delay"], (10,), (20,), accuracy=0.0).assign(accuracy=[1.0, 0.4, 1.0, 1.0])
     figure = draw_comparison(runs, ["delay"], ["accuracy"], None)
     [axes] = figure.axes
@@ -285,7 +287,7 @@ def test_nothing_drawn_leaves_the_range_of_the_runs():
 @pytest.mark.parametrize(
     ("numbers", "scale"), [((1, 19), "linear"), ((1, 20), "log"), ((0, 20), "linear"), ((5, 100), "log")]
 )
-def test_numbers_that_are_far_apart_are_drawn_by_their_logarithms(numbers, scale):
+def test_a_wide_range_has_a_logarithmic_axis(numbers, scale):
     runs = make_runs(["delay"], *((number,) for number in numbers), loss=0.0)
     figure = draw_comparison(runs, ["delay"], ["loss"], None)
     [axes] = figure.axes
@@ -294,8 +296,8 @@ def test_numbers_that_are_far_apart_are_drawn_by_their_logarithms(numbers, scale
     assert not figure.legends  # one line
 
 
-def test_a_number_in_the_metrics_names_is_the_x_axis():
-    """And what bears no number stands at the run's own."""
+def test_a_number_in_the_names_of_metrics_is_the_x_axis():
+    """The metric without a number is at the delay of the run itself."""
     keys, names = ["kind"], ["acc", "acc_delay9", "acc_delay100"]
     runs = make_runs(keys, ("lstm",), ("rnn",), acc=0.0, acc_delay100=1.0, acc_delay9=2.0)
     figure = draw_comparison(runs, keys, names, None)
@@ -306,11 +308,11 @@ def test_a_number_in_the_metrics_names_is_the_x_axis():
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("delay", "acc")
     figure = draw_comparison(runs, keys, names[1:], None)
     assert read_lines(figure)["kind=lstm"] == ([9, 100], [3, 2])
-    [axes] = draw_comparison(runs, keys, names[1:2], None).axes  # a single number is no axis
+    [axes] = draw_comparison(runs, keys, names[1:2], None).axes  # a single number is not enough
     assert axes.get_xlabel() == "acc_delay9"
 
 
-def test_of_two_numbers_the_one_with_more_values_is_the_x_axis():
+def test_the_number_with_the_most_values_is_the_x_axis():
     keys = ["layers", "size"]
     runs = make_runs(keys, *((layers, size) for layers in (1, 2) for size in (8, 16, 32)), loss=0.0)
     assert set(read_lines(draw_comparison(runs, keys, ["loss"], None))) == {"layers=1", "layers=2"}
@@ -318,11 +320,11 @@ def test_of_two_numbers_the_one_with_more_values_is_the_x_axis():
     assert set(lines) == {"size=8", "size=16", "size=32"} and lines["size=8"] == ([1, 2], [1, 4])
     [axes] = draw_comparison(runs, keys, ["loss"], "bars").axes
     assert len(axes.get_yticklabels()) == 6
-    square = runs[runs["size"] < 32]  # as many values each: the first column
+    square = runs[runs["size"] < 32]  # a tie: the first column
     assert draw_comparison(square, keys, ["loss"], None).axes[0].get_xlabel() == "layers"
 
 
-def test_words_may_be_the_x_axis_in_the_order_of_the_rows():
+def test_words_can_be_the_x_axis():
     keys = ["kind", "delay"]
     runs = make_runs(keys, ("rnn", 10), ("rnn", 20), ("lstm", 10), ("lstm", 20), loss=0.0)
     figure = draw_comparison(runs, keys, ["loss"], "kind")
@@ -334,8 +336,8 @@ def test_words_may_be_the_x_axis_in_the_order_of_the_rows():
     }
 
 
-def test_a_number_that_some_combinations_have_one_value_of_is_no_axis():
-    """Bars, in the order of the rows, with their settings and the numbers beside them."""
+def test_bars_if_a_combination_has_one_value_only():
+    """The bars are in the order of the rows, with the settings and the numbers beside them."""
     keys = ["model.pooling", "cell.layers", "feeding"]
     settings = [("max", 1, "false"), ("max", 2, "false"), ("max", 3, "false"), ("last", 1, "false")]
     runs = make_runs(keys, *settings, ("mean", 1, "true"), loss=0.0)
@@ -348,24 +350,24 @@ def test_a_number_that_some_combinations_have_one_value_of_is_no_axis():
     assert right.get_yticklabels()[0].get_text() == "1 ± 1.4"
     assert axes.get_xlabel() == "loss" and axes.yaxis_inverted()
     assert read_dots(axes) == [sorted((k + more, k) for k in range(5) for more in (0, 2))]
-    lines = read_lines(draw_comparison(runs, keys, ["loss"], "cell.layers"))  # unless it is asked for
+    lines = read_lines(draw_comparison(runs, keys, ["loss"], "cell.layers"))  # unless x= names it
     assert lines["pooling=max feeding=false"] == ([1, 2, 3], [1, 2, 3])
     assert lines["pooling=mean feeding=true"] == ([1], [5])
 
 
-def test_of_two_keys_with_one_ending_the_whole_is_written():
+def test_keys_with_the_same_ending_are_written_in_full():
     keys = ["cell.dropout", "model.dropout", "optimizer._target_"]
     runs = make_runs(keys, (0.1, 0.2, "sgd"), (0.3, 0.4, "adam"), loss=0.0)
     [axes] = draw_comparison(runs, keys, ["loss"], None).axes
     assert axes.get_yticklabels()[0].get_text() == "cell.dropout=0.1 model.dropout=0.2 _target_=sgd"
 
 
-def test_one_thing_changed_at_a_time_is_measured_from_nothing_changed():
+def test_a_study_marks_the_unchanged_run():
     runs = make_runs(["changed"], ("nothing",), ("a=1",), ("b=2",), loss=3.0)
     runs.loc[4:, "loss"] = np.nan  # no bar
     runs = runs.drop(3)  # one run: no deviation
     [axes] = draw_comparison(runs, ["changed"], ["loss"], None).axes
-    assert axes.lines[-1].get_xdata() == [4, 4]  # of nothing changed
+    assert axes.lines[-1].get_xdata() == [4, 4]  # the unchanged run
     assert [label.get_text() for label in axes.get_yticklabels()] == ["nothing", "a=1", "b=2"]
     assert [label.get_text() for label in axes.child_axes[0].get_yticklabels()] == ["4 ± 1.4", "4", ""]
 
@@ -375,15 +377,15 @@ def test_a_single_row_is_a_bar():
     assert [bar.get_width() for bar in axes.containers[-1]] == [1]
 
 
-def test_a_mean_says_of_how_many_runs_it_is():
-    assert write_mean(pd.Series([np.nan, np.nan])) == ""
-    assert write_mean(pd.Series([0.5, np.nan])) == "0.5 (n=1)"
-    assert write_mean(pd.Series([1.0, 2.0, np.nan])) == "1.5 ± 0.71 (n=2)"
-    assert write_mean(pd.Series([0.1, 0.1, 0.1])) == "0.1 ± 0"  # not 1.7e-17
+def test_a_mean_over_some_of_the_runs_shows_their_number():
+    assert format_mean(pd.Series([np.nan, np.nan])) == ""
+    assert format_mean(pd.Series([0.5, np.nan])) == "0.5 (n=1)"
+    assert format_mean(pd.Series([1.0, 2.0, np.nan])) == "1.5 ± 0.71 (n=2)"
+    assert format_mean(pd.Series([0.1, 0.1, 0.1])) == "0.1 ± 0"  # not 1.7e-17
 
 
-def test_x_may_be_any_setting_that_varies(command, tmp_path):
-    """It is a column then, even if it follows from another, and the keys of a study stay columns with it."""
+def test_x_can_be_any_setting_that_varies(command, tmp_path):
+    """It becomes a column, even if it follows from another, and the keys of a study stay columns too."""
     write_sweep(tmp_path / "sweep", "optimizer=sgd,adam", "seed=0,1")
     for job, name in enumerate(["SGD", "SGD", "Adam", "Adam"]):
         optimizer = {"_target_": name, "lr": 1.0 if name == "SGD" else 1e-3}

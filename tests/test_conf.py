@@ -1,4 +1,4 @@
-"""Every file under conf/ composes, passes the check, and trains a batch."""
+"""Every file in conf/ composes, passes the check and trains on one batch."""
 
 import json
 import random
@@ -27,7 +27,7 @@ MODELS = {  # the task that trains on a data set
 
 @pytest.fixture
 def hub_files(tmp_path):
-    """A few rows in files as those on the hub: imdb, multi30k."""
+    """Files like those on the hub with a few rows: imdb, multi30k."""
     rng = random.Random(0)
     for name, count in {"train": 60, "val": 20, "test": 20}.items():
         texts = [made_up_review(rng, i % 2 == 1) for i in range(count)]
@@ -39,7 +39,7 @@ def hub_files(tmp_path):
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_trains_a_batch(choice, config, request, text_file, hub_files):
+def test_each_option_trains_a_batch(choice, config, request, text_file, hub_files):
     group, name = choice.parent.name, choice.stem
     overrides = [f"{group}={name}", "debug=one_batch", *SMALL]
     text = (CONF / choice).read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def test_trains_a_batch(choice, config, request, text_file, hub_files):
         overrides += [f"data.train={hub_files}/train-00000-of-00001.parquet", f"data.cache={hub_files}/cache"]
     if "pairs" in data:
         overrides += [f"data.train={hub_files}/train.jsonl", "data.source=en", "data.target=de"]
-    if name == "optuna":  # what it does is test_sweeps' matter
+    if name == "optuna":  # tested in test_sweeps
         overrides.append("callbacks.pruning=null")
     if group == "debug":
         overrides.remove("debug=one_batch")

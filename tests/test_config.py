@@ -61,7 +61,7 @@ def test_other_values_are_left_to_hydra():
     assert quote_raw("--help") == "--help"
 
 
-# What is typed, and what the one sentence names: key, value and what is allowed. {NAME} is a file of `files`
+# Arguments, and a part of the message: the key, the value and what is allowed. {NAME} is a file of `files`
 WRONG = [
     ("train", "cell.dropout=1.5", "cell.dropout=1.5: input should be less than 1"),
     ("train", "cell.weight_drop=1", "cell.weight_drop=1: input should be less than 1"),
@@ -252,12 +252,12 @@ WRONG = [
     (
         "train",
         "model=seq2seq model.r_drop=2 model.dropout=0",
-        "model.r_drop=2.0 compares readings that differ by dropout; raise model.dropout",
+        "model.r_drop=2.0 compares two passes that differ by dropout; raise model.dropout",
     ),
     (
-        "train",  # of one layer, between which there is no dropout
+        "train",  # a single layer has no dropout between layers
         "model=seq2seq model.r_drop=2 model.dropout=0 cell.dropout=0.5 cell.num_layers=1",
-        "model.r_drop=2.0 compares readings that differ by dropout; raise model.dropout",
+        "model.r_drop=2.0 compares two passes that differ by dropout; raise model.dropout",
     ),
     (
         "train",
@@ -305,7 +305,7 @@ WRONG = [
         "model=copytask data.delay=[20,10]",
         "data.delay=[20, 10] must be a number of steps or a range",
     ),
-    ("train", "hydra.run.dir={finished}", "run_dir={finished} holds a run already; choose another"),
+    ("train", "hydra.run.dir={finished}", "run_dir={finished} already holds a run; choose another"),
     ("train", "hydra.run.dir={short}/run", "{short}"),
     ("train", "sweep=optuna", "sweep=optuna needs -m: python src/train.py -m sweep=optuna"),
     (
@@ -319,8 +319,8 @@ WRONG = [
     ("predict", "ckpt=nowhere.ckpt text=a", "ckpt=nowhere.ckpt: no such file"),
     ("predict", "ckpt={folder} text=a", "ckpt={folder}: a folder without checkpoints/best.ckpt"),
     ("predict", "ckpt={empty} text=a", "ckpt={empty} is empty"),
-    ("predict", "ckpt={latin1} text=a", "ckpt={latin1} is no checkpoint"),
-    ("predict", "ckpt={foreign} text=a", "ckpt={foreign} is a checkpoint, but not one of lstmlab's"),
+    ("predict", "ckpt={latin1} text=a", "ckpt={latin1} is not a checkpoint"),
+    ("predict", "ckpt={foreign} text=a", "ckpt={foreign} is a checkpoint, but was not written by lstmlab"),
     ("predict", "ckpt={code} text=a", "ckpt={code} holds Python objects, which could run code; refused"),
     ("predict", "ckpt={charlm} text=字", "text= holds '字', not in the model's vocabulary"),
     ("predict", "ckpt={charlm} text=", "text= is empty"),
@@ -334,7 +334,7 @@ WRONG = [
     (
         "predict",
         "ckpt={charlm} text=1 beam_size=2",
-        "beam_size= means nothing to model=charlm, which takes accelerator",
+        "beam_size= has no effect on model=charlm, which takes accelerator",
     ),
     ("predict", "ckpt={peephole} text=1 backend=torch", "No cell of kind='peephole' in backend='torch'"),
     ("predict", "ckpt={copytask} text=012", "text= holds '2', but this model remembers 10 symbols of 0 to 1"),
@@ -349,20 +349,20 @@ WRONG = [
     ("predict", "ckpt={seq2seq} text=1 attention_map=/no/such/map.png", "/no/such/map.png"),
     ("predict", "ckpt={seq2seq} text=1 attention_map=map.xyz", "Format 'xyz' is not supported"),
     ("evaluate", "ckpt=x backend=cudnn", "backend=cudnn: input should be 'scratch', 'fused' or 'torch'"),
-    ("evaluate", "ckpt={cut}", "ckpt={cut} is damaged, cut short or no checkpoint"),
+    ("evaluate", "ckpt={cut}", "ckpt={cut} is damaged, truncated or not a checkpoint"),
     ("evaluate", "ckpt={older}", "ckpt={older} was written by an older lstmlab"),
-    ("evaluate", "ckpt={other_text}", "was trained on another text, but here is textfile"),
+    ("evaluate", "ckpt={other_text}", "was trained on another text, but this is textfile"),
     ("evaluate", "ckpt={charlm} data.path=/no/such/file", "data.path=/no/such/file: no such file"),
     ("evaluate", "ckpt={copytask} data.path={short}", "data.path={short}: data=copy has no such key"),
     ("evaluate", "ckpt={charlm} data.test_delay=3", "data.test_delay=3: data=textfile has no such key"),
     (
         "evaluate",
         "ckpt={charlm} beam_size=2",
-        "beam_size=2 is for model=seq2seq; ckpt={charlm} is of model=charlm",
+        "beam_size=2 is for model=seq2seq; ckpt={charlm} holds model=charlm",
     ),
     ("evaluate", "ckpt={seq2seq} beam_size=0", "beam_size=0: input should be greater than 0"),
     ("evaluate", "ckpt={copytask} data.test_delay=x", "data.test_delay=x: input should be"),
-    ("analyze", "ckpt={latin1}", "ckpt={latin1} is no checkpoint"),
+    ("analyze", "ckpt={latin1}", "ckpt={latin1} is not a checkpoint"),
     ("analyze", "ckpt={charlm} text= probe_steps=0", "text= is empty"),
     ("analyze", "ckpt={charlm} page_steps=0", "page_steps=0: input should be greater than 0"),
     ("analyze", "ckpt={charlm} page_values=[r]", "page_values holds r, but this cell has i, f, g, o, h, c"),
@@ -398,14 +398,14 @@ WRONG = [
     ("bench", "suite=speed", "suite=speed: input should be"),
     ("bench", "suite=train data=textfile data.path={empty}", "{empty} is empty"),
     ("bench", "suite=compile model=copytask", "suite=compile measures model=charlm, not model=copytask"),
-    ("bench", "suite=cells cell=fused", "cell= means nothing to suite=cells, which takes"),
+    ("bench", "suite=cells cell=fused", "cell= has no effect on suite=cells, which takes"),
     ("bench", "suite=floors data=copy", "suite=floors has nothing for data=copy, only for data=stdlib"),
     ("bench", "suite=floors model=seq2seq", "suite=floors has nothing for data=multi30k, only for data="),
-    ("bench", "suite=floors model=sentiment", "model= means nothing to suite=floors, which takes data, "),
-    ("bench", "suite=floors rounds=3", "rounds= means nothing to suite=floors"),
+    ("bench", "suite=floors model=sentiment", "model= has no effect on suite=floors, which takes data, "),
+    ("bench", "suite=floors rounds=3", "rounds= has no effect on suite=floors"),
     ("bench", "suite=floors data=imdb data.path={no_label}", "has no column label, only text"),
 ]
-# Just within the limits, or what another choice makes sensible
+# At the limits of the ranges, or allowed in combination with another choice
 RIGHT = [
     ("train", "cell.dropout=0.0 cell.weight_drop=0.0 model.dropout=0.0 seed=0 optimizer.weight_decay=0.0"),
     ("train", "cell=fused cell.recompute=true"),
@@ -440,8 +440,8 @@ RIGHT = [
 ]
 if not torch.cuda.is_available():
     WRONG += [
-        ("train", "trainer=gpu", "gpu was asked for, but PyTorch finds none on this machine; use cpu"),
-        ("predict", "ckpt={charlm} text=1 accelerator=gpu", "gpu was asked for"),
+        ("train", "trainer=gpu", "a gpu was requested, but PyTorch finds none on this machine; use cpu"),
+        ("predict", "ckpt={charlm} text=1 accelerator=gpu", "a gpu was requested"),
     ]
 
 
@@ -452,7 +452,7 @@ class Code:
 
 @pytest.fixture(scope="session")
 def files(trained, tmp_path_factory) -> dict[str, Path]:
-    """What a command may be given by mistake."""
+    """Files and folders that a command cannot use."""
     folder = tmp_path_factory.mktemp("files")
     files = {model: trained(model) for model in ("charlm", "copytask", "sentiment", "seq2seq")}
     files |= {
@@ -508,26 +508,26 @@ def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-@pytest.mark.parametrize(("name", "typed", "said"), WRONG, ids=lambda v: v)
-def test_a_mistake_ends_in_one_sentence(command, files, offline, tmp_path, name, typed, said):
+@pytest.mark.parametrize(("name", "typed", "message"), WRONG, ids=lambda v: v)
+def test_a_mistake_ends_in_one_sentence(command, files, offline, tmp_path, name, typed, message):
     before = {path: path.stat().st_mtime_ns for path in files["finished"].rglob("*")}
     code, _, error = command(name, *typed.format_map(files).split(" "))
     assert code == 1
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert said.format_map(files) in error
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # no run, begun or finished
+    assert message.format_map(files) in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # no run was started
     assert before == {path: path.stat().st_mtime_ns for path in files["finished"].rglob("*")}
 
 
 @pytest.mark.parametrize(("name", "typed"), RIGHT)
-def test_what_is_allowed(name, typed, tmp_path):
+def test_allowed_settings_pass(name, typed, tmp_path):
     given = [f"run_dir={tmp_path}"] if name in ("train", "bench") else []
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
         check(name, to_plain(compose(name, [*given, *typed.split()])))
 
 
-def test_hydra_replaces_nothing_in_a_path(command, trained, tmp_path):
-    """It would write a run elsewhere."""
+def test_a_path_with_an_interpolation_is_refused(command, trained, tmp_path):
+    """Hydra would replace it and write the run elsewhere."""
     run = tmp_path / "${seed}" / "run"
     shutil.copytree(trained("copytask").parents[1], run)
     (run / "metrics.json").unlink()
@@ -548,7 +548,7 @@ def test_hydra_replaces_nothing_in_a_path(command, trained, tmp_path):
     assert not list(tmp_path.rglob("logs"))
 
 
-def test_a_mistake_is_found_before_torch_is_imported(tmp_path):
+def test_a_mistake_is_reported_before_torch_is_imported(tmp_path):
     program = (
         "import sys, train; sys.argv[1:] = ['cell.dropout=2']\n"
         "try: train.main()\n"
@@ -559,7 +559,7 @@ def test_a_mistake_is_found_before_torch_is_imported(tmp_path):
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, check=True, timeout=60)
 
 
-def test_a_traceback_is_there_for_who_asks(tmp_path):
+def test_hydra_full_error_shows_the_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, str(PROJECT / "src/train.py"), "cell.dropout=2", "hydra.run.dir=."],
         capture_output=True,

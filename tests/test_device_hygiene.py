@@ -1,11 +1,11 @@
-"""The training step of each task on an accelerator that does not exist: no mixed devices, no wait for it.
+"""The training step of each task on a fake accelerator: it mixes no devices and never waits for the device.
 
-PyTorch's Python backend "fakegpu" under FakeTensorMode computes shapes and devices, and no numbers. An
-operation on tensors of two devices raises, and so does what needs a number on the host, such as `.item()`.
-The backend stays registered for the life of a process, so this file runs itself in a process of its own.
+PyTorch's Python backend "fakegpu" under FakeTensorMode computes shapes and devices but no numbers. An
+operation on tensors of two devices raises, and so does one that needs a number on the host (`.item()`).
+The backend stays registered until a process ends, so this file runs itself in its own process.
 
-What the fake cannot run, and what is therefore not tested here: packed sequences (`cell=torch` with ragged
-batches), nn.GRU, torchmetrics, random generators, autocast, and decoding, which waits by its nature.
+The fake cannot run packed sequences (`cell=torch` with ragged batches), nn.GRU, torchmetrics, random
+generators, autocast, or decoding, which has to wait. These are not tested here.
 """
 
 import json
@@ -48,7 +48,7 @@ HARD = ["cell.num_layers=2", "cell.hidden_size=8", "cell.dropout=0.3", "cell.wei
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, str]:
-    """What became of each case: "done", or the error."""
+    """The result of each case: "done", or the error."""
     folder = tmp_path_factory.mktemp("fake")
     text = folder / "text.txt"
     text.write_text("".join(f"line {i}: é {i * i % 97}\n" for i in range(300)), encoding="utf-8")
@@ -64,7 +64,7 @@ def test_a_training_step_stays_on_its_device_and_never_waits(found, case):
 
 
 @pytest.mark.parametrize("fault", ["a tensor on the host", "a number for the host", "a copy for the host"])
-def test_the_fake_notices(found, fault):
+def test_the_fake_accelerator_notices_a_fault(found, fault):
     assert found[fault] != "done"
 
 
@@ -83,7 +83,7 @@ def run_cases(folder: str) -> dict[str, str]:
         raise RuntimeError("a wait for the accelerator: .cpu()")
 
     def move(model: Any, batch: Any, mode: FakeTensorMode) -> Any:
-        """The model's parameters and buffers, in place, and a copy of the batch."""
+        """Move the parameters and buffers of the model in place. Returns a copy of the batch."""
         fakes: dict[int, Any] = {}  # tied weights stay tied
         places: list[Any] = [(module._parameters, torch.nn.Parameter) for module in model.modules()]
         places += [(module._buffers, torch.Tensor.detach) for module in model.modules()]

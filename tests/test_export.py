@@ -1,4 +1,4 @@
-"""What was exported computes what the model computes, on other numbers of rows and steps than at export."""
+"""Exported files compute what the model computes, for other numbers of rows and steps than at export."""
 
 import json
 import resource
@@ -22,7 +22,7 @@ def exported(tmp_path, trained):
     exported files."""
 
     def build(name: str, *overrides: str):
-        path = str(tmp_path / "drawn.ckpt")  # one step leaves peepholes, biases … as good as 0
+        path = str(tmp_path / "drawn.ckpt")  # one step leaves peepholes and biases close to 0
         content = torch.load(trained(name, *overrides), weights_only=True)
         torch.manual_seed(0)
         for tensor in content["state_dict"].values():
@@ -53,12 +53,12 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 
 
 def lengths(B: int, T: int) -> torch.Tensor:
-    """In no order; one row is full."""
+    """Unsorted lengths; one row is full."""
     return torch.randint(1, T + 1, (B,)).index_fill(0, torch.tensor([B // 2]), T)
 
 
 @torch.no_grad()
-def test_charlm(exported):
+def test_charlm_as_onnx(exported):
     model, run = exported("charlm", "cell=scratch", "cell.kind=gru", "cell.num_layers=3")
     for B, T in SIZES:
         ids = torch.randint(len(model.vocabulary), (B, T))
@@ -72,7 +72,7 @@ def test_charlm(exported):
     ("backend", "kind", "pooling"),
     [("torch", "lstm", "last"), ("fused", "peephole", "attention")],
 )
-def test_sentiment(exported, backend, kind, pooling):
+def test_sentiment_as_onnx(exported, backend, kind, pooling):
     cell = [f"cell={backend}", f"cell.kind={kind}", "cell.num_layers=2"]
     model, run = exported("sentiment", *cell, f"model.pooling={pooling}")
     for B, T in SIZES:
@@ -83,7 +83,7 @@ def test_sentiment(exported, backend, kind, pooling):
 
 
 @torch.no_grad()
-def test_copytask(exported):
+def test_copytask_as_onnx(exported):
     model, run = exported("copytask", "cell=fused", "cell.kind=rnn")
     for B, T in [(1, 21), (3, 70)]:
         ids = torch.randint(4, (B, T))
@@ -91,7 +91,7 @@ def test_copytask(exported):
 
 
 @torch.no_grad()
-def test_seq2seq_one_step_at_a_time(exported):
+def test_seq2seq_as_onnx_one_step_at_a_time(exported):
     """Encoder and decoder, fed with a given target, give the logits of the whole model."""
     model, run = exported("seq2seq", "model.input_feeding=true", "cell.num_layers=2")
     for B, T in SIZES:
@@ -110,14 +110,14 @@ def test_seq2seq_one_step_at_a_time(exported):
             encoded |= {k.removeprefix("next_"): found[k] for k in found if k in ("next_h", "next_c")}
 
 
-def test_layernorm_has_no_operator(command, trained, tmp_path):
+def test_layernorm_as_onnx_is_refused(command, trained, tmp_path):
     path = trained("charlm", "cell=fused", "cell.kind=layernorm")
     code, _, error = command("export", f"ckpt={path}", f"folder={tmp_path}/out")
     assert code == 1 and "cell.kind=layernorm; use format=safetensors" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_leaves_the_export_before_as_it_was(command, trained, tmp_path):
+def test_a_full_disk_keeps_the_earlier_export(command, trained, tmp_path):
     arguments = [f"ckpt={trained('copytask')}", "format=safetensors", f"folder={tmp_path}"]
     assert command("export", *arguments)[0] == 0
     whole = (tmp_path / "model.safetensors").read_bytes()
@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_the_export_before_as_it_was(command, trained, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["charlm", "copytask", "sentiment", "seq2seq"])
-def test_safetensors_opens_as_the_checkpoint(command, trained, name):
+def test_safetensors_open_like_the_checkpoint(command, trained, name):
     path = trained(name, *(["cell=fused", "cell.kind=layernorm"] if name == "charlm" else []))
     code, out, error = command("export", f"ckpt={path}", "format=safetensors")
     assert code == 0, error

@@ -1,4 +1,4 @@
-"""What only a GPU can show. On a machine with one: `pytest -m gpu -n0`."""
+"""Tests that need a GPU: `pytest -m gpu -n0`."""
 
 import csv
 import math
@@ -20,7 +20,7 @@ GPU = ["trainer=gpu"]
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 CELLS = [(backend, kind) for backend, kinds in BACKENDS.items() for kind in kinds]
-STILL = ["cell.dropout=0", "cell.weight_drop=0", "trainer.log_every_n_steps=1", "callbacks.gates=null"]
+NO_DROPOUT = ["cell.dropout=0", "cell.weight_drop=0", "trainer.log_every_n_steps=1", "callbacks.gates=null"]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def task(config, text_file, tmp_path):
     """task("charlm", "cell=fused", …): a run of four steps of that task."""
 
     def choose(name: str, *overrides: str) -> TrainConfig:
-        given = [f"model={name}", *TINY[name], *SMALL, "trainer.max_steps=4", *STILL]
+        given = [f"model={name}", *TINY[name], *SMALL, "trainer.max_steps=4", *NO_DROPOUT]
         if name != "copytask":
             given += [f"data.cache={tmp_path}/cache", "model.embedding_size=8", "model.dropout=0"]
         if name == "charlm":
@@ -38,7 +38,7 @@ def task(config, text_file, tmp_path):
     return choose
 
 
-def losses(settings: TrainConfig) -> list[float]:
+def read_losses(settings: TrainConfig) -> list[float]:
     with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
@@ -48,29 +48,29 @@ def losses(settings: TrainConfig) -> list[float]:
 def test_each_task_trains_in_each_precision(task, name, precision):
     settings = task(name, *GPU, f"precision={precision}")
     metrics = train(settings)
-    assert len(losses(settings)) == 4
+    assert len(read_losses(settings)) == 4
     assert all(math.isfinite(value) for value in metrics.values())
 
 
 @pytest.mark.parametrize(("backend", "kind"), CELLS)
 @pytest.mark.parametrize("name", TINY)
-def test_the_losses_are_those_of_the_cpu(task, name, backend, kind):
-    """Up to TF32, which a GPU multiplies float32 in."""
+def test_losses_equal_those_of_the_cpu(task, name, backend, kind):
+    """Up to the precision of TF32, in which a GPU multiplies float32."""
     cell = [f"cell={backend}", f"cell.kind={kind}"]
     here, there = task(name, *cell), task(name, *cell, *GPU)
     train(here)
     train(there)
-    assert losses(there) == pytest.approx(losses(here), rel=5e-3)
+    assert read_losses(there) == pytest.approx(read_losses(here), rel=5e-3)
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_run_resumes(task, name):
+def test_a_run_resumes_on_a_gpu(task, name):
     whole, part = task(name, *GPU), task(name, *GPU, "trainer.max_steps=2")
     train(whole)
     train(part)
     longer = part.replace({"trainer.max_steps": 4, "resume": part.run_dir, "exact": False})
     train(longer)
-    assert losses(part) == pytest.approx(losses(whole), rel=1e-4)
+    assert read_losses(part) == pytest.approx(read_losses(whole), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -98,4 +98,4 @@ def test_two_processes_give_the_numbers_of_one(task, name):
     one, both = task(name, *GPU), task(name, *two)
     train(one)
     launch(check("train", both.to_plain()))
-    assert losses(both) == pytest.approx(losses(one), rel=5e-3)
+    assert read_losses(both) == pytest.approx(read_losses(one), rel=5e-3)

@@ -1,4 +1,4 @@
-"""`--help`: choices, and settings with the comments of conf/ beside them."""
+"""`--help` shows the choices, and the settings with the comments of conf/ beside them."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from lstmlab.schema import COMMANDS
 FILES = sorted(CONF.glob("*.yaml"))
 
 
-def settings_of(text: str) -> str:
+def find_settings_part(text: str) -> str:
     """The part of a help text that is YAML."""
     return text.partition("Settings, written key=value")[2].partition(":\n")[2].partition("\nExample")[0]
 
@@ -28,12 +28,12 @@ def test_help_shows_the_composed_settings(command):
     text = format_help(command, [])
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         composed = compose(command)
-    assert yaml.safe_load(settings_of(text)) == yaml.safe_load(OmegaConf.to_yaml(composed))
+    assert yaml.safe_load(find_settings_part(text)) == yaml.safe_load(OmegaConf.to_yaml(composed))
     assert "$" not in text.replace("${", "")
     assert max(map(len, text.splitlines())) <= WIDTH
 
 
-def test_help_shows_each_comment_of_the_files_composed():
+def test_help_shows_every_comment_of_the_composed_files():
     shown = " ".join(line.partition("# ")[2] for line in format_help("bench", ["model=seq2seq"]).splitlines())
     files = [
         "bench",
@@ -66,7 +66,7 @@ def test_help_lists_the_options_of_each_choice():
     assert not any(f"\n{group}" in choices for group in ("base", "hydra", "schemas"))
 
 
-def test_comments_by_key_path(tmp_path, monkeypatch):
+def test_comments_are_read_by_key(tmp_path, monkeypatch):
     monkeypatch.setattr("lstmlab.help.CONF", tmp_path)
     written = """\
 # @package _global_
@@ -114,7 +114,7 @@ last: 1
     assert read_comments(file) == {"model": "Header", "model.a": "one", "model.b.c": "two", "model.d": "four"}
 
 
-def test_base_files_are_read_under_the_group_that_they_serve():
+def test_base_files_belong_to_their_group():
     assert find_package(CONF / "base/cell.yaml") == "cell"
     assert read_comments(CONF / "base/cell.yaml")["cell.variational"].startswith("true: one dropout mask")
     assert find_package(CONF / "hydra/sweeper/optuna.yaml") == "hydra.sweeper"
@@ -139,20 +139,20 @@ def test_help_imports_no_torch(flag):
 
 
 @pytest.mark.parametrize(
-    ("typed", "said"),
+    ("typed", "message"),
     [
         ("cell=cudnn", "error: In 'train': Could not find 'cell/cudnn' Available options in 'cell': fused"),
         ("cell.size=3", "error: Could not override 'cell.size'. Allowed here: backend"),
         ("cell.size=[3", "error: cell.size=[3: no viable alternative"),
     ],
 )
-def test_a_mistake_beside_help_ends_in_one_sentence(command, typed, said):
+def test_a_mistake_beside_help_ends_in_one_sentence(command, typed, message):
     code, shown, error = command("train", typed, "--help")
     assert (code, shown) == (1, "")
-    assert error.startswith(said) and error.count("\n") == 1
+    assert error.startswith(message) and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [("--hydra-help",), ("--cfg", "job")])
-def test_the_other_flags_are_hydras(command, arguments):
+def test_hydras_other_flags_still_work(command, arguments):
     code, shown, error = command("train", *arguments)
     assert (code, error) == (0, "") and shown

@@ -1,4 +1,4 @@
-"""Imports run one way, from the commands down to the ground, and no two files import each other."""
+"""Imports run one way, from the commands down to the ground, and never in a circle."""
 
 import ast
 from functools import cache
@@ -9,7 +9,7 @@ import pytest
 from lstmlab.config import PROJECT
 
 SOURCE = PROJECT / "src"
-# From the ground up: a file may import what stands in its own layer or below.
+# From the ground up: a file may import files of its own layer or of those below.
 LAYERS = (
     ("atomic", "distributed", "tables", "cells", "schema", "help", "json_schema", "config"),
     ("data",),
@@ -31,8 +31,8 @@ FILES = {module_name(file): file for file in sorted(SOURCE.glob("lstmlab/**/*.py
 
 
 @cache
-def imports_of(module: str, within_functions: bool = True) -> frozenset[str]:
-    """The files of lstmlab that `module` imports: at its top and, if asked for, within functions."""
+def find_imports(module: str, within_functions: bool = True) -> frozenset[str]:
+    """The files of lstmlab that `module` imports at its top and, unless excluded, inside functions."""
     package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
     tree, found = ast.parse(FILES[module].read_text(encoding="utf-8")), set()
     for node in ast.walk(tree) if within_functions else tree.body:
@@ -49,33 +49,35 @@ def imports_of(module: str, within_functions: bool = True) -> frozenset[str]:
     return frozenset(found & FILES.keys()) - {module}
 
 
-def longest_chain(module: str, within_functions: bool, above: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The longest chain of imports that starts at `module`. Fails where a chain comes back to itself."""
+def find_longest_chain(module: str, within_functions: bool, above: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The longest chain of imports that starts at `module`. Fails if a chain returns to itself."""
     assert module not in above, " → ".join((*above[above.index(module) :], module))
     chain = (*above, module)
-    below = imports_of(module, within_functions)
-    return max((longest_chain(other, within_functions, chain) for other in below), key=len, default=chain)
+    below = find_imports(module, within_functions)
+    return max(
+        (find_longest_chain(other, within_functions, chain) for other in below), key=len, default=chain
+    )
 
 
-def layer_of(module: str) -> int:
+def find_layer(module: str) -> int:
     name = module.split(".")[1]
     return next(number for number, names in enumerate(LAYERS) if name in names)
 
 
 def test_no_two_files_import_each_other():
     for module in FILES:
-        longest_chain(module, within_functions=True)
+        find_longest_chain(module, within_functions=True)
 
 
 def test_no_chain_of_imports_is_long():
-    """Of those that a start waits for: an import within a function may come much later, or never."""
-    longest = max((longest_chain(module, within_functions=False) for module in FILES), key=len)
+    """Without imports inside functions, which may come much later or never."""
+    longest = max((find_longest_chain(module, within_functions=False) for module in FILES), key=len)
     assert len(longest) <= LONGEST_CHAIN, " → ".join(longest)
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if module != "lstmlab"])
 def test_imports_run_downwards(module):
-    above = [other for other in imports_of(module) if layer_of(other) > layer_of(module)]
+    above = [other for other in find_imports(module) if find_layer(other) > find_layer(module)]
     assert not above
 
 
@@ -83,6 +85,6 @@ def test_a_circle_is_noticed(monkeypatch):
     def round_trip(module: str, within_functions: bool) -> frozenset[str]:
         return frozenset({"lstmlab.atomic"} if module == "lstmlab.tables" else {"lstmlab.tables"})
 
-    monkeypatch.setitem(globals(), "imports_of", round_trip)
+    monkeypatch.setitem(globals(), "find_imports", round_trip)
     with pytest.raises(AssertionError, match=r"lstmlab\.atomic → lstmlab\.tables → lstmlab\.atomic"):
-        longest_chain("lstmlab.atomic", within_functions=True)
+        find_longest_chain("lstmlab.atomic", within_functions=True)

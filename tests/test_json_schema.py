@@ -1,4 +1,4 @@
-"""conf/schemas/: every file in conf/ names a schema that it meets, and mistakes are refused."""
+"""conf/schemas/: every file in conf/ names its schema and is valid, and mistakes are refused."""
 
 import json
 import re
@@ -38,19 +38,19 @@ def is_valid(name: str, settings: object) -> bool:
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_file_meets_its_schema(file):
+def test_every_file_is_valid(file):
     settings = OmegaConf.to_container(OmegaConf.load(CONF / file))
     Draft202012Validator(SCHEMAS[schema_of(file)], registry=REGISTRY).validate(settings)
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_every_file_names_the_schema_of_its_place(file):
+def test_every_file_names_its_schema(file):
     text = (CONF / file).read_text(encoding="utf-8")
     group = file.stem if file.parent.name in ("", "base") else file.parent.name
     assert schema_of(file) == ("train" if "# @package _global_" in text else group)
 
 
-def test_the_schemas_are_sound_and_written():
+def test_the_stored_schemas_are_valid_and_current():
     written = {file.stem: file.read_text(encoding="utf-8") for file in (CONF / "schemas").iterdir()}
     assert written.keys() == SCHEMAS.keys(), (
         "python -m lstmlab.json_schema; and remove what it does not write"
@@ -61,8 +61,8 @@ def test_the_schemas_are_sound_and_written():
         assert json.loads(written[name]) == schema
 
 
-def test_numbers_mean_the_same_in_editors():
-    """Editors read YAML 1.2, in which 10_000 is text."""
+def test_no_number_has_underscores():
+    """Editors read YAML 1.2, in which 10_000 is a string."""
     assert not [file for file in FILES if re.search(r": \d+_\d", (CONF / file).read_text(encoding="utf-8"))]
 
 
@@ -132,11 +132,11 @@ def test_a_mistake_is_refused(name, settings):
         ("evaluate", "data: {test_delay: [1, 2]}"),
     ],
 )
-def test_what_a_file_may_leave_open(name, settings):
+def test_partial_files_are_valid(name, settings):
     assert is_valid(name, yaml.safe_load(settings))
 
 
-def test_descriptions_are_the_comments():
+def test_descriptions_are_the_comments_of_conf():
     cell = SCHEMAS["cell"]["properties"]
     assert cell["hidden_size"]["description"] == "units of each layer and direction"
     by_name = {one["properties"]["name"]["const"]: one["properties"] for one in SCHEMAS["data"]["anyOf"]}

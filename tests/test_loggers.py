@@ -1,4 +1,4 @@
-"""What a run is recorded with: rows of metrics.csv, ids of wandb, and what each logger is shown."""
+"""The rows of metrics.csv, the ids of wandb runs, and what `show` sends to each logger."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from lstmlab.loggers import MetricsCSV, add_wandb_ids, build_loggers, show
 
 
 def write_rows(folder, rows: list[dict]) -> None:
-    """Through a logger of its own, as each start of a run has one."""
+    """With a new logger, as at each start of a run."""
     logger = MetricsCSV(str(folder))
     for step, row in enumerate(rows):
         logger.log_metrics(row, step)
@@ -33,7 +33,7 @@ def test_a_metrics_file_is_continued(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
-def test_rows_are_dropped_and_counted(tmp_path):
+def test_rows_are_deleted_and_counted(tmp_path):
     logger: Any = MetricsCSV(str(tmp_path))
     logger.keep_rows(2)  # of a file that does not exist
     write_rows(tmp_path, [{"a": float(k)} for k in range(5)])
@@ -46,8 +46,8 @@ def test_rows_are_dropped_and_counted(tmp_path):
     assert (tmp_path / "metrics.csv").read_text().split() == ["a,step", "0.0,0", "1.0,1", "9.0,7"]
 
 
-def test_wandb_ids(config):
-    """A new one where there is none; the argument stays as it is."""
+def test_wandb_runs_get_ids(config):
+    """An id where there is none; the argument is not changed."""
     given = config("logger=[tensorboard,wandb]").to_plain()["logger"]
     before = copy.deepcopy(given)
     first, second = add_wandb_ids(given), add_wandb_ids(given)
@@ -58,7 +58,7 @@ def test_wandb_ids(config):
     assert add_wandb_ids(first) == first
 
 
-def test_the_loggers_of_a_run(config):
+def test_a_run_builds_its_loggers(config):
     """metrics.csv first, whatever the `logger` group names."""
     assert [type(each) for each in build_loggers(config("logger=csv"), None)] == [MetricsCSV]
     loggers = build_loggers(config("logger=tensorboard"), 3)
@@ -76,8 +76,8 @@ def trainer(tmp_path) -> Any:
     loggers[2].experiment.finish()
 
 
-def test_show(trainer, tmp_path):
-    """A text, a table and both kinds of pictures, in every logger."""
+def test_show_sends_to_every_logger(trainer, tmp_path):
+    """A text, a table and both kinds of pictures."""
     image = Image.fromarray(np.full((4, 6, 3), 200, np.uint8))
     show(trainer, "report", text="It *works*.")
     show(trainer, "table", table=(["x", "y"], [["a", "1"], ["b", "2"]]))

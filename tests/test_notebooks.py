@@ -1,4 +1,4 @@
-"""Each notebook runs as a script; two of them, as web pages, answer to a person."""
+"""Each notebook runs as a script; two of them are used as web pages."""
 
 import csv
 import importlib.util
@@ -27,7 +27,7 @@ NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.py"))
 
 
 def environment(folder) -> dict[str, str]:
-    """The package is found, and a marimo of the user's own settings is not."""
+    """Finds the package, and ignores marimo settings of the user."""
     own = {"PYTHONPATH": str(PROJECT / "src"), "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": str(folder)}
     return os.environ | own
 
@@ -41,7 +41,7 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_as_a_script(path, tmp_path):
+def test_a_notebook_runs_as_a_script(path, tmp_path):
     script = [sys.executable, str(path)]
     done = subprocess.run(script, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -77,7 +77,7 @@ def page(browser, tmp_path) -> Iterator[Callable[..., Any]]:
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
-    """What the condition gives as soon as it is true."""
+    """Wait until the condition is true. Returns its value."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"not within {seconds} seconds"
@@ -90,7 +90,7 @@ def text(browser: Any, selector: str) -> str:
 
 
 def words(browser: Any) -> str:
-    """The text of the whole page, also that within its controls."""
+    """The text of the whole page, including its controls."""
     return browser.execute_script(
         "const read = node => [...node.childNodes].map(child => child.nodeType === 3 ? child.data"
         " : child.tagName === 'STYLE' ? '' : read(child.shadowRoot ?? child)).join('');"
@@ -99,7 +99,7 @@ def words(browser: Any) -> str:
 
 
 def controls(browser: Any, plugin: str, inner: str) -> list:
-    """The elements within the controls of a kind, in the order of the page."""
+    """The elements inside the controls of one kind, in the order of the page."""
     script = (
         "return [...document.querySelectorAll(arguments[0])]"
         ".map(e => e.shadowRoot.querySelector(arguments[1])).filter(e => e)"
@@ -112,7 +112,7 @@ def errors(browser: Any) -> list:
 
 
 @pytest.mark.parametrize("preset", range(5))
-def test_the_explorers_numbers_are_those_of_an_lstm_cell(preset):
+def test_cell_explorer_computes_an_lstm_cell(preset):
     explorer = load("cell_explorer")
     W = list(explorer.PRESETS.values())[preset]
     cell = nn.LSTMCell(1, 1, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_the_explorers_numbers_are_those_of_an_lstm_cell(preset):
         cell.bias_hh.zero_()
         x, h, C = torch.tensor([[[0.7]], [[-0.3]], [[1.9]]], dtype=torch.float64)
         h_after, C_after = cell(x, (h, C))
-    v = explorer.forward(0.7, -0.3, 1.9, W)
+    v = explorer.compute_step(0.7, -0.3, 1.9, W)
     assert v["h"] == pytest.approx(h_after.item(), abs=1e-12)
     assert v["C"] == pytest.approx(C_after.item(), abs=1e-12)
 
@@ -132,22 +132,22 @@ def test_cell_explorer_in_a_browser(page):
     browser = page("cell_explorer")
 
     def shown(x: float, h: float, C: float) -> bool:
-        v = explorer.forward(x, h, C, explorer.PRESETS["a bit of everything"])
+        v = explorer.compute_step(x, h, C, explorer.PRESETS["a bit of everything"])
         keys = ("f", "i", "g", "o", "C", "h")
         found = [text(browser, f".cell [data-value={key}]") for key in keys]
-        return found == [explorer.number(v[key]) for key in keys]
+        return found == [explorer.format_number(v[key]) for key in keys]
 
     until(lambda: shown(1.0, 0.5, 1.0))
     until(lambda: len(controls(browser, "slider", "[role=slider]")) == 15)
     controls(browser, "slider", "[role=slider]")[0].send_keys(keys.Keys.ARROW_RIGHT)
     until(lambda: shown(1.1, 0.5, 1.0))
 
-    assert "h = o * tanh(c)" in words(browser)  # explained until another step is clicked
+    assert "h = o * tanh(c)" in words(browser)  # shown until another step is clicked
     [forget] = [b for b in controls(browser, "button", "button") if "forget gate" in b.text]
     forget.click()
     until(lambda: "f = sigmoid(linear(hx, self.W_f, self.b_f))" in words(browser))
     [again] = [b for b in controls(browser, "button", "button") if "next time step" in b.text]
-    before = explorer.forward(1.1, 0.5, 1.0, explorer.PRESETS["a bit of everything"])
+    before = explorer.compute_step(1.1, 0.5, 1.0, explorer.PRESETS["a bit of everything"])
     again.click()
     until(lambda: text(browser, ".cell [data-value=C0]") == f"{before['C']:.2f}")
     assert errors(browser) == []
@@ -170,9 +170,9 @@ def test_training_dashboard_in_a_browser(page, config, text_file):
 
     browser = page("training_dashboard", "--run", settings.run_dir)
 
-    def shown(loss: str, *others: str) -> bool:
+    def shown(loss: str, *parts: str) -> bool:
         page = "".join(words(browser).split())
-        return all(part in page for part in (f"loss{loss}val/lossstateful", *others))
+        return all(part in page for part in (f"loss{loss}val/lossstateful", *parts))
 
     until(lambda: shown(losses[-1], "Samplesatstep6", "Gatesatstep6", "finished,step5of5"))
     how_far = until(lambda: controls(browser, "slider", "[role=slider]"))[0]
@@ -180,15 +180,15 @@ def test_training_dashboard_in_a_browser(page, config, text_file):
     until(lambda: shown(losses[0], "step0of5", "Noneuptothisstep"))
     how_far.send_keys(keys.Keys.END)
     until(lambda: shown(losses[-1]))
-    with file.open("a", newline="") as lines:  # the run goes on, and the page sees it by itself
+    with file.open("a", newline="") as lines:  # the run continues, and the page updates itself
         row = dict.fromkeys(rows[0], "") | {"epoch": "0", "step": "9", "train/loss": "1.618033"}
         csv.DictWriter(lines, list(rows[0])).writerow(row)
     until(lambda: shown("1.618", "step9of9"))
     assert errors(browser) == []
 
 
-def test_a_sample_cannot_break_the_dashboards_page():
-    shown = load("training_dashboard").table([["prompt"], ["<script>alert(1)</script> $x_1$ | *"]])
+def test_dashboard_escapes_samples():
+    shown = load("training_dashboard").build_table([["prompt"], ["<script>alert(1)</script> $x_1$ | *"]])
     assert "&lt;script&gt;alert(1)&lt;/script&gt; $x_1$ | *" in shown.text
 
 
@@ -196,5 +196,5 @@ def test_effective_memory():
     memory = load("memory_test")
     assert memory.effective_memory([0, 10, 20, 30], [1.0, 0.995, 0.98, 1.0]) == 10
     assert memory.effective_memory([0, 10], [0.9, 1.0]) is None
-    norms = 0.5 ** torch.arange(20).flip(0)  # falls to 1 % between 6 steps back and 7
-    assert memory.lag(norms) == 6
+    norms = 0.5 ** torch.arange(20).flip(0)  # falls below 1 % between 6 and 7 steps back
+    assert memory.count_steps_reached(norms, 0.01) == 6

@@ -1,4 +1,4 @@
-"""Every document: its commands are accepted, its examples run, its links and pictures are there."""
+"""Every Markdown file: its commands compose, its examples run, its links and pictures exist."""
 
 import os
 import re
@@ -11,12 +11,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hydra_plugins.lstmlab_study import jobs_of
+from hydra_plugins.lstmlab_study import list_jobs
 from lstmlab.checkpoint import load_model
 from lstmlab.config import PROJECT, quote_raw, to_plain
 from lstmlab.schema import PredictConfig, check
 
-NOT_OURS = {"logs", "multirun", "wandb", "build"}  # what runs and tools write at the top level
+NOT_OURS = {"logs", "multirun", "wandb", "build"}  # folders that runs and tools create
 WRITTEN_BY_RUNS = {"config.yaml", "multirun.yaml"}
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"!\[(.*?)\]\((.*?)\)")
@@ -30,7 +30,8 @@ def read_documents() -> dict[str, str]:
         below[:] = sorted(b for b in below if not (b.startswith(".") or (folder / b / "pyvenv.cfg").exists()))
         if folder == PROJECT:
             below[:] = [name for name in below if name not in NOT_OURS]
-        if folder == PROJECT / "data":  # but for its README, the cache and what users put there
+        # Beside its README, data/ holds the cache and files of the user
+        if folder == PROJECT / "data":
             below.clear()
         for name in sorted(files):
             if name.endswith(".md"):
@@ -43,7 +44,7 @@ DOCUMENTS = read_documents()
 
 
 def shown_commands(text: str) -> Iterator[str]:
-    """The commands of indented blocks, without their prompt and comment, and of code within a line."""
+    """The commands in indented blocks, without prompt and comment, and those in inline code."""
     text = FENCED.sub("", text).replace("\\\n", " ")
     for line in re.findall(r"^ {4}(.+)|`([^`\n]+)`", text, re.MULTILINE):
         command = re.split(r"  +#", "".join(line).strip().removeprefix("$ "))[0].strip()
@@ -60,7 +61,7 @@ REFUSED = [  # the command, and what it prints
 
 
 def split_command(command: str) -> tuple[str, list[str]] | None:
-    """("train", its arguments) of a command that starts one of our entry points."""
+    """("train", arguments) of a command that starts an entry point of this project."""
     words = shlex.split(command)
     for number, word in enumerate(words):
         if entry := re.fullmatch(r"src/(\w+)\.py", word):
@@ -83,15 +84,15 @@ def test_both_setup_commands_stand_at_the_top():
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - {f"python {refused}" for refused, _ in REFUSED}))
 def test_a_command_composes(command, tmp_path):
-    """With the configuration of its entry point; of a sweep, each of its jobs."""
+    """With the configuration of its entry point; for a sweep, each of its jobs."""
     if (started := split_command(command)) is None:
         return
     name, arguments = started
     sweep = "-m" in arguments
     arguments = [quote_raw(argument) for argument in arguments if argument not in ("-m", "--help")]
     if "sweep=optuna" in arguments:
-        arguments.append("callbacks.pruning=null")  # where its study is, a sweep knows
-    jobs = jobs_of([""], arguments, OverridesParser.create()) if sweep else [arguments]
+        arguments.append("callbacks.pruning=null")  # only a sweep knows the folder of its study
+    jobs = list_jobs([""], arguments, OverridesParser.create()) if sweep else [arguments]
     with initialize_config_dir(version_base="1.3", config_dir=str(PROJECT / "conf")):
         for job in jobs:
             run_dir = [f"run_dir={tmp_path}"] if name in ("train", "bench") else []
@@ -100,7 +101,7 @@ def test_a_command_composes(command, tmp_path):
 
 @pytest.mark.parametrize(("line", "printed"), REFUSED)
 def test_a_refused_command_prints_what_is_shown(line, printed, command):
-    name, arguments = split_command(line)  # type: ignore[misc]  # REFUSED holds entry points alone
+    name, arguments = split_command(line)  # type: ignore[misc]  # REFUSED holds entry points only
     code, _, error = command(name, *arguments)
     assert code == 1
     assert " ".join(error.split()) == printed
@@ -114,7 +115,7 @@ def test_a_command_can_be_pasted_into_any_shell(command):
     assert not any(set("$`!\\") & set(quoted) for quoted in re.findall(r"'[^']*'|\"([^\"]*)\"", command))
 
 
-def test_commands_of_pip_pytest_and_marimo_name_what_there_is(pytestconfig):
+def test_commands_name_existing_extras_options_and_files(pytestconfig):
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for command in COMMANDS:
         tool, *arguments = shlex.split(command.partition(" && ")[0])
@@ -129,8 +130,8 @@ def test_commands_of_pip_pytest_and_marimo_name_what_there_is(pytestconfig):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_files_that_a_document_names_are_there(document):
-    """By any end of their path: cells/scratch.py is src/lstmlab/cells/scratch.py."""
+def test_files_that_a_document_names_exist(document):
+    """Also by the end of their path: cells/scratch.py is src/lstmlab/cells/scratch.py."""
     sources = [
         path.as_posix()
         for folder in ("src", "conf", "tests", "notebooks")
@@ -148,7 +149,7 @@ def anchors(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_lead_somewhere(document):
+def test_links_have_a_target(document):
     for link in re.findall(r"\]\((?!https?:)(.*?)\)", FENCED.sub("", DOCUMENTS[document])):
         path, _, anchor = link.partition("#")
         target = ((PROJECT / document).parent / path).resolve() if path else PROJECT / document
@@ -158,7 +159,7 @@ def test_links_lead_somewhere(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_a_picture_is_small_described_and_beside_the_command_that_makes_it(document):
+def test_a_picture_is_small_described_and_beside_its_command(document):
     for section in re.split(r"^#+ ", FENCED.sub("", DOCUMENTS[document]), flags=re.MULTILINE):
         for description, link in PICTURE.findall(section):
             assert len(description) > 10, link
@@ -183,19 +184,19 @@ def test_the_equations_of_the_readme_are_those_of_the_scratch_cell():
     assert len(shown) >= 10 and source[start : start + len(shown)] == shown
 
 
-def test_the_doctor_speaks_as_shown(command, tmp_path):
-    """In the same words; the numbers differ with the Python whose library is the text."""
+def test_the_doctor_reports_as_shown(command, tmp_path):
+    """In the same words; the numbers depend on the version of Python, whose library is the text."""
     text = DOCUMENTS["src/lstmlab/callbacks/README.md"]
     [line] = [each for each in shown_commands(text) if "optimizer.lr=1e-6" in each]
     name, arguments = split_command(line)  # type: ignore[misc]
     code, printed, _ = command(
         name, *arguments, f"data.cache={tmp_path}", "threads=1", "trainer.enable_progress_bar=false"
     )
-    said, shown = (
+    printed, shown = (
         [re.sub(r"\d[\d.e-]*", "N", line.strip()) for line in part.partition("Doctor, ")[2].splitlines()[:5]]
         for part in (printed, text)
     )
-    assert code == 0 and said == shown and shown[-1].startswith("- Try: ")
+    assert code == 0 and printed == shown and shown[-1].startswith("- Try: ")
 
 
 def test_the_onnx_example_runs(command, trained, tmp_path, capsys):

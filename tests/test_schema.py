@@ -1,4 +1,4 @@
-"""The checked configuration: read by attribute, and nothing in it can change."""
+"""The checked configuration: it is read by attribute and cannot change."""
 
 import copy
 import pickle
@@ -26,7 +26,7 @@ def test_nothing_can_change(config):
     assert isinstance(settings.logger["wandb"].tags, tuple)
 
 
-def test_plain_containers_give_the_same_configuration_again(config):
+def test_plain_containers_round_trip(config):
     settings = config("logger=[tensorboard,wandb]", "callbacks=averaging", "optimizer=adamw", "seed=3")
     written = yaml.safe_load(yaml.safe_dump(settings.to_plain()))
     assert check("train", written) == settings
@@ -44,7 +44,7 @@ def test_replace_leaves_the_original_and_checks_the_copy(config):
         settings.replace({"trainer.max_steps": 0})
 
 
-def test_each_task_has_data_and_each_data_set_a_task():
+def test_tasks_and_data_sets_fit_together():
     read, given = ({leaf.reads for leaf in leaves(ModelConfig)}, {leaf.gives for leaf in leaves(DataConfig)})
     assert read == given
     assert names_of_data("text") == ["stdlib", "shakespeare", "textfile"]

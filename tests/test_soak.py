@@ -1,4 +1,4 @@
-"""A long run needs no more memory and no more files than a short one, and is no slower.
+"""A long run uses no more memory and no more files than a short one, and is not slower.
 
 pytest tests/test_soak.py --soak=10000 -s     as many steps of each task
 """
@@ -16,7 +16,7 @@ import pytest
 from lstmlab.schema import TrainConfig
 from same_end import HARD, TASKS, overrides, start
 
-LONG = [  # as long a run as one likes, its data read many times over
+LONG = [  # a run without end that reads its data many times
     "threads=1",
     "cell.hidden_size=16",
     "scheduler=constant",
@@ -40,8 +40,8 @@ MORE = {
 class Sample(NamedTuple):
     step: int
     memory: int  # bytes
-    files: int  # open
-    seconds: float  # of the processor, whatever else runs on it
+    files: int  # open files
+    seconds: float  # of processor time
 
 
 def sample(process, settings: TrainConfig) -> Sample:
@@ -54,7 +54,7 @@ def sample(process, settings: TrainConfig) -> Sample:
 
 
 def rate(samples: list[Sample]) -> float:
-    """Steps a second."""
+    """Steps per second."""
     return (samples[-1].step - samples[0].step) / (samples[-1].seconds - samples[0].seconds)
 
 
@@ -68,7 +68,7 @@ def logged(settings: TrainConfig) -> list[dict]:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("name", TASKS)
-def test_soak(name, config, text_file, request):
+def test_long_runs_do_not_grow_or_slow_down(name, config, text_file, request):
     steps = request.config.getoption("--soak")
     given = [o for o in overrides(name, text_file) if o not in HARD or o.startswith("cell.")]
     settings = config(*given, *LONG, *MORE[name], f"trainer.val_check_interval={steps // 20}")
@@ -82,8 +82,7 @@ def test_soak(name, config, text_file, request):
     process.join()
     assert process.exitcode == 128 + signal.SIGTERM
 
-    # what is loaded late, is loaded in the first tenth. Medians: a file that is being written is open
-    # for a moment
+    # The first tenth is left out: some modules are imported late. Medians, since files open and close
     early = [s for s in samples if steps / 10 < s.step <= steps / 3]
     late = [s for s in samples if s.step > steps * 0.9]
     memory, later = (statistics.median(s.memory for s in part) for part in (early, late))

@@ -1,4 +1,4 @@
-"""Several runs by one command: side by side, once more after a break, in search of the best."""
+"""Sweeps, studies and searches: run in parallel, repeated, resumed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 
 from conftest import SMALL, TINY
-from hydra_plugins.lstmlab_optuna import distribution, open_study
+from hydra_plugins.lstmlab_optuna import build_distribution, open_study
 from lstmlab.callbacks.pruning import Pruning
 from lstmlab.config import PROJECT
 
@@ -30,8 +30,8 @@ SEARCH = ["-m", "sweep=optuna", *TASK, "trainer.max_epochs=2", "cell.dropout=0.0
     [["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], ["hydra/launcher=submitit_local"]],
     ids=["joblib", "submitit_local"],
 )
-def test_jobs_run_side_by_side(tmp_path, launcher):
-    """One thread each; that which fails is named, and costs no other its result."""
+def test_jobs_run_in_parallel(tmp_path, launcher):
+    """Each job has one thread; a job that fails is named, and the others finish."""
     train = [sys.executable, PROJECT / "src/train.py", "-m", *TASK]
     sweep = ["cell=torch", "cell.kind=rnn,peephole,lstm", "hydra.sweep.dir=sweep", *launcher]
     environment = os.environ | {"PYTHONPATH": str(PROJECT / "src")}  # submitit's processes: as if installed
@@ -48,7 +48,7 @@ def test_jobs_run_side_by_side(tmp_path, launcher):
 
 
 def test_a_study_is_several_sweeps(command, tmp_path):
-    """Each line a sweep of its own; what is typed goes for all of them, and wins; a lost job is named."""
+    """Each line is its own sweep, typed overrides apply to all and win, and a missing job is named."""
     lines = "'cell.kind=rnn,gru seed=1,2','optimizer.lr=0.1 seed=1'"
     study = ["hydra/sweeper=study", f"hydra.sweeper.jobs=[{lines}]", "hydra.sweep.dir=sweep"]
     assert command("train", "-m", *TASK, *study, "data.delay=2,3", "seed=0")[0] == 0
@@ -60,32 +60,35 @@ def test_a_study_is_several_sweeps(command, tmp_path):
     assert not (tmp_path / "sweep/6").exists()
     shutil.rmtree(tmp_path / "sweep/5")
     code, printed, _ = command("compare", "runs=sweep")
-    assert code == 0 and "- sweep/5: never began, optimizer.lr=0.1 data.delay=3\n" in printed
+    assert code == 0 and "- sweep/5: never started, optimizer.lr=0.1 data.delay=3\n" in printed
     assert printed.startswith("| data.delay | cell.kind | optimizer.lr | n |")
 
 
-def test_the_same_command_goes_on(command, tmp_path):
-    """What has ended is left as it is, what was broken off goes on, and what never began is run."""
+def test_repeating_a_sweep_resumes_it(command, tmp_path):
+    """Finished jobs are left alone, interrupted ones resume, and missing ones run."""
     sweep = ["-m", *TASK, "cell.kind=rnn,lstm,gru", "logger=wandb", "logger.wandb.offline=true"]
     sweep += ["hydra.sweep.dir=sweep"]
     assert command("train", *sweep)[0] == 0
-    ended, broken, missing = (tmp_path / "sweep" / job for job in "012")
-    before = {path: path.stat().st_mtime_ns for path in ended.iterdir()}
-    metrics = json.loads((broken / "metrics.json").read_text())
-    (broken / "metrics.json").unlink()  # as if it had been killed in the test after training
+    finished, interrupted, missing = (tmp_path / "sweep" / job for job in "012")
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    metrics = json.loads((interrupted / "metrics.json").read_text())
+    (interrupted / "metrics.json").unlink()  # as if it had been killed during the test
     shutil.rmtree(missing)
 
     code, printed, error = command("train", *sweep)
     assert code == 0, error
-    assert {path: path.stat().st_mtime_ns for path in ended.iterdir()} == before
-    assert printed.count("has ended already") == printed.count("resuming after step 1") == 1
-    again = json.loads((broken / "metrics.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+    assert printed.count("has already finished") == printed.count("Resuming after step 1") == 1
+    again = json.loads((interrupted / "metrics.json").read_text())
     assert again | {"train/seconds": 0} == metrics | {"train/seconds": 0}
     assert (missing / "metrics.json").exists()
 
     code, _, error = command("train", *sweep, "optimizer.lr=0.5")
     assert code == 1
-    assert f"error: run_dir={ended} holds a run already with optimizer.lr=0.005; choose another" in error
+    assert (
+        f"error: run_dir={finished} already holds a run with optimizer.lr=0.005; choose another folder"
+        in error
+    )
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def study(tmp_path):
     return lambda: open_study(tmp_path / "sweep").trials
 
 
-def test_trials_are_runs_whose_monitored_metric_counts(command, study, tmp_path):
+def test_trials_are_scored_by_the_monitored_metric(command, study, tmp_path):
     typed = ["cell.hidden_size=4,8", "optimizer.lr=tag(log,interval(1e-4,1e-1))", "hydra.sweeper.n_trials=4"]
     code, printed, _ = command("train", *SEARCH, *typed, "callbacks.pruning=null")
     assert code == 0
@@ -109,10 +112,10 @@ def test_trials_are_runs_whose_monitored_metric_counts(command, study, tmp_path)
             "cell.hidden_size": str(config["cell"]["hidden_size"]),
         }
     best = min(trials, key=lambda trial: trial.value)
-    assert f"The best: {tmp_path}/sweep/{best.number}, {best.value:.5g}" in printed
+    assert f"Best trial: {tmp_path}/sweep/{best.number}, {best.value:.5g}" in printed
 
     assert command("train", *SEARCH, *typed, "callbacks.pruning=null", "hydra.sweeper.n_trials=5")[0] == 0
-    assert study()[:4] == trials and len(study()) == 5  # it went on
+    assert study()[:4] == trials and len(study()) == 5  # the search continued
     assert len({trial.params["optimizer.lr"] for trial in study()}) == 5
 
     code, printed, _ = command("compare", "runs=sweep", "metrics=val/loss")
@@ -120,7 +123,7 @@ def test_trials_are_runs_whose_monitored_metric_counts(command, study, tmp_path)
 
 
 def test_a_trial_worse_than_the_median_is_pruned(command, study, tmp_path):
-    """Of a metric to be maximised: what was seen in one validation more."""
+    """With a metric to maximise."""
     monitored = [
         "model.monitor=val/symbol_accuracy",
         "model.monitor_mode=max",
@@ -147,12 +150,12 @@ def test_a_trial_worse_than_the_median_is_pruned(command, study, tmp_path):
     assert code == 0 and printed.count("no metrics.json") == len(pruned)
 
 
-def test_trials_that_were_pruned_are_not_made_up_for(command, study, tmp_path):
-    """Two of five are there: three more, though they come two at a time."""
+def test_pruned_trials_are_not_replaced(command, study, tmp_path):
+    """Two of five trials have finished; three more run, two at a time."""
     (tmp_path / "sweep").mkdir()
-    begun = open_study(tmp_path / "sweep", direction="minimize")
+    earlier = open_study(tmp_path / "sweep", direction="minimize")
     for state in (TrialState.PRUNED, TrialState.FAIL, TrialState.COMPLETE):
-        begun.tell(begun.ask(), 1.0 if state == TrialState.COMPLETE else None, state=state)
+        earlier.tell(earlier.ask(), 1.0 if state == TrialState.COMPLETE else None, state=state)
     search = [*SEARCH, "cell.hidden_size=interval(4,6)", "optimizer.lr=1e-3", "hydra.sweeper.n_trials=5"]
     assert command("train", *search, "hydra.sweeper.n_jobs=2", "callbacks.pruning=null")[0] == 0
     assert [trial.state.name for trial in study()] == ["PRUNED", "FAIL", "COMPLETE", *["COMPLETE"] * 3]
@@ -174,9 +177,9 @@ def test_trials_that_were_pruned_are_not_made_up_for(command, study, tmp_path):
         ("range(1,4)", optuna.distributions.CategoricalDistribution(["1", "2", "3"])),
     ],
 )
-def test_what_may_be_chosen(typed, expected):
+def test_search_spaces(typed, expected):
     [override] = OverridesParser.create().parse_overrides([f"x={typed}"])
-    assert distribution("x", override) == expected
+    assert build_distribution("x", override) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,15 +187,15 @@ def test_what_may_be_chosen(typed, expected):
     [(2, 4, 0, None), (2, 3, 0, 1), (2, 3, 3, 3), (3, 0, 0, None)],
 )
 def test_when_a_trial_is_pruned(tmp_path, trial, startup_trials, warmup, validation):
-    """It does worse than the two before, at each of four validations; the last one has ended as they have."""
-    begun = open_study(tmp_path, direction="minimize")
+    """A trial worse than two finished ones at each of four validations. Trial 3 is itself finished."""
+    study = open_study(tmp_path, direction="minimize")
     for _ in range(2):
-        better = begun.ask()
+        better = study.ask()
         for step in range(1, 5):
             better.report(1.0, step)
-        begun.tell(better, 1.0)
-    begun.ask()
-    begun.tell(begun.ask(), 9.0)
+        study.tell(better, 1.0)
+    study.ask()
+    study.tell(study.ask(), 9.0)
     trainer: Any = SimpleNamespace(callback_metrics={"val/loss": torch.tensor(9.0)})
     pruning: Any = Pruning("val/loss", startup_trials, warmup, str(tmp_path), trial)
     pruned = None
@@ -205,26 +208,26 @@ def test_when_a_trial_is_pruned(tmp_path, trial, startup_trials, warmup, validat
     assert pruned == validation
 
 
-def test_what_was_running_when_it_was_broken_off_comes_once_more(command, study, tmp_path):
+def test_a_resumed_search_restarts_running_trials(command, study, tmp_path):
     (tmp_path / "sweep").mkdir()
-    broken = open_study(tmp_path / "sweep", direction="minimize").ask(
+    running = open_study(tmp_path / "sweep", direction="minimize").ask(
         {"optimizer.lr": optuna.distributions.FloatDistribution(1e-3, 1e-2)}
     )
     search = [*SEARCH, "cell.hidden_size=4", "optimizer.lr=interval(1e-3,1e-2)", "hydra.sweeper.n_trials=2"]
     assert command("train", *search)[0] == 0
     assert [trial.state.name for trial in study()] == ["FAIL", "COMPLETE", "COMPLETE"]
-    assert study()[1].params == broken.params != study()[2].params
+    assert study()[1].params == running.params != study()[2].params
 
 
-def test_a_trial_that_diverges_fails_and_the_search_goes_on(command, study):
+def test_a_trial_that_diverges_fails_and_the_search_continues(command, study):
     search = [*SEARCH, "cell.hidden_size=4", "optimizer.lr=1e-3,1e38", "clipping=none", "optimizer=sgd"]
     assert command("train", *search, "hydra.sweeper.n_trials=4")[0] == 0
     states = {trial.params["optimizer.lr"]: trial.state.name for trial in study()}
     assert states == {"0.001": "COMPLETE", "1e+38": "FAIL"} and len(study()) == 4
 
 
-def test_a_trial_that_needs_too_much_memory_fails_and_the_search_goes_on(command, study):
-    """More than any machine can address."""
+def test_a_trial_out_of_memory_fails_and_the_search_continues(command, study):
+    """A batch larger than any machine can address."""
     search = [
         *SEARCH,
         "optimizer.lr=1e-3",
@@ -252,7 +255,7 @@ def test_any_other_error_ends_the_search(command, study):
     assert study()[-1].state == TrialState.FAIL and len(study()) < 20
 
 
-def test_trials_run_side_by_side(study, tmp_path):
+def test_trials_run_in_parallel(study, tmp_path):
     train = [sys.executable, PROJECT / "src/train.py", *SEARCH, "hydra.sweeper.n_trials=2"]
     subprocess.run(
         [*train, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"],
@@ -261,4 +264,6 @@ def test_trials_run_side_by_side(study, tmp_path):
         timeout=200,
     )
     assert [trial.state for trial in study()] == [TrialState.COMPLETE] * 2
-    assert all(len(trial.intermediate_values) == 2 for trial in study())  # told from the jobs' processes
+    assert all(
+        len(trial.intermediate_values) == 2 for trial in study()
+    )  # reported by the processes of the jobs

@@ -1,4 +1,4 @@
-"""Classes that a configuration names: the user's own, in a package of their own."""
+"""Classes that a configuration names by `_target_`, in torch or in a package of the user."""
 
 import copy
 import sys
@@ -63,7 +63,7 @@ SMALL_COPY = [
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of the user's, `theirs`; what was imported of it is forgotten at the end."""
+    """The package `theirs` of a user, which is removed from sys.modules at the end."""
     folder = tmp_path / "elsewhere/theirs"
     folder.mkdir(parents=True)
     (folder / "__init__.py").touch()
@@ -76,7 +76,7 @@ def package(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_an_optimizer_and_a_callback_of_another_package(command, package, tmp_path):
+def test_an_optimizer_and_a_callback_from_another_package(command, package, tmp_path):
     given = [
         *SMALL_COPY,
         "optimizer._target_=theirs.lion.Lion",
@@ -93,10 +93,10 @@ def test_an_optimizer_and_a_callback_of_another_package(command, package, tmp_pa
     assert state["param_groups"][0]["betas"] == [0.8, 0.9]
     code, out, error = command("train", f"resume={tmp_path}/run", "trainer.max_epochs=2", "exact=false")
     assert code == 0, error
-    assert "counted 4" in out and "resuming after step 4" in out
+    assert "counted 4" in out and "Resuming after step 4" in out
 
 
-def test_a_scheduler_of_torchs(command, tmp_path):
+def test_a_scheduler_from_torch(command, tmp_path):
     given = [
         *SMALL_COPY,
         "~scheduler",
@@ -142,7 +142,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("override", "message"), WRONG, ids=[override for override, _ in WRONG])
-def test_what_does_not_fit_is_named_before_anything_runs(command, package, tmp_path, override, message):
+def test_a_class_that_does_not_fit_is_refused_at_the_start(command, package, tmp_path, override, message):
     code, _, error = command("train", *SMALL_COPY, override, f"hydra.run.dir={tmp_path}/run")
     assert code == 1
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -167,7 +167,7 @@ def step(optimizer: torch.optim.Optimizer, ps: list[nn.Parameter], count: int) -
         optimizer.step()
 
 
-def test_muon_gets_the_matrices_and_adamw_the_rest():
+def test_muon_gets_the_matrices_and_adamw_the_vectors():
     found, expected = parameters(), parameters()
     config = settings(_target_="torch.optim.Muon", matrices_only=True, lr=0.1, weight_decay=0.2)
     step(build_optimizer(config, found), found, 3)
@@ -180,8 +180,8 @@ def test_muon_gets_the_matrices_and_adamw_the_rest():
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_two_optimizers_resume_as_one():
-    """State and learning rate go through one state_dict, and a scheduler reaches both."""
+def test_two_optimizers_have_one_state_dict():
+    """State and learning rates are saved together, and a scheduler changes both."""
     config = settings(_target_="torch.optim.Muon", matrices_only=True, lr=0.1)
     whole, parts = parameters(), parameters()
     first = build_optimizer(config, whole)

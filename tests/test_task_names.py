@@ -1,4 +1,4 @@
-"""No file outside the tasks and their data asks for a task's name: it asks the task."""
+"""Only the tasks and their data sets know the names of tasks; all other files call methods of the task."""
 
 import ast
 
@@ -13,8 +13,8 @@ FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.
 OTHERS = [name for name in FILES if not name.removeprefix("lstmlab/").startswith(OWN)]
 
 
-def questions(code: str) -> list[str]:
-    """The expressions of a file that tell a task by its name."""
+def find_comparisons(code: str) -> list[str]:
+    """The expressions in a file that compare the name of a task."""
     places = []
     for node in ast.walk(ast.parse(code)):
         named = isinstance(node, ast.Constant) and node.value in NAMES
@@ -28,8 +28,8 @@ def questions(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_no_file_asks_for_the_name_of_a_task(name):
-    assert questions(FILES[name].read_text(encoding="utf-8")) == []
+def test_no_other_file_compares_the_name_of_a_task(name):
+    assert find_comparisons(FILES[name].read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,10 @@ def test_no_file_asks_for_the_name_of_a_task(name):
         'match config["model"]["name"]:\n    case x: pass',
     ],
 )
-def test_a_question_is_noticed(code):
-    assert {"charlm", "copytask", "sentiment", "seq2seq"} <= NAMES and questions(code)
-    assert questions('model_class(config["model"]["name"])') == questions('f"model={model.name}"') == []
+def test_a_comparison_is_noticed(code):
+    assert {"charlm", "copytask", "sentiment", "seq2seq"} <= NAMES and find_comparisons(code)
+    assert (
+        find_comparisons('model_class(config["model"]["name"])')
+        == find_comparisons('f"model={model.name}"')
+        == []
+    )

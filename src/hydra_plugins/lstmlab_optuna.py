@@ -1,7 +1,7 @@
-"""`python src/train.py -m sweep=optuna`: a search with Optuna, as a sweeper of Hydra's.
+"""`python src/train.py -m sweep=optuna`: a Hydra sweeper that searches with Optuna.
 
-Hydra takes plugins from packages of this name alone, and imports them in every command: what takes long to
-import waits for the sweep.
+Hydra finds plugins only in a package named `hydra_plugins`, and imports them in every command. Slow imports
+are therefore made in `sweep`.
 """
 
 import logging
@@ -23,20 +23,19 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 JOURNAL = "optuna.journal"
-DIVERGED = (FloatingPointError, MemoryError)  # what a search may meet in its corners
-WHOLE = re.compile(r"(?<!float\()interval\((start=)?[+-]?\d+,(end=)?[+-]?\d+\)")
+TRIAL_FAILURES = (FloatingPointError, MemoryError)  # fail a trial and not the search
+WHOLE_NUMBERS = re.compile(r"(?<!float\()interval\((start=)?[+-]?\d+,(end=)?[+-]?\d+\)")
 log = logging.getLogger(__name__)
 
 
 class OptunaSweeper(Sweeper):
-    """Run n_trials trials, n_jobs at a time, each with what the results so far suggest.
+    """Run `n_trials` trials, `n_jobs` at a time, with settings that the results so far suggest.
 
-    A trial that diverges or runs out of memory has failed, and the search goes on; any other error ends it. A
-    study that was broken off goes on: what was running then comes once more, from its beginning, and as many
-    trials as are still missing.
+    A trial that diverges or runs out of memory fails, and the search continues. Any other error ends it. An
+    interrupted study resumes: it restarts the trials that were running and runs those still missing.
 
     Raises:
-        ValueError: there is nothing to search or to run, none came to its end, or Optuna is not installed.
+        ValueError: there is nothing to search or to run, no trial finished, or Optuna is not installed.
     """
 
     config: DictConfig
@@ -56,59 +55,62 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         for key, value in {"n_trials": self.n_trials, "n_jobs": self.n_jobs}.items():
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"hydra.sweeper.{key}={value}: input should be a whole number from 1 on")
+                raise ValueError(f"hydra.sweeper.{key}={value}: input should be a whole number of at least 1")
         parser = OverridesParser.create(self.hydra_context.config_loader)
-        listed = [f"{key!s}={value}" for key, value in self.params.items()] + arguments
-        overrides = {o.get_key_element(): o for o in parser.parse_overrides(listed)}  # the last one of a key
+        typed = [f"{key!s}={value}" for key, value in self.params.items()] + arguments
+        # The last override of a key wins
+        overrides = {o.get_key_element(): o for o in parser.parse_overrides(typed)}
         try:
             import optuna
             from optuna.trial import TrialState
         except ModuleNotFoundError as error:
             raise ValueError(f"sweep=optuna needs pip install -e '.[sweeps]': {error}") from error
-        space = {key: distribution(key, o) for key, o in overrides.items() if o.is_sweep_override()}
+        space = {key: build_distribution(key, o) for key, o in overrides.items() if o.is_sweep_override()}
         fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in overrides.items() if key not in space]
         if not space:
-            raise ValueError("sweep=optuna has nothing to search: add, say, cell.dropout=interval(0.0,0.5)")
+            raise ValueError(
+                "sweep=optuna has nothing to search; add cell.dropout=interval(0.0,0.5), for example"
+            )
 
         folder = Path(self.config.hydra.sweep.dir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = open_study(folder, direction=self.direction)
-        begun = study.get_trials()
-        study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(begun))  # not its first draws again
-        for broken in begun:
-            if broken.state == TrialState.RUNNING:
-                study.tell(broken.number, state=TrialState.FAIL)
-                study.enqueue_trial(broken.params)
-        ended = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
-        log.info(f"{folder}: {self.n_trials} trials, of which {ended} have ended")
+        earlier = study.get_trials()
+        # A resumed study must not repeat its first draws
+        study.sampler = optuna.samplers.TPESampler(seed=self.seed + len(earlier))
+        for running in (trial for trial in earlier if trial.state == TrialState.RUNNING):
+            study.tell(running.number, state=TrialState.FAIL)
+            study.enqueue_trial(running.params)
+        finished = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+        log.info(f"{folder}: {finished} of {self.n_trials} trials have finished")
 
-        for first in range(ended, self.n_trials, self.n_jobs):
+        for first in range(finished, self.n_trials, self.n_jobs):
             trials = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - first))]
             jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
             results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
             for trial, result in zip(trials, results, strict=True):
                 if result.status == JobStatus.COMPLETED:
-                    told = study.tell(trial, result.return_value)
+                    ended = study.tell(trial, result.return_value)
                 else:
                     pruned = isinstance(result._return_value, optuna.TrialPruned)
-                    told = study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
-                log.info(f"Trial {told.number}: {told.state.name.lower()}, {told.value}")
+                    ended = study.tell(trial, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+                log.info(f"Trial {ended.number}: {ended.state.name.lower()}, {ended.value}")
             for result in results:
-                if not isinstance(result._return_value, (optuna.TrialPruned, *DIVERGED)):
-                    _ = result.return_value  # raises what went wrong
+                if not isinstance(result._return_value, (optuna.TrialPruned, *TRIAL_FAILURES)):
+                    _ = result.return_value  # raises the error of a failed job
         if not study.get_trials(states=(TrialState.COMPLETE,)):
-            raise ValueError(f"{folder}: none of the {self.n_trials} trials came to its end")
+            raise ValueError(f"{folder}: none of the {self.n_trials} trials finished")
         best = study.best_trial
         settings = " ".join(f"{key}={value}" for key, value in best.params.items())
-        log.info(f"The best: {folder / str(best.number)}, {best.value:.5g}, {settings}")
+        log.info(f"Best trial: {folder / str(best.number)}, {best.value:.5g}, {settings}")
 
 
 def open_study(folder: str | Path, **settings: Any) -> "Study":
-    """The study in a sweep's folder, made if there is none.
+    """Open the study in a sweep's folder, or create it.
 
-    A journal, not SQLite: several processes write to it, on a cluster over a network's file system.
+    It is a journal, not an SQLite file: several processes can write to it on a network file system.
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalStorage
@@ -117,8 +119,8 @@ def open_study(folder: str | Path, **settings: Any) -> "Study":
     return optuna.create_study(storage=storage, study_name="lstmlab", load_if_exists=True, **settings)
 
 
-def distribution(key: str, override: Override) -> "BaseDistribution":
-    """What Optuna may choose from: an interval, of whole numbers if both ends are, or the values listed."""
+def build_distribution(key: str, override: Override) -> "BaseDistribution":
+    """What Optuna may choose from: listed values, or an interval (of integers if both ends are)."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep = override.value()
@@ -128,7 +130,8 @@ def distribution(key: str, override: Override) -> "BaseDistribution":
     assert low is not None and high is not None
     typed = re.sub(r"\s", "", override.input_line or "")
     try:
-        if isinstance(low, int) or WHOLE.search(typed):  # interval() has made floats of its ends
+        # interval() has turned its ends into floats
+        if isinstance(low, int) or WHOLE_NUMBERS.search(typed):
             return IntDistribution(int(low), int(high), log_scale)
         return FloatDistribution(low, high, log_scale)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment: written beside, then renamed."""
+"""Write files atomically: to a temporary file beside them, which is then renamed."""
 
 import os
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ from typing import BinaryIO
 
 @contextmanager
 def replace_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` once it is complete and on the disk.
+    """Yield a binary file that replaces `path` once it is complete and on disk.
 
     If the process is killed or the disk is full, `path` stays as it was. Several processes may write it.
     """
-    beside = Path(f"{path}.{os.getpid()}.part")
+    temporary = Path(f"{path}.{os.getpid()}.part")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -1,4 +1,4 @@
-"""Checkpoints: checked, loaded without running code, and turned back into a model."""
+"""Write checkpoints, check and load them without running code, and rebuild their models."""
 
 import hashlib
 import json
@@ -16,19 +16,19 @@ from lstmlab.models import build_model
 from lstmlab.models.base import Task
 from lstmlab.schema import CheckpointConfig, check
 
-FORMAT = 2  # raised whenever checkpoints written before can no longer be opened
+FORMAT = 2  # raised whenever older checkpoints can no longer be opened
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints: whole or not at all, and through `load_checkpoint`.
+    """Makes Lightning write checkpoints atomically and read them with `load_checkpoint`.
 
-    Lightning's own writes to the system's temporary folder: on another disk, its renaming is a copy.
+    Lightning itself writes to the system's temporary folder. If that is another disk, its rename is a copy.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options: Any = None) -> None:
         path = Path(path)
         try:
-            # Only this folder: whoever deletes a run's folder does not want another
+            # Not its parents: a run's folder that was deleted must not come back
             path.parent.mkdir(exist_ok=True)
             with replace_file(path) as file:
                 torch.save(checkpoint | {"lstmlab_format": FORMAT}, file)
@@ -42,14 +42,14 @@ class CheckpointIO(TorchCheckpointIO):
 
 
 def find_device(accelerator: str) -> str:
-    """PyTorch's name of `cpu` or `gpu`. Raises ValueError if there is no GPU."""
+    """The torch device of `cpu` or `gpu`. Raises ValueError if there is no GPU."""
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("gpu was asked for, but PyTorch finds none on this machine; use cpu")
+        raise ValueError("a gpu was requested, but PyTorch finds none on this machine; use cpu")
     return "cuda" if accelerator == "gpu" else "cpu"
 
 
 def find_checkpoint(path: str) -> Path:
-    """The file that ckpt= names: a checkpoint, or the best one of a run's folder.
+    """The file that ckpt= names: a checkpoint, or the best checkpoint of a run's folder.
 
     Raises FileNotFoundError if there is none.
     """
@@ -63,22 +63,22 @@ def find_checkpoint(path: str) -> Path:
 
 
 def find_run_folder(path: str) -> Path:
-    """The folder of the run that wrote checkpoint `path`; of a file that was moved, where it lies."""
+    """The folder of the run that wrote checkpoint `path`, or the folder of a checkpoint that was moved."""
     ckpt = find_checkpoint(path)
     return ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:
-    """Read a checkpoint of lstmlab's, or its safetensors file: only tensors and plain containers, never code.
+    """Read a checkpoint or an exported safetensors file: tensors and plain containers, never code.
 
-    Raises FileNotFoundError, or ValueError for a file that is damaged, holds code, is not ours or is of
-    another version.
+    Raises FileNotFoundError, or ValueError for a file that is damaged, holds code, or was written by another
+    program or version.
     """
     file = find_checkpoint(path)
     checkpoint = read_safetensors(file) if file.suffix == ".safetensors" else read_zip(file)
-    described = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if not (isinstance(described, dict) and {"config", "info"} <= described.keys()):
-        raise ValueError(f"ckpt={path} is a checkpoint, but not one of lstmlab's")
+    hyper_parameters = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not (isinstance(hyper_parameters, dict) and {"config", "info"} <= hyper_parameters.keys()):
+        raise ValueError(f"ckpt={path} is a checkpoint, but was not written by lstmlab")
     number = checkpoint.get("lstmlab_format")
     if number != FORMAT:
         age = "a newer" if isinstance(number, int) and number > FORMAT else "an older"
@@ -88,26 +88,26 @@ def load_checkpoint(path: str) -> dict[str, Any]:
 
 
 def read_zip(file: Path) -> Any:
-    """What `torch.save` wrote. Every byte that it reads has been checked: `torch.load` checks no CRC."""
+    """Read what `torch.save` wrote, after checking every checksum, which `torch.load` does not do."""
     with file.open("rb") as opened:
         if opened.read(4) != b"PK\3\4":
-            raise ValueError(f"ckpt={file} is {'no checkpoint' if file.stat().st_size else 'empty'}")
+            raise ValueError(f"ckpt={file} is {'not a checkpoint' if file.stat().st_size else 'empty'}")
     if not is_intact(file):
-        raise ValueError(f"ckpt={file} is damaged, cut short or no checkpoint")
+        raise ValueError(f"ckpt={file} is damaged, truncated or not a checkpoint")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f"ckpt={file} holds Python objects, which could run code; refused") from None
     except Exception as error:  # a crafted file can fail in any way
-        raise ValueError(f"ckpt={file} is no checkpoint") from error
+        raise ValueError(f"ckpt={file} is not a checkpoint") from error
 
 
 def is_intact(file: Path) -> bool:
-    """Whether a zip archive is one that `torch.save` can have written, with every checksum right.
+    """Whether `torch.save` can have written this zip archive, and every checksum is right.
 
-    torch.save compresses nothing, sets no attributes, and names each entry once, whatever the case.
-    torch.load would leave unread what is marked as a directory and, of two entries by one name, may read the
-    one that testzip does not.
+    torch.save compresses nothing, sets no attributes, and gives each entry its own name, whatever the case.
+    torch.load skips an entry that is marked as a directory. If two entries have one name, it may read the one
+    that testzip does not check.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -120,12 +120,12 @@ def is_intact(file: Path) -> bool:
                 and sum(entry.file_size for entry in entries) <= file.stat().st_size
                 and archive.testzip() is None
             )
-    except Exception:  # of any kind: zipfile takes flags and lengths as it finds them
+    except Exception:  # zipfile trusts flags and lengths, so any error can follow
         return False
 
 
 def read_safetensors(file: Path) -> dict[str, Any]:
-    """What export.py wrote; of others' files the tensors alone."""
+    """Read what export.py wrote, or only the tensors of a file from another program."""
     from safetensors import safe_open
 
     try:
@@ -133,24 +133,24 @@ def read_safetensors(file: Path) -> dict[str, Any]:
             metadata = opened.metadata() or {}
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  no dict
     except Exception:
-        raise ValueError(f"ckpt={file} is damaged or no safetensors file") from None
+        raise ValueError(f"ckpt={file} is damaged or not a safetensors file") from None
     described = metadata.get("lstmlab", "{}")
-    if described != "{}" and metadata.get("sha256") != digest(described, state):
+    if described != "{}" and metadata.get("sha256") != compute_digest(described, state):
         raise ValueError(f"ckpt={file} is damaged: it fails its checksum")
     return json.loads(described) | {"state_dict": state}
 
 
-def digest(described: str, state: dict[str, Tensor]) -> str:
-    """sha256 of what a safetensors file holds: the format has no checksum of its own."""
-    found = hashlib.sha256(described.encode())
+def compute_digest(described: str, state: dict[str, Tensor]) -> str:
+    """sha256 of the content of a safetensors file, whose format has no checksum."""
+    sha256 = hashlib.sha256(described.encode())
     for name, tensor in sorted(state.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.contiguous().numpy().data)
-    return found.hexdigest()
+        sha256.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha256.update(tensor.contiguous().numpy().data)
+    return sha256.hexdigest()
 
 
 def load_model(path: str, backend: str | None = None, accelerator: str = "cpu") -> Task:
-    """The model of a checkpoint, in evaluation mode, on another backend's cells if `backend` names one.
+    """The model of a checkpoint in evaluation mode, with the cells of `backend` if it is given.
 
     Raises what `load_checkpoint` raises, and ValueError if weights and configuration do not fit together.
     """
@@ -169,7 +169,7 @@ def load_model(path: str, backend: str | None = None, accelerator: str = "cpu") 
 
 
 def read_config(checkpoint: dict[str, Any], path: str) -> CheckpointConfig:
-    """The configuration of a checkpoint, as far as opening it needs it."""
+    """The part of a checkpoint's configuration that opening it needs."""
     settings = checkpoint["hyper_parameters"]["config"]
     try:
         needed = {key: settings[key] for key in CheckpointConfig.model_fields if key in settings}
@@ -179,9 +179,9 @@ def read_config(checkpoint: dict[str, Any], path: str) -> CheckpointConfig:
 
 
 def refuse_misfit(config: CheckpointConfig, info: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """Raise RuntimeError unless each tensor is there, as large as the configuration asks for.
+    """Raise RuntimeError unless the tensors are those that the configuration describes.
 
-    A crafted file can ask for any size: this is found out before memory is used.
+    A crafted file can describe a model of any size, so this is checked before memory is allocated.
     """
     if config.cell.num_layers > len(state):
         raise RuntimeError("fewer tensors than layers")

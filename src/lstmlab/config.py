@@ -1,8 +1,8 @@
-"""From the command line to a checked, frozen configuration, before torch is imported.
+"""Turn the command line into a checked, frozen configuration before torch is imported.
 
 `@entry_point("train")` composes conf/train.yaml with Hydra, checks it against lstmlab.schema and calls the
-function with the checked object. A user's mistake ends in one sentence and exit code 1; the environment
-variable HYDRA_FULL_ERROR=1 shows the traceback instead.
+function with the checked object. A mistake in the settings ends with one sentence and exit code 1;
+HYDRA_FULL_ERROR=1 in the environment shows the traceback instead.
 """
 
 import functools
@@ -29,7 +29,7 @@ from lstmlab.schema import check
 
 PROJECT = CONF.parent
 RAW_KEYS = ("text", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
-# Of Lightning 2.6 and torchdata 0.11 about torch 2.13: nothing that a user could change
+# Lightning 2.6 and torchdata 0.11 warn about torch 2.13; users can do nothing about it
 warnings.filterwarnings("ignore", message=r".*(treespec, LeafSpec|'set_vital')")
 USER_ERRORS = (
     ValueError,
@@ -44,7 +44,7 @@ OmegaConf.register_new_resolver("project", lambda path: str(PROJECT / path), rep
 
 
 def quote_raw(argument: str, keys: tuple[str, ...] = RAW_KEYS) -> str:
-    """Quote the value of text=, ckpt= … so that Hydra and OmegaConf take it as it stands.
+    """Quote the value of text=, ckpt= … so that Hydra and OmegaConf take it literally.
 
     Hydra's quoted strings: a backslash escapes a quote, and backslashes before a quote are doubled.
     OmegaConf then reads `${` as an interpolation unless an odd number of backslashes precedes it.
@@ -58,7 +58,7 @@ def quote_raw(argument: str, keys: tuple[str, ...] = RAW_KEYS) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """One line that says what is wrong: Hydra's own messages run over many."""
+    """One line that says what is wrong. Hydra's own messages run over many lines."""
     cause = error.__cause__ or error
     node = getattr(cause, "parent_node", None)
     if isinstance(node, DictConfig) and isinstance(error, HydraException):
@@ -73,7 +73,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def is_sweep() -> bool:
-    """Whether this is a job of `-m`, Hydra's multirun."""
+    """Whether this is a job of a sweep (`-m`)."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -83,9 +83,9 @@ def to_plain(composed: DictConfig) -> dict[str, Any]:
 
 
 def find_resumed_run(arguments: list[str]) -> Path | None:
-    """The folder of the run that resume= names, or whose checkpoint it names.
+    """The folder of the run that resume= names, directly or by one of its checkpoints; None without resume=.
 
-    Raises OSError if there is none, and ValueError for a sweep.
+    Raises OSError if there is no such run, and ValueError for a sweep or for a config.yaml that is not safe.
     """
     named = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
     if not named:
@@ -105,31 +105,30 @@ def find_resumed_run(arguments: list[str]) -> Path | None:
             f"resume={named[-1]}: a path in its config.yaml holds ${{, which Hydra would replace"
         )
     settings = OmegaConf.load(run / "config.yaml")
+    # Hydra would run code that these keys name
     if not isinstance(settings, DictConfig) or {"hydra", "defaults"} & settings.keys():
-        raise ValueError(
-            f"resume={named[-1]}: its config.yaml is not one that train.py wrote"
-        )  # may run code
+        raise ValueError(f"resume={named[-1]}: its config.yaml was not written by train.py")
     return run
 
 
 def refuse_unread(read: Collection[str], of: str) -> None:
-    """Raise ValueError if a setting was typed that is not among those that are `read`."""
+    """Raise ValueError if a setting was typed that is not in `read`; `of` names what reads them."""
     typed = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
     if unread := sorted(typed - set(read)):
         takes = ", ".join(sorted(read)) or "no such settings"
-        raise ValueError(f"{unread[0]}= means nothing to {of}, which takes {takes}")
+        raise ValueError(f"{unread[0]}= has no effect on {of}, which takes {takes}")
 
 
 @contextmanager
-def settings_of(command: str, resumed: Path | None) -> Iterator[tuple[str, str, list[str]]]:
-    """Where Hydra finds the settings: a folder, a name in it, and arguments to add."""
+def find_settings(command: str, resumed: Path | None) -> Iterator[tuple[str, str, list[str]]]:
+    """Where Hydra finds the settings: the folder, the name of the file in it, and arguments to add."""
     if "${" in str(resumed or Path.cwd()):
         raise ValueError(f"{resumed or Path.cwd()}: Hydra would replace the ${{; rename this folder")
     if resumed is None:
         yield str(CONF), command, []
         return
 
-    # A copy: Hydra would look for settings of its own in the run's folder too
+    # A copy, since Hydra would look for its own settings in the run's folder too
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(resumed / "config.yaml", folder)
         run_dir = quote_raw(f"hydra.run.dir={resumed}", ("hydra.run.dir",))
@@ -137,19 +136,20 @@ def settings_of(command: str, resumed: Path | None) -> Iterator[tuple[str, str, 
 
 
 def check_composed(command: str, composed: DictConfig) -> Any:
-    """The checked configuration of one job."""
+    """The checked configuration of one job, with one thread if the launcher runs jobs in parallel."""
     settings = to_plain(composed)
     launcher = HydraConfig.get().launcher._target_
-    side_by_side = launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
-    if is_sweep() and side_by_side and settings.get("threads", 1) is None:
+    parallel = launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
+    if is_sweep() and parallel and settings.get("threads", 1) is None:
         settings["threads"] = 1
     return check(command, settings)
 
 
 def run_command(command: str, body: Callable[[Any], Any]) -> None:
-    """Compose and check the configuration of `command` and call `body` with it, once for each job."""
+    """Compose and check the configuration of `command`, and call `body` with it once for each job."""
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands us its exceptions
+    # Makes Hydra raise its exceptions instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"
 
     @functools.wraps(body)
     def job(composed: DictConfig) -> Any:
@@ -157,8 +157,9 @@ def run_command(command: str, body: Callable[[Any], Any]) -> None:
             return body(check_composed(command, composed))
         except USER_ERRORS as error:
             folder = Path(HydraConfig.get().runtime.output_dir)
+            # Hydra has created the folder of a run that never started
             if folder != Path.cwd() and not any(folder.iterdir()):
-                folder.rmdir()  # made by Hydra for a run that never began
+                folder.rmdir()
             # In a sweep Hydra adds which job failed, and a worker process must not exit
             if show_traceback or is_sweep():
                 raise
@@ -170,7 +171,7 @@ def run_command(command: str, body: Callable[[Any], Any]) -> None:
             overrides = [quote_raw(argument) for argument in arguments if not argument.startswith("-")]
             print(format_help(command, overrides))
             return
-        with settings_of(command, find_resumed_run(arguments)) as (folder, name, added):
+        with find_settings(command, find_resumed_run(arguments)) as (folder, name, added):
             sys.argv[1:] = [*map(quote_raw, arguments), *added]
             hydra.main(version_base="1.3", config_path=folder, config_name=name)(job)()
     except USER_ERRORS as error:

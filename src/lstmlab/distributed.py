@@ -1,4 +1,4 @@
-"""Several processes that train one model: who they are, and what they tell each other."""
+"""Several processes that train one model: rank, world size, and what they exchange."""
 
 import os
 import sys
@@ -22,17 +22,17 @@ def world_size() -> int:
 
 
 def take_own_rows(batch: Batch, rank: int, world_size: int) -> Batch:
-    """Rows rank, rank + world_size … of each member of a batch."""
+    """Rows rank, rank + world_size, … of each member of a batch."""
     return type(batch)(*(member[rank::world_size] for member in batch))
 
 
 def own_rows_collate() -> Any:
-    """The `collate_fn` that leaves of each whole batch this process's rows; None if there is one process."""
+    """A `collate_fn` that keeps this process's rows of a whole batch; None if there is one process."""
     return partial(take_own_rows, rank=rank(), world_size=world_size()) if world_size() > 1 else None
 
 
 def gather_rows(member: Tensor, dim: int) -> Tensor:
-    """A copy with the rows of every process along `dim`: the inverse of `take_own_rows`."""
+    """A copy with the rows of all processes along `dim`: the inverse of `take_own_rows`."""
     if world_size() == 1:
         return member.clone()
     parts = [torch.empty_like(member, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -41,7 +41,7 @@ def gather_rows(member: Tensor, dim: int) -> Tensor:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Every process's plain `value`, in the order of ranks."""
+    """The plain `value` of every process, by rank."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -50,7 +50,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def any_process(*flags: bool) -> list[bool]:
-    """Each flag, true if it is so in any process."""
+    """Each flag, true if it is true in any process."""
     if world_size() == 1:
         return list(flags)
     found = torch.tensor(flags, dtype=torch.int32)
@@ -59,7 +59,7 @@ def any_process(*flags: bool) -> list[bool]:
 
 
 def scale_to_global_mean(loss: Tensor, count: int | Tensor) -> Tensor:
-    """This process's mean over `count` items, scaled: the mean over processes is then that of all items."""
+    """Scale a mean over this process's `count` items so that the mean over processes is that of all items."""
     if world_size() == 1:
         return loss
     own = torch.as_tensor(count, dtype=loss.dtype, device=loss.device)
@@ -69,10 +69,10 @@ def scale_to_global_mean(loss: Tensor, count: int | Tensor) -> Tensor:
 
 
 def join_process_group(accelerator: str) -> None:
-    """Become one of the processes that the environment describes (as torchrun does); only the first talks."""
+    """Join the processes that the environment describes, as torchrun does. Only the first one prints."""
     dist.init_process_group("cpu:gloo,cuda:nccl" if accelerator == "gpu" else "gloo")
     if rank() > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  for as long as the process lives
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  stays open until the process ends
         warnings.simplefilter("ignore")
 
 

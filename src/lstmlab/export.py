@@ -1,4 +1,4 @@
-"""A trained model as a file to ship: ONNX, which needs neither Python nor PyTorch, or safetensors."""
+"""Export a trained model as ONNX, which needs neither Python nor PyTorch, or as safetensors."""
 
 import json
 import logging
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lstmlab.atomic import replace_file
 from lstmlab.cells.base import Recurrent, State
-from lstmlab.checkpoint import FORMAT, digest, find_run_folder, load_checkpoint, load_model
+from lstmlab.checkpoint import FORMAT, compute_digest, find_run_folder, load_checkpoint, load_model
 from lstmlab.models.base import Graph, Task
 from lstmlab.schema import ExportConfig
 
-# The operator of each kind, and which of our gates comes first, second … in its weights
+# The ONNX operator of each kind, and the order of our gates in its weights
 OPERATORS = {
     "lstm": ("LSTM", [0, 3, 1, 2]),  # i, o, f, g
     "peephole": ("LSTM", [0, 3, 1, 2]),
@@ -26,25 +26,25 @@ OPERATORS = {
 }
 OPSET = 20
 STEPS = torch.export.Dim("steps")
-DIMS = {"B": torch.export.Dim("batch"), "T": STEPS, "S": STEPS}  # the axes of a `Graph` that may change
+DIMS = {"B": torch.export.Dim("batch"), "T": STEPS, "S": STEPS}  # the dynamic axes of a `Graph`
 
 
 def export(config: ExportConfig) -> list[Path]:
-    """Write checkpoint `config.ckpt` as `config.format`; returns the files.
+    """Write checkpoint `config.ckpt` as `config.format`. Returns the files.
 
-    onnx: a file for each of the task's `graphs`, for any number of rows and steps: model.onnx, or for seq2seq
-    encoder.onnx and decoder.onnx, which takes one step. The metadata `config` and `info` hold, as JSON, the
-    configuration and the vocabulary. safetensors: model.safetensors, which `load_checkpoint` reads.
+    onnx: one file for each of the task's `graphs`, for any number of rows and steps: model.onnx, or for
+    seq2seq encoder.onnx and decoder.onnx (one step). The metadata `config` and `info` hold the configuration
+    and the vocabulary as JSON. safetensors: model.safetensors, which `load_checkpoint` reads.
 
-    Nothing is written unless all of it can be. Raises what `load_checkpoint` raises, and ValueError if the
+    Writes nothing unless all files can be built. Raises what `load_checkpoint` raises, and ValueError if the
     task has no graph, a cell has no ONNX operator or a package is missing.
     """
     model = load_model(config.ckpt)
     folder = Path(config.folder or find_run_folder(config.ckpt) / "export")
 
-    described = load_checkpoint(config.ckpt)["hyper_parameters"]
-    files = onnx_files if config.format == "onnx" else safetensors_files
-    contents = files(model, described)
+    hyper_parameters = load_checkpoint(config.ckpt)["hyper_parameters"]
+    build = build_onnx_files if config.format == "onnx" else build_safetensors_files
+    contents = build(model, hyper_parameters)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         with replace_file(folder / name) as file:
@@ -52,39 +52,40 @@ def export(config: ExportConfig) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def safetensors_files(model: Task, described: dict[str, Any]) -> dict[str, bytes]:
-    """The weights and the configuration of `model` as the content of one file, by name."""
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # none shares memory
-    written = json.dumps({"lstmlab_format": FORMAT, "hyper_parameters": described})
-    return {"model.safetensors": save(state, {"lstmlab": written, "sha256": digest(written, state)})}
+def build_safetensors_files(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes]:
+    """{file name: content} of the weights and the configuration of `model`."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # no shared memory
+    described = json.dumps({"lstmlab_format": FORMAT, "hyper_parameters": hyper_parameters})
+    metadata = {"lstmlab": described, "sha256": compute_digest(described, state)}
+    return {"model.safetensors": save(state, metadata)}
 
 
-def onnx_files(model: Task, described: dict[str, Any]) -> dict[str, bytes]:
-    """The graphs of `model` as the contents of files, by name. Its cells are replaced by `OperatorCell`s."""
+def build_onnx_files(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes]:
+    """{file name: content} of the graphs of `model`, whose cells become `OperatorCell`s."""
     graphs = model.graphs()
     cells = {name: cell for name, cell in model.named_modules() if isinstance(cell, Recurrent)}
     if missing := {cell.kind for cell in cells.values()} - OPERATORS.keys():
         raise ValueError(f"format=onnx has no operator for cell.kind={min(missing)}; use format=safetensors")
     try:
-        import onnxscript  # noqa: F401  torch.onnx would only find out later
+        import onnxscript  # noqa: F401  torch.onnx would fail later, after seconds
     except ModuleNotFoundError as error:
         raise ValueError(f"format=onnx needs pip install -e '.[export]': {error}") from error
 
     for name, cell in cells.items():
         model.set_submodule(name, OperatorCell(cell))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    metadata = {key: json.dumps(value) for key, value in described.items()}
-    return {f"{name}.onnx": onnx_file(model, graph, metadata) for name, graph in graphs.items()}
+    metadata = {key: json.dumps(value) for key, value in hyper_parameters.items()}
+    return {f"{name}.onnx": build_onnx_file(model, graph, metadata) for name, graph in graphs.items()}
 
 
-def onnx_file(model: Task, graph: Graph, metadata: dict[str, str]) -> bytes:
+def build_onnx_file(model: Task, graph: Graph, metadata: dict[str, str]) -> bytes:
     inputs, axes = zip(*graph.inputs.values(), strict=True)
     shapes = tuple({k: DIMS[axis] for k, axis in enumerate(names) if axis in DIMS} for names in axes)
     with warnings.catch_warnings():
-        # Torch warns about its own code
+        # torch.onnx warns about its own code
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
-            Call(model, graph.function),
+            FunctionModule(model, graph.function),
             inputs,
             input_names=list(graph.inputs),
             output_names=graph.outputs,
@@ -98,7 +99,7 @@ def onnx_file(model: Task, graph: Graph, metadata: dict[str, str]) -> bytes:
 
 
 class OperatorCell(nn.Module):
-    """A cell as one ONNX operator per layer, for any number of steps; only `torch.onnx.export` runs it."""
+    """A cell as one ONNX operator per layer, for any number of steps. Only `torch.onnx.export` can run it."""
 
     def __init__(self, cell: Recurrent):
         super().__init__()
@@ -106,7 +107,7 @@ class OperatorCell(nn.Module):
         self.hidden_size, self.state_type = cell.hidden_size, cell._state_type
         self.directions = D = cell._num_directions
 
-        def ordered(weight: Tensor) -> Tensor:
+        def reorder(weight: Tensor) -> Tensor:
             gates = weight.unflatten(0, (-1, cell.hidden_size))  # (gates, H, …)
             return gates[order].flatten(0, 1)
 
@@ -114,7 +115,7 @@ class OperatorCell(nn.Module):
         self.layers: Any = nn.ModuleList()
         for k in range(0, len(weights), D):
             W, R, b_W, b_R = (
-                torch.stack([ordered(own[n]) for own in weights[k : k + D]]) for n in range(4)
+                torch.stack([reorder(own[n]) for own in weights[k : k + D]]) for n in range(4)
             )  # (D, gates · H, …)
             parts = [W, R, torch.cat([b_W, b_R], 1)]
             if cell.kind == "peephole":
@@ -150,8 +151,8 @@ class OperatorCell(nn.Module):
         return x.transpose(0, 1), self.state_type(*(torch.cat(parts) for parts in zip(*finals, strict=True)))
 
 
-class Call(nn.Module):
-    """A function of a model's as the module that `torch.onnx.export` requires."""
+class FunctionModule(nn.Module):
+    """A function of a model, wrapped in the module that `torch.onnx.export` requires."""
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]):
         super().__init__()

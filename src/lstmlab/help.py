@@ -1,4 +1,4 @@
-"""The text of `--help`: Hydra's template, with the comment of each key in conf/ beside it."""
+"""The text of `--help`: Hydra's template, with the comments of conf/ beside the keys."""
 
 import re
 import textwrap
@@ -18,7 +18,7 @@ WIDTH, COMMENT_COLUMN = 100, 46
 
 
 def walk_keys(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
-    """Path, key and value of every key below `node`; the items of a list have the path of the list."""
+    """The path, key and value of every key below `node`. Items of a list have the path of the list."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from walk_keys(item, path)
@@ -40,13 +40,13 @@ def find_package(file: Path) -> str:
 def read_comments(file: Path) -> dict[str, str]:
     """The comments in a file of conf/ by key path: {"cell.dropout": "between the layers of the stack"}.
 
-    A comment follows its value and may continue on the lines below, indented; or else it stands right above
-    its key. What stands at the top of the file is the comment of its group.
+    A comment follows its value and may continue, indented, on the lines below; or it stands right above its
+    key. The comment at the top of the file is that of its group.
     """
     lines = file.read_text(encoding="utf-8").splitlines()
     header = list(takewhile(lambda line: line.startswith("#"), lines))
-    found = {file.parent.name: [line for line in header if not re.match("# (@|yaml-)", line)]}
-    read = len(header)  # lines whose comments have found their key
+    blocks = {file.parent.name: [line for line in header if not re.match("# (@|yaml-)", line)]}
+    done = len(header)  # lines whose comments belong to an earlier key
 
     for path, key, value in walk_keys(yaml.compose("\n".join(lines)), find_package(file)):
         block = isinstance(value, yaml.CollectionNode) and not value.flow_style
@@ -54,18 +54,18 @@ def read_comments(file: Path) -> dict[str, str]:
         trailing = lines[end.line : end.line + 1]
         if trailing and (comment := re.match(r":?\s*(#.*)", trailing[0][end.column :])):
             more = re.compile(r"\s*#" if block else r"#\s{3,}")
-            found[path] = [comment[1], *takewhile(more.match, lines[end.line + 1 :])]
-            read = end.line + len(found[path])
+            blocks[path] = [comment[1], *takewhile(more.match, lines[end.line + 1 :])]
+            done = end.line + len(blocks[path])
         else:
-            backwards = lines[read : key.start_mark.line][::-1]
+            backwards = lines[done : key.start_mark.line][::-1]
             if above := [*takewhile(lambda line: line.strip().startswith("#"), backwards)]:
-                found[path] = above[::-1]
-    words = {path: " ".join(line.strip(" #") for line in comment) for path, comment in found.items()}
-    return {path: comment for path, comment in words.items() if comment}
+                blocks[path] = above[::-1]
+    comments = {path: " ".join(line.strip(" #") for line in block) for path, block in blocks.items()}
+    return {path: comment for path, comment in comments.items() if comment}
 
 
 def place_beside(left: list[str], comment: str) -> Iterator[str]:
-    """The lines `left` with the comment in its column, or below them where they reach into that column."""
+    """The lines `left` with the comment in its column, or below them if they reach into that column."""
     right = textwrap.wrap(comment, WIDTH - COMMENT_COLUMN - 2, break_long_words=False, break_on_hyphens=False)
     if any(len(line) > COMMENT_COLUMN - 2 for line in left):
         right = [""] * len(left) + right
@@ -74,14 +74,14 @@ def place_beside(left: list[str], comment: str) -> Iterator[str]:
 
 
 def format_help(command: str, overrides: list[str]) -> str:
-    """The help of a command for the choices made. Raises HydraException for a wrong override."""
+    """The help of a command with these overrides. Raises HydraException for a wrong override."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         composed = compose(command, overrides, return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
         defaults = loader.compute_defaults_list(command, overrides, RunMode.RUN).defaults
     comments: dict[str, str] = {}
     for default in defaults:
-        if (file := CONF / f"{default.config_path}.yaml").exists():  # else one of Hydra's own
+        if (file := CONF / f"{default.config_path}.yaml").exists():  # otherwise a file of Hydra
             comments = read_comments(file) | comments
 
     groups: list[str] = []

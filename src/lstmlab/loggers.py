@@ -1,4 +1,4 @@
-"""What a run is recorded with: metrics.csv, and the wandb and TensorBoard loggers behind one `show`."""
+"""The loggers of a run: metrics.csv, and wandb and TensorBoard behind one `show`."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ from lstmlab.tables import markdown
 
 
 class MetricsCSV(CSVLogger):
-    """Lightning's CSVLogger, which writes RUN_DIR/metrics.csv and continues a file that exists."""
+    """Lightning's CSVLogger, but for RUN_DIR/metrics.csv, and with a file that exists continued."""
 
     def __init__(self, run_dir: str):
         super().__init__(run_dir, name="", version="", flush_logs_every_n_steps=1)
@@ -36,21 +36,21 @@ class MetricsCSV(CSVLogger):
         return self._experiment
 
     def keep_rows(self, count: int) -> None:
-        """Drop all but the first `count` rows of the file. Call it before anything is logged."""
+        """Delete all but the first `count` rows of the file. Call this before anything is logged."""
         path = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
         if path.exists():
             lines = path.read_bytes().splitlines(keepends=True)
             with replace_file(path) as file:
                 file.writelines(lines[: 1 + count])
-            # the writer has counted the rows of the longer file
+            # The writer has counted the rows of the longer file
             self._experiment = None
 
 
 class _RowWriter(ExperimentWriter):
-    rows = 0  # in the file
+    rows = 0  # rows in the file
 
     def _check_log_dir_exists(self) -> None:
-        """Continue a file that exists; Lightning's own writer deletes it."""
+        """Continue a file that exists, which Lightning's writer would delete."""
         file = Path(self.metrics_file_path)
         if file.exists():
             with file.open(newline="") as lines:
@@ -63,8 +63,7 @@ class _RowWriter(ExperimentWriter):
         super().save()
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """Replace the file as a whole. Lightning's own writer empties it first: a kill would cost all
-        rows."""
+        """Replace the file atomically. Lightning empties it first: a kill would lose all rows."""
         with Path(self.metrics_file_path).open(newline="") as lines:
             rows = list(csv.DictReader(lines))
         text = io.StringIO()
@@ -76,7 +75,7 @@ class _RowWriter(ExperimentWriter):
 
 
 def add_wandb_ids(loggers: dict[str, Any]) -> dict[str, Any]:
-    """The `logger` group with an id for each wandb run, by which it is resumed, and one group for a sweep."""
+    """The `logger` group with an id for each wandb run, needed to resume it, and one group for a sweep."""
     sweep = Path(HydraConfig.get().sweep.dir).name if is_sweep() else None
     return loggers | {
         name: settings
@@ -87,14 +86,14 @@ def add_wandb_ids(loggers: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_loggers(config: TrainConfig, resumed_at: int | None) -> list[Logger]:
-    """metrics.csv, and the loggers of the `logger` group.
+    """metrics.csv and the loggers of the `logger` group.
 
-    resumed_at: the step from which the run is resumed; TensorBoard drops what it holds of later steps.
+    resumed_at: the step from which the run resumes; TensorBoard drops what it holds of later steps.
     """
     loggers: list[Logger] = [MetricsCSV(config.run_dir)]
     for name, settings in config.logger.items():
-        more = {"purge_step": resumed_at} if settings.target.endswith("TensorBoardLogger") else {}
-        logger = settings.build(f"logger.{name}", Logger, **more)
+        extra = {"purge_step": resumed_at} if settings.target.endswith("TensorBoardLogger") else {}
+        logger = settings.build(f"logger.{name}", Logger, **extra)
         if isinstance(logger, WandbLogger) and distributed.rank() == 0:
             logger.experiment.config.update(config.to_plain(), allow_val_change=True)
             monitor, mode = config.model.monitor, config.model.monitor_mode
@@ -110,10 +109,9 @@ def show(
     table: tuple[list[str], list[list]] | None = None,
     picture: Figure | Image.Image | None = None,
 ) -> None:
-    """Send what is given to wandb and TensorBoard, if the run has them, under `name` and the current step.
+    """Send a text, a table or a picture to wandb and TensorBoard, under `name` and the current step.
 
-    table: column names, and rows of as many cells. wandb shows a text that comes with a picture as its
-    caption.
+    table: the column names, and the rows. In wandb, a text beside a picture is its caption.
     """
     step = trainer.global_step
     for logger in trainer.loggers:
@@ -126,9 +124,9 @@ def show(
                 logger.log_table(name, ["step", "text"], [[step, text]])
 
         elif isinstance(logger, TensorBoardLogger):
-            for written in (text, table and markdown(*table)):
-                if written is not None:
-                    logger.experiment.add_text(name, written, step)
+            for content in (text, table and markdown(*table)):
+                if content is not None:
+                    logger.experiment.add_text(name, content, step)
             if isinstance(picture, Figure):
                 logger.experiment.add_figure(name, picture, step, close=False)
             elif picture is not None:

@@ -1,8 +1,8 @@
 """Every setting with its type and range, and the only register of tasks, data sets and commands.
 
-Defaults and explanations stand in conf/. `check` turns a composed configuration into a frozen object whose
-settings are attributes: `config.cell.hidden_size`. A new task is a subclass of `ModelConfig`, a new data set
-one of `DataConfig`.
+Defaults and explanations are in conf/. `check` turns a composed configuration into a frozen object whose
+settings are attributes: `config.cell.hidden_size`. A new task is a subclass of `ModelConfig`, and a new data
+set one of `DataConfig`.
 """
 
 import importlib
@@ -30,12 +30,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lstmlab.cells.kinds import BACKENDS, KINDS  # torch-free
+from lstmlab.cells.kinds import BACKENDS, KINDS  # imports no torch
 
-Share = Annotated[float, Field(ge=0, lt=1)]  # of something dropped
+Share = Annotated[float, Field(ge=0, lt=1)]  # a share that may not be all
 Backend = Literal["scratch", "fused", "torch"]
 TRACED = tuple(dict.fromkeys(name for kind in KINDS.values() for name in (*kind.gates, *kind.state._fields)))
-Frozen = AfterValidator(MappingProxyType), PlainSerializer(dict)  # of a mapping
+Frozen = AfterValidator(MappingProxyType), PlainSerializer(dict)  # makes a mapping read-only
 
 
 def check_plain(value: Any) -> Any:
@@ -52,7 +52,7 @@ Delay = NonNegativeInt | Annotated[tuple[NonNegativeInt, ...], Strict(False)]
 
 
 class Group(BaseModel):
-    """Settings that cannot change: lists are tuples, and no attribute can be set."""
+    """Settings that cannot change: lists are tuples, and attributes cannot be set."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -79,7 +79,7 @@ class Group(BaseModel):
 
 
 class Target(Group):
-    """A class, by its import path, and its arguments."""
+    """The import path of a class, and its arguments."""
 
     target: str = Field(alias="_target_")
 
@@ -87,10 +87,10 @@ class Target(Group):
         return {key: value for key, value in self.to_plain().items() if key != "_target_"}
 
     def load(self, key: str, base: type, positional: int = 0) -> type:
-        """Import the class, which takes the arguments after `positional` others; `key` names it in errors.
+        """Import the class and check that it takes the arguments, after `positional` other ones.
 
-        Raises ValueError, in one sentence, if there is no such class, if it is no subclass of `base`, or if
-        it does not take these arguments.
+        Raises ValueError, in one sentence that names `key`, if there is no such class, if it is no
+        subclass of `base`, or if it does not take these arguments.
         """
         module, _, name = self.target.rpartition(".")
         try:
@@ -111,9 +111,9 @@ class Target(Group):
 
 
 class OpenTarget(Target):
-    """A class that may be the user's own, with any plain arguments: nothing that is built in turn.
+    """A class that users may provide, with any arguments that are plain values.
 
-    It is imported, and its arguments compared with its signature, when a run starts.
+    When a run starts, it is imported and its arguments are checked against its signature.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -121,7 +121,7 @@ class OpenTarget(Target):
 
 
 def leaves(base: type[Group]) -> list[Any]:
-    """The classes from `base` on that describe one choice each: those whose name is fixed."""
+    """The subclasses of `base`, itself included, that describe one option: those with a fixed name."""
     found = [base] if get_origin(base.model_fields["name"].annotation) is Literal else []
     return found + [leaf for child in base.__subclasses__() for leaf in leaves(child)]
 
@@ -164,7 +164,7 @@ class Recommends(Group):
 
 
 class ModelConfig(Group):
-    """A task. `module`: its file and class in lstmlab.models; `reads`: what its data sets give."""
+    """A task. `module`: its file and class in lstmlab.models; `reads`: the kind of data that it takes."""
 
     module: ClassVar[str]
     reads: ClassVar[str]
@@ -222,7 +222,7 @@ class Seq2SeqConfig(ModelConfig):
 
 
 class DataConfig(Group):
-    """A data set. `module`: its file and class in lstmlab.data; `gives`: what tasks read."""
+    """A data set. `module`: its file and class in lstmlab.data; `gives`: the kind of data, see `reads`."""
 
     module: ClassVar[str]
     gives: ClassVar[str]
@@ -395,9 +395,9 @@ class PairsConfig(SourceConfig):
 
 
 class OptimizerConfig(OpenTarget):
-    """Any optimizer. The ranges of these arguments hold wherever it takes them."""
+    """Any optimizer. If it takes one of these arguments, the range here applies."""
 
-    matrices_only: bool = False  # no argument of the class: others get AdamW
+    matrices_only: bool = False  # not an argument of the class: AdamW takes the vectors
     lr: PositiveFloat
     weight_decay: NonNegativeFloat | None = None
     momentum: Share | None = None
@@ -426,7 +426,7 @@ class PlateauConfig(Group):
 
 
 class OwnSchedulerConfig(OpenTarget):
-    """A scheduler of torch's or the user's own, stepped after each optimizer step."""
+    """Any LRScheduler, from torch or from the user, stepped after each optimizer step."""
 
     name: ClassVar[str] = "own"
     warmup_steps: ClassVar[int] = 0
@@ -488,7 +488,7 @@ class LastConfig(Target):
 
 
 class Limits(Group):
-    """Where the doctor speaks; see conf/callbacks/default.yaml and `lstmlab.callbacks.diagnosis`."""
+    """The thresholds of the doctor; see conf/callbacks/default.yaml and `lstmlab.callbacks.diagnosis`."""
 
     steps: PositiveInt
     patience: PositiveInt
@@ -539,7 +539,7 @@ CALLBACKS = (
 
 
 def target_tag(settings: Any) -> str:
-    """Which of CALLBACKS describes a callback, or "other"."""
+    """The `_target_` of a callback if one of CALLBACKS describes it, otherwise "other"."""
     target = settings.get("_target_") if isinstance(settings, dict) else getattr(settings, "target", None)
     known = [get_args(config.model_fields["target"].annotation)[0] for config in CALLBACKS]
     return str(target) if target in known else "other"
@@ -549,7 +549,7 @@ def target_tag(settings: Any) -> str:
 
 
 if TYPE_CHECKING:
-    # A task and a data set read the keys of their own class
+    # Each task and each data set reads the keys of its own class
     AnyModel = Any
     AnyData = Any
     AnyCallback = Any
@@ -574,7 +574,7 @@ def scheduler_name(settings: Any) -> str:
 
 
 class CheckpointConfig(Group):
-    """What of a configuration it takes to open a checkpoint."""
+    """The part of a configuration that opening a checkpoint needs."""
 
     data: AnyData
     model: AnyModel
@@ -605,7 +605,7 @@ class TrainConfig(CheckpointConfig):
     run_dir: str
 
     def conflict(self) -> str | None:
-        """The first pair of settings that do not go together, as a sentence."""
+        """A sentence about the first settings that contradict each other, or None."""
         cell, model, data = self.cell, self.model, self.data
         if cell.kind not in BACKENDS[cell.backend]:
             pairs = "; ".join(f"{backend}: {', '.join(kinds)}" for backend, kinds in BACKENDS.items())
@@ -620,14 +620,14 @@ class TrainConfig(CheckpointConfig):
         if problem := data.conflict():
             return problem
         if model.name == "charlm" and cell.bidirectional:
-            return "cell.bidirectional=true would show model=charlm the character that it is to predict"
+            return "cell.bidirectional=true would show model=charlm the characters that it has to predict"
         translated = model.monitor in ("val/sacrebleu", "val/exact_match")
         if isinstance(model, Seq2SeqConfig) and translated and not model.translate_val:
             return f"model.monitor={model.monitor} needs model.translate_val=true"
         drops = cell.dropout and cell.num_layers > 1
         if isinstance(model, Seq2SeqConfig) and model.r_drop and not (model.dropout or drops):
             return (
-                f"model.r_drop={model.r_drop} compares readings that differ by dropout; raise model.dropout"
+                f"model.r_drop={model.r_drop} compares two passes that differ by dropout; raise model.dropout"
             )
         if self.precision.name == "16-mixed" and self.trainer.accelerator == "cpu":
             return "precision=fp16 needs trainer=gpu; on the CPU use precision=bf16 or fp32"
@@ -669,7 +669,7 @@ class PredictConfig(AskConfig):
 
 
 class OpenedDataConfig(Group):
-    """What may differ from the data that a checkpoint was trained on."""
+    """The keys of the `data` group that may differ from those in training."""
 
     path: str | None
     cache: str
@@ -714,7 +714,8 @@ class BenchConfig(TrainConfig):
     steps: PositiveInt
 
     def conflict(self) -> str | None:
-        if self.suite == "floors":  # no model is chosen
+        # floors uses no model
+        if self.suite == "floors":
             if self.data.gives in ("text", "labelled texts"):
                 return None
             known = ", ".join(names_of_data("text") + names_of_data("labelled texts"))
@@ -727,7 +728,7 @@ class BenchConfig(TrainConfig):
 
 
 def names_of_data(gives: str) -> list[str]:
-    """The data sets that give what a task reads."""
+    """The names of the data sets that give this kind of data."""
     return [
         get_args(leaf.model_fields["name"].annotation)[0]
         for leaf in leaves(DataConfig)
@@ -748,9 +749,9 @@ COMMANDS: dict[str, type[Group]] = {
 
 
 def check(command: str, config: dict[str, Any]) -> Any:
-    """`config`, composed from conf/`command`.yaml, as the object of its command.
+    """Check `config`, composed from conf/`command`.yaml, and return the object of its command.
 
-    Raises ValueError, with one sentence that names key, value and what is allowed.
+    Raises ValueError, in one sentence that names the key, the value and what is allowed.
     """
     try:
         checked = COMMANDS[command].model_validate(config)
@@ -761,7 +762,7 @@ def check(command: str, config: dict[str, Any]) -> Any:
         for depth, part in enumerate(first["loc"], start=1):
             part = "_target_" if part == "target" else part
             missing = first["type"] == "missing" and depth == len(first["loc"])
-            # The path also names members of unions, which are no keys
+            # The path also holds the members of unions, which are not keys
             if isinstance(node, dict) and (part in node or missing):
                 keys.append(str(part))
                 node = node.get(part)

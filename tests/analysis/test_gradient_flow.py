@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
+from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_flows
 from lstmlab.cells import HiddenState, build_cell
 
 
@@ -23,15 +23,15 @@ class Linear(nn.Module):
 @pytest.mark.parametrize("share", [0.85, 0.98])
 def test_a_scaled_rotation_gives_the_reference_line(share):
     Q = nn.init.orthogonal_(torch.empty(8, 8, dtype=torch.float64))
-    flow = gradient_flow(Linear(share * Q), torch.randn(3, 100, 8, dtype=torch.float64))
+    flow = measure_gradient_flow(Linear(share * Q), torch.randn(3, 100, 8, dtype=torch.float64))
     expected = share ** torch.arange(99, -1, -1, dtype=torch.float64)
     torch.testing.assert_close(flow["h"], expected)
 
 
 def test_a_linear_recurrence():
-    """∂loss/∂h_t = (Wᵀ)^(T−t) v: with a diagonal W, each unit's share decays at its own rate."""
+    """∂loss/∂h_t = (Wᵀ)^(T−t) v: with a diagonal W, the share of each unit decays at its own rate."""
     w = torch.tensor([0.5, 0.9], dtype=torch.float64)
-    flow = gradient_flow(Linear(w.diag()), torch.zeros(1, 10, 2, dtype=torch.float64))
+    flow = measure_gradient_flow(Linear(w.diag()), torch.zeros(1, 10, 2, dtype=torch.float64))
     v = torch.randn(1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = torch.stack([(w**k * v[0]).norm() / v.norm() for k in range(9, -1, -1)])
     torch.testing.assert_close(flow["h"], expected)
@@ -39,12 +39,12 @@ def test_a_linear_recurrence():
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_against_finite_differences(kind):
-    """Through two layers: h_t is nudged, and the loss vᵀ h_T looked at."""
+    """Through two layers: the loss vᵀ h_T after a small change of h_t."""
     torch.manual_seed(0)
     cell = build_cell("torch", 3, 4, kind=kind, num_layers=2).double()
     x = torch.randn(1, 6, 3, dtype=torch.float64)
     v = torch.randn(1, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    flow = gradient_flow(cell, x)
+    flow = measure_gradient_flow(cell, x)
     with torch.no_grad():
         _, state = cell(x[:, :2])
 
@@ -60,9 +60,9 @@ def test_against_finite_differences(kind):
     torch.testing.assert_close(flow["h"][1], torch.stack(slopes).norm() / v.norm(), rtol=1e-5, atol=1e-9)
 
 
-def test_what_is_known_of_untrained_cells():
-    """In 100 steps an RNN's gradient vanishes; an LSTM whose biases are drawn for that length keeps it."""
-    flows = at_initialisation(T=100, hidden_size=32)
+def test_untrained_cells_behave_as_known():
+    """Over 100 steps the gradient of an RNN vanishes; that of an LSTM with chrono biases survives."""
+    flows = measure_initial_flows(T=100, hidden_size=32)
     assert flows["RNN, PyTorch's"]["h"][0] < 1e-12
     assert flows["LSTM, chrono"]["c"][0] > 1e-3
     assert all(flow["h"][-1] == pytest.approx(1) for flow in flows.values())

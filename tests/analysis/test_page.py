@@ -1,4 +1,4 @@
-"""The page: its data come back as they went in, it is small, and it works in a browser."""
+"""The page: its data survive, it is small, and it works in a browser."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ TOKENS = [*"def f():\n\treturn '</script><b>&'\n"] * 3
 
 
 def made_up(N: int, L: int, D: int, H: int) -> dict[str, torch.Tensor]:
-    """Gates and states of random walks: smooth, saturated now and then, as those of a trained model."""
+    """Gates and states from random walks: smooth and sometimes saturated, like those of a trained model."""
     generator = torch.Generator().manual_seed(0)
     walk = torch.randn(6, L, D, N, H, generator=generator)
     walk = 3 * walk + 3 * torch.randn(6, L, D, 1, H, generator=generator)
@@ -67,7 +67,7 @@ def test_zero_stays_zero():
     assert quantised.tolist() == [[128, 1], [128, 128]] and scale[0] == 8
 
 
-def test_size(tmp_path):
+def test_the_page_is_small(tmp_path):
     """10,000 characters, 2 layers × 256: cell states and forget gates under 15 MB, all six under 40 MB.
 
     Noise, which no compression helps, in place of a model's values.
@@ -80,11 +80,11 @@ def test_size(tmp_path):
         assert (tmp_path / name).stat().st_size < limit
 
 
-def test_in_a_browser(browser, tmp_path):
+def test_the_page_in_a_browser(browser, tmp_path):
     N, H = len(TOKENS), 7
     traces = made_up(N, 2, 1, H)
     truth = np.array([token == "\n" for token in TOKENS], np.float32)
-    traces["c"][0, 0, :, 4] = 1 - 3 * torch.from_numpy(truth)  # the unit that knows
+    traces["c"][0, 0, :, 4] = 1 - 3 * torch.from_numpy(truth)  # a unit that tracks it
     traces["f"][1, 0, 3, 2] = 0.25
     write_page(
         tmp_path / "page.html",
@@ -113,7 +113,7 @@ def test_in_a_browser(browser, tmp_path):
     def tip(step: int) -> str:
         hover = "spans[arguments[0]].dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))"
         browser.execute_script(hover, step)
-        for _ in range(500):  # the values of the other gates are unpacked when they are asked for
+        for _ in range(500):  # values of other gates are unpacked on demand
             text = browser.execute_script("return $('tip').innerText")
             if "…" not in text:
                 return text
@@ -121,7 +121,7 @@ def test_in_a_browser(browser, tmp_path):
         pytest.fail(text)
 
     browser.get(f"file://{tmp_path}/page.html")
-    act("", "c-0-0 4 feature-0")  # it opens with the best unit of the first feature
+    act("", "c-0-0 4 feature-0")  # the page opens with the best unit of the first feature
     assert browser.title == "A page"
     text = browser.execute_script("return spans.map(span => span.textContent).join('')")
     assert text.replace("\u200b", "") == "".join(TOKENS).replace("\n", "")

@@ -1,4 +1,4 @@
-"""What the pictures show, read from their axes."""
+"""The content of the plots, read from their axes."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from lstmlab.analysis.written import Measured
 
 
 def test_saturations():
-    """A column a gate, a row a layer and direction, a point a unit: closed to the right, open upwards."""
+    """One column per gate, one row per layer and direction, one point per unit."""
     torch.manual_seed(0)
     found = {name: Saturation(torch.rand(2, 2, 3), torch.rand(2, 2, 3)) for name in "fi"}
     axes = plots.draw_saturations(found).axes
@@ -28,7 +28,7 @@ def test_saturations():
 
 
 def test_half_lives():
-    """Two of six units forget at once, one never does."""
+    """Two of six units forget at once, and one never forgets."""
     figure: Any = plots.draw_half_lives(torch.tensor([[[0.01, 0.05, 3.0, 3.01, 20.0, torch.inf]]]))
     [ax] = figure.axes
     [outline] = ax.patches
@@ -39,7 +39,7 @@ def test_half_lives():
 
 
 def test_gates():
-    """Those of the last layer, forwards; a row a unit, in the order asked for; 120 steps at most."""
+    """The last layer, forward direction; one row per unit in the given order; at most 120 steps."""
     torch.manual_seed(0)
     traces = {
         "f": torch.rand(2, 2, 130, 3),
@@ -75,7 +75,7 @@ def test_probes():
 
 
 def test_gradient_flows():
-    """Against steps back from the end, where h is 1; of c from a step before it on."""
+    """Over the steps back from the end, where the norm of h is 1; c starts one step before the end."""
     h, c = torch.tensor([0.125, 0.25, 0.5, 1.0]), torch.tensor([0.0625, 0.375, 0.75, 0.0])
     [ax] = plots.draw_gradient_flows({"a": {"h": h}, "b": {"h": h[1:], "c": c[1:]}}).axes
     drawn = {line.get_label(): line for line in ax.lines if not str(line.get_label()).startswith("_")}

@@ -1,4 +1,4 @@
-"""Traces made by hand, in which it is known which unit knows what."""
+"""Traces made by hand, with units that track a known feature."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from lstmlab.analysis.probes import Unit, correlation, find_units, linear_probe
+from lstmlab.analysis.probes import Unit, correlate, find_units, score_linear_probe
 
 N = 4000
 
@@ -26,28 +26,28 @@ def test_correlation_is_pearsons(generator):
     x, y = torch.randn(50, 3, generator=generator).double(), torch.randn(50, 2, generator=generator).double()
     y[:, 0] += x[:, 1]
     expected = torch.from_numpy(np.corrcoef(x.T, y.T)[:3, 3:])
-    torch.testing.assert_close(correlation(x, y), expected)
+    torch.testing.assert_close(correlate(x, y), expected)
     x[:, 2] = 7
-    assert correlation(x, y)[2].tolist() == [0, 0]
+    assert correlate(x, y)[2].tolist() == [0, 0]
 
 
 def test_linear_probe(generator):
-    """All of what is linear in the units and nothing of what is noise."""
+    """R² is 1 for what is linear in the units and 0 for noise."""
     x = torch.randn(2 * N, 5, generator=generator)
     noise = torch.randn(2 * N, 2, generator=generator)
     y = torch.stack([3 * x[:, 0] - x[:, 4] + 2, x[:, 1] + noise[:, 0], noise[:, 1]], 1)
-    r2 = linear_probe(x[:N], y[:N], x[N:], y[N:])
+    r2 = score_linear_probe(x[:N], y[:N], x[N:], y[N:])
     torch.testing.assert_close(r2, torch.tensor([1.0, 0.5, 0.0]), atol=0.03, rtol=0)
 
 
 def test_linear_probe_is_ridge_regression(generator):
-    """As scikit-learn has it; mean and spread differ in the test, and one unit is constant."""
+    """Compared with scikit-learn; mean and spread differ in the test half, and one unit is constant."""
     x, x_test = torch.randn(60, 4, generator=generator), 3 * torch.randn(40, 4, generator=generator) + 2
     noise = torch.randn(100, 2, generator=generator)
     W = torch.tensor([[1.0, 0.0], [-2.0, 1.0], [0.0, 1.0], [0.5, 0.0]])
     y, y_test = x @ W + noise[:60], x_test @ W + noise[60:] + 0.5
     x[:, 3] = x_test[:, 3] = 7
-    found = linear_probe(x, y, x_test, y_test)
+    found = score_linear_probe(x, y, x_test, y_test)
     scaled = StandardScaler().fit(x)
     deviation = scaled.scale_ * (60 / 59) ** 0.5  # n − 1
     given, tested = ((each.numpy() - scaled.mean_) / np.maximum(deviation, 1e-6) for each in (x, x_test))
@@ -56,8 +56,8 @@ def test_linear_probe_is_ridge_regression(generator):
     torch.testing.assert_close(found, torch.from_numpy(expected).float(), atol=1e-4, rtol=1e-3)
 
 
-def test_the_probe_is_fitted_to_the_first_half_alone(generator):
-    """So many units as a fourth of the steps fit any label, but only where they have seen it."""
+def test_the_probe_is_fitted_to_the_first_half_only(generator):
+    """With a quarter as many units as steps, a probe fits any label, but only in the first half."""
     noise, label = torch.randn(1, 1, 400, 100, generator=generator), torch.randn(400, generator=generator)
     [result] = find_units({"h": noise}, {"noise": label.numpy()})
     assert result.probe < -0.5 and result.control_probe < 0
@@ -84,8 +84,8 @@ def test_planted_units_are_found(generator):
         assert result.control_r < 0.15 and result.control_probe < 0.02
 
 
-def test_each_half_is_looked_at(generator):
-    """A unit that tracks its feature in the first half alone; features that rest in one half are left out."""
+def test_each_half_is_scored(generator):
+    """One unit tracks its feature in the first half only. A feature constant in a half is left out."""
     half, signal = N // 2, held(5, generator)
     h = torch.randn(1, 1, N, 3, generator=generator)
     h[0, 0, :half, 1] = signal[:half]
@@ -99,7 +99,7 @@ def test_each_half_is_looked_at(generator):
 
 
 def test_the_control_is_the_best_of_all_shifts(generator):
-    """A label that comes back after a tenth of the steps, as far as the first of the shifts."""
+    """A label with a period of a tenth of the steps, equal to the first shift."""
     label = torch.randint(2, (N // 10,), generator=generator).repeat(10).float()
     h = torch.randn(1, 1, N, 3, generator=generator)
     h[0, 0, :, 2] = label + 0.1 * h[0, 0, :, 2]
@@ -108,8 +108,8 @@ def test_the_control_is_the_best_of_all_shifts(generator):
     assert result.probe > 0.9 and result.control_probe == pytest.approx(result.probe, abs=1e-3)
 
 
-def test_the_control_shows_what_slowness_alone_gives(generator):
-    """Random walks and a slow label correlate by chance; labels that are shifted do so as well."""
+def test_the_control_shows_the_effect_of_slow_signals(generator):
+    """Random walks and a slow label correlate by chance, and so do shifted labels."""
     walks = torch.randn(1, 1, N, 50, generator=generator).cumsum(2)
     label = torch.randn(N, generator=generator).cumsum(0)
     [result] = find_units({"h": walks}, {"slow": label.numpy()})

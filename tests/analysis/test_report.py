@@ -1,4 +1,4 @@
-"""analyze.py from a checkpoint of each task to its folder."""
+"""analyze.py for a checkpoint of each task, and each part of its report."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from conftest import SMALL
 from lstmlab.analysis import plots, report
 from lstmlab.analysis.gates import Saturation
-from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow
+from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_flows
 from lstmlab.analysis.probes import find_units
 from lstmlab.analysis.traces import load_validation_rows, trace
 from lstmlab.checkpoint import load_model
@@ -51,12 +51,12 @@ def trained(config, text_file, tmp_path):
 
 
 def cells(table: str) -> list[list[str]]:
-    """The rows of the first table of a text, its head and the line below left out."""
+    """The rows of the first table in a text, without its header."""
     lines = [line for line in table.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
-def test_memory():
+def test_memory_is_tabulated():
     steps = torch.stack([torch.arange(11.0), torch.arange(110.0, -1, -11)])[:, None]  # (2, 1, 11)
     assert cells(report.report_memory(steps, "f")) == [
         ["layer 0", "1", "5", "9", "10 (unit 10), 9 (unit 9), 8 (unit 8)"],
@@ -65,7 +65,7 @@ def test_memory():
     assert "ln 2 / mean(ln z)" in report.report_memory(steps, "z")
 
 
-def test_saturated():
+def test_saturation_is_tabulated():
     low, high = torch.tensor([[[0.25, 0.75]], [[0.0, 0.5]]]), torch.tensor([[[0.125, 0.125]], [[0.0, 1.0]]])
     found = {"i": Saturation(low, high), "f": Saturation(high, low)}
     assert cells(report.report_saturation(found)) == [
@@ -76,31 +76,32 @@ def test_saturated():
     ]
 
 
-def test_forgetting():
-    """The ten steps at which least is kept, and the tokens by what is kept at them."""
+def test_forgetting_is_reported():
+    """The ten steps with the lowest mean gate, and the tokens ranked by it."""
     text = [*"abc \n" * 4]
     kept = torch.tensor([0.25, 0.5, 0.75, 0.9, 0.1] * 4)[:, None].expand(20, 2).clone()
     kept[12] = torch.tensor([0.0, 0.125])
     f = torch.stack([kept, 1 - kept])[:, None]  # (2, 1, 20, 2)
-    said = report.report_forgetting(f, text)
-    first, second = said.split("Layer 1: ")
+    first, second = report.report_forgetting(f, text).split("Layer 1 ")
     assert first.splitlines()[2] == (
-        "Layer 0: least is kept at '\\n' 0.10, 'a' 0.25, 'b' 0.50, 'c' 0.58, ' ' 0.90; "
+        "Layer 0 keeps least at '\\n' 0.10, 'a' 0.25, 'b' 0.50, 'c' 0.58, ' ' 0.90; "
         "most at ' ' 0.90, 'c' 0.58, 'b' 0.50, 'a' 0.25, '\\n' 0.10 (mean over the units)."
     )
-    assert second.startswith("least is kept at ' ' 0.10, 'c' 0.42, ")
+    assert second.startswith("keeps least at ' ' 0.10, 'c' 0.42, ")
     table = cells(first)
     assert table[0] == ["0.062", "`'abc \\nabc \\nab'`", "`'c'`", "`' \\nabc \\n'`"]
     assert [row[0] for row in table[1:]] == ["0.100"] * 4 + ["0.250"] * 4 + ["0.500"]
 
 
-def test_gradient_flow(trained, tmp_path):
-    """Cells that are as PyTorch makes them, and the model's own on rows of the text side by side."""
+def test_gradient_flow_is_reported(trained, tmp_path):
+    """Untrained cells, and the cell of the model on rows cut from the text."""
     model: Any = load_model(f"{trained('charlm')}/checkpoints/last.ckpt", "scratch")
     rows = model.read_text("line 1: é 5\n" * 40)
-    said = report.report_gradient_flow(model, rows, tmp_path)
-    flows = at_initialisation(100)
-    flows["trained"] = gradient_flow(model.cell, model.embedding(rows.ids.view(4, 120)[:, :100]).detach())
+    text = report.report_gradient_flow(model, rows, tmp_path)
+    flows = measure_initial_flows(100)
+    flows["trained"] = measure_gradient_flow(
+        model.cell, model.embedding(rows.ids.view(4, 120)[:, :100]).detach()
+    )
     expected = []
     for name, flow in flows.items():
         for member, norms in flow.items():
@@ -109,20 +110,20 @@ def test_gradient_flow(trained, tmp_path):
             while until < 99 and back[1 + until] >= 0.01:
                 until += 1
             expected.append([name, member, *(f"{back[k]:.1e}" for k in (10, 30, 99)), str(until)])
-    assert cells(said) == expected
+    assert cells(text) == expected
     assert len({row[-1] for row in expected}) > 4
 
 
-def test_what_the_units_know(trained, tmp_path):
+def test_units_and_probes_are_reported(trained, tmp_path):
     model: Any = load_model(f"{trained('charlm')}/checkpoints/last.ckpt", "scratch")
     rows, _ = load_validation_rows(model, {}, 400)
-    said = report.report_units(model, rows, " A note.", "english", tmp_path)
+    text = report.report_units(model, rows, " A note.", "english", tmp_path)
     results = find_units(trace(model, rows, "ch"), english("".join(model.token_texts(rows))))
-    assert said.startswith(
+    assert text.startswith(
         f"## What the units know\n\n{rows.lengths.sum()} steps of validation data. A note. r is "
     )
-    assert "Left out because they are constant: inside quotes." in said
-    found = {row[0]: row[1:] for row in cells(said)}
+    assert "Left out because they are constant: inside quotes." in text
+    found = {row[0]: row[1:] for row in cells(text)}
     assert list(found) == [result.feature for result in results] == ["position in line", "position in word"]
     for f in results:
         (unit, r), *others = f.best
@@ -138,7 +139,7 @@ def test_what_the_units_know(trained, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_task(task, trained, command, tmp_path, monkeypatch):
+def test_analyze_each_task(task, trained, command, tmp_path, monkeypatch):
     run = trained(task)
     orders, original = [], plots.draw_gates
 
@@ -192,7 +193,7 @@ def test_a_typed_text_needs_no_data(trained, command, tmp_path, text_file):
         ("language=latin", "language"),
     ],
 )
-def test_mistakes(trained, command, argument, message):
+def test_mistakes_end_in_one_sentence(trained, command, argument, message):
     ckpt = f"ckpt={trained('charlm')}/checkpoints/last.ckpt"
     code, _, error = command("analyze", ckpt, "probe_steps=0", "text=line", argument)
     assert code == 1 and error.count("\n") == 1 and message in error

@@ -5,7 +5,7 @@ import torch
 
 from conftest import SMALL
 from lstmlab.analysis import traces
-from lstmlab.analysis.traces import load_validation_rows, open_data, trace
+from lstmlab.analysis.traces import load_model_data, load_validation_rows, trace
 from lstmlab.checkpoint import load_model
 from lstmlab.runs.train import train
 
@@ -96,7 +96,7 @@ def test_validation_data_and_their_tokens(checkpoint, name, text_file):
     text = model.token_texts(rows)
     assert len(text) == rows.lengths.sum() == rows.mask.sum() >= 300
     if name == "charlm":
-        module = open_data(model, {})
+        module = load_model_data(model, {})
         assert "".join(text) == text_file.read_text(encoding="utf-8")[5400:5700]
         assert model.training_text(module, 100) == text_file.read_text(encoding="utf-8")[:100]
         assert model.training_text(module, 6000) == text_file.read_text(encoding="utf-8")[:5400]
@@ -104,11 +104,11 @@ def test_validation_data_and_their_tokens(checkpoint, name, text_file):
         assert sum(token.endswith("\n") for token in text) == len(rows.ids)
 
 
-def test_another_text_than_that_trained_with_is_named(checkpoint, text_file):
+def test_another_text_than_that_of_training_is_named(checkpoint, text_file):
     model = load_model(checkpoint("charlm"), "scratch")
     text_file.write_text(text_file.read_text(encoding="utf-8").replace("line", "lime"), encoding="utf-8")
     rows, note = load_validation_rows(model, {}, 300)
-    assert "not the text trained with" in note and "\ufffd" in model.token_texts(rows)
+    assert "not the text of training" in note and "\ufffd" in model.token_texts(rows)
 
 
 def test_tokens_of_a_typed_text(checkpoint):

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lstmlab.analysis.written import copied_runs, covered, distinct, ngram_text, words
+from lstmlab.analysis.written import (
+    find_copied_runs,
+    measure_coverage,
+    measure_distinct,
+    split_words,
+    write_ngram_text,
+)
 from lstmlab.checkpoint import load_model
 
 
@@ -36,7 +42,7 @@ CORPUS = random_text("ab\n", 300, 0)
     ],
 )
 def test_copied_runs(texts, corpus):
-    found = copied_runs(texts, corpus)
+    found = find_copied_runs(texts, corpus)
     assert [run.tolist() for run in found] == [
         [longest_from(text, i, corpus) for i in range(len(text))] for text in texts
     ]
@@ -45,43 +51,44 @@ def test_copied_runs(texts, corpus):
 @pytest.mark.parametrize("least", [1, 4, 5, 6, 20])
 def test_covered(least):
     text = random_text("abc", 200, 5)
-    [runs] = copied_runs([text], random_text("abc", 100, 6))
+    [runs] = find_copied_runs([text], random_text("abc", 100, 6))
     inside = [any(runs[j] >= least and j <= i < j + runs[j] for j in range(200)) for i in range(200)]
-    assert covered(runs, least) == pytest.approx(np.mean(inside))
+    assert measure_coverage(runs, least) == pytest.approx(np.mean(inside))
 
 
 def test_words():
-    assert words("ut Don't, SAY 'tis_2 étés ca") == ["don't", "say", "tis_2", "étés"]
-    assert words(" a ") == ["a"] and words("a") == words("") == []
+    assert split_words("ut Don't, SAY 'tis_2 étés ca") == ["don't", "say", "tis_2", "étés"]
+    assert split_words(" a ") == ["a"] and split_words("a") == split_words("") == []
 
 
 def test_distinct():
     texts = [["a", "b", "a", "b", "c"], ["a", "b"], []]
-    assert distinct(texts, 1) == 3 / 7
-    assert distinct(texts, 2) == 3 / 5  # ab ba bc; none across two texts
-    assert distinct(texts, 3) == 1
-    assert math.isnan(distinct(texts, 6))
+    assert measure_distinct(texts, 1) == 3 / 7
+    assert measure_distinct(texts, 2) == 3 / 5  # ab ba bc; none across two texts
+    assert measure_distinct(texts, 3) == 1
+    assert math.isnan(measure_distinct(texts, 6))
 
 
 def test_ngrams_follow_the_corpus():
     corpus = random_text("abcd ", 5000, 7)
-    text = ngram_text(corpus, "the", 3000, 3, seed=0)
-    assert len(text) == 3000 and text == ngram_text(corpus, "the", 3000, 3, seed=0)
-    assert text != ngram_text(corpus, "the", 3000, 3, seed=1)
+    text = write_ngram_text(corpus, "the", 3000, 3, seed=0)
+    assert len(text) == 3000 and text == write_ngram_text(corpus, "the", 3000, 3, seed=0)
+    assert text != write_ngram_text(corpus, "the", 3000, 3, seed=1)
     windows = {text[i : i + 4] for i in range(2997)}
     assert all(window in corpus for window in windows) and len(windows) > 400
-    assert ngram_text("abc", "abc", 3, 2, seed=0)[0] in "abc"  # "bc" ends the corpus: nothing follows it
+    # "bc" ends the corpus: nothing follows it
+    assert write_ngram_text("abc", "abc", 3, 2, seed=0)[0] in "abc"
 
 
 def test_ngrams_have_the_corpus_frequencies():
-    """After an "a" the corpus goes on with "b" three times of four, evenly spread."""
+    """In the corpus, "a" is followed by "b" three times out of four, evenly spread."""
     corpus = "abababac" * 50
-    followers = [ngram_text(corpus, "a", 1, 1, seed=seed) for seed in range(2000)]
+    followers = [write_ngram_text(corpus, "a", 1, 1, seed=seed) for seed in range(2000)]
     assert followers.count("b") / 2000 == pytest.approx(3 / 4, abs=0.04)
 
 
-def test_the_report(trained, command, text_file, tmp_path):
-    """Prompts and held-out rows cut by hand, the model's texts from its sampler, losses a text at a time."""
+def test_the_report_tabulates_each_measure(trained, command, text_file, tmp_path):
+    """Compared with prompts cut by hand, texts from the sampler, and the loss of one text at a time."""
     ckpt = trained("charlm")
     arguments = [f"ckpt={ckpt}", f"data.cache={tmp_path}", f"folder={tmp_path}/x", "page_steps=100"]
     code, out, error = command("analyze", *arguments, "probe_steps=0", f"data.path={text_file}")
@@ -103,8 +110,8 @@ def test_the_report(trained, command, text_file, tmp_path):
     }
     for name, rows in ids.items():
         texts = ["".join(model.vocabulary[i] for i in row) for row in rows]
-        found = [words(text) for text in texts]
-        known = [word in words(corpus) for text in found for word in text]
+        found = [split_words(text) for text in texts]
+        known = [word in split_words(corpus) for text in found for word in text]
         runs = [longest_from(text, i, corpus) for text in texts for i in range(25)]
         with torch.inference_mode():
             losses = [
@@ -117,9 +124,9 @@ def test_the_report(trained, command, text_file, tmp_path):
             f"{max(runs)}",
             f"{np.mean(runs):.1f}",
             "0.0%",
-            *(f"{distinct(found, n):.2f}" for n in (1, 2, 3)),
+            *(f"{measure_distinct(found, n):.2f}" for n in (1, 2, 3)),
         ]
         new = [word for word in table[name][-1].split(", ") if word]
-        assert len(new) > 0 and not set(new) & set(words(corpus))
+        assert len(new) > 0 and not set(new) & set(split_words(corpus))
         if name != "held-out text":
             assert "    " + texts[0].replace("\n", "\n    ") in section

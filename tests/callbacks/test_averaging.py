@@ -1,4 +1,4 @@
-"""callbacks=averaging, through whole runs."""
+"""callbacks=averaging in whole runs."""
 
 from functools import partial
 from pathlib import Path
@@ -43,8 +43,8 @@ def weights(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "from_step"), [("charlm", 0), *((name, 4) for name in TASKS)])
-def test_the_average(name, from_step, config, text_file, weights):
-    """Against an average of the weights at each step, in double precision."""
+def test_shown_and_saved_weights_are_the_average(name, from_step, config, text_file, weights):
+    """Compared with an average of the weights at each step, in double precision."""
     given = [*overrides(name, text_file), *MORE[name], *AVERAGING]
     settings = config(*given, f"callbacks.averaging.from_step={from_step}")
     metrics = train(settings)
@@ -76,8 +76,8 @@ def test_the_average(name, from_step, config, text_file, weights):
 
 
 @pytest.mark.parametrize("change", ["callbacks.averaging=null", "callbacks.averaging.decay=0.9"])
-def test_a_run_keeps_its_average(change, config, command):
-    """Without it, a resumed run would take the average for the weights."""
+def test_a_run_resumes_with_its_average(change, config, command):
+    """Without the callback, a resumed run would train from the average."""
     short = [*TASKS["copytask"], *SMALL, "trainer.max_steps=2", "trainer.log_every_n_steps=1"]
     settings = config("model=copytask", *short, *AVERAGING)
     train(settings)

@@ -1,6 +1,6 @@
-"""Each rule on looks made by hand: where it finds its fault, where it does not, and what it advises.
+"""Each rule on looks made by hand: when it reports its fault, when it does not, and what it advises.
 
-The limits, and losses at them, are numbers that float holds exactly.
+The limits, and the losses at them, are exact in floating point.
 """
 
 from typing import Any
@@ -41,12 +41,12 @@ LIMITS = Limits(
 
 @pytest.fixture
 def settings(config) -> TrainConfig:
-    """With the size and rate that the task recommends: 128 units, lr 0.005."""
+    """The size and the learning rate that the task recommends: 128 units, 0.005."""
     return config("model=copytask")
 
 
 def looks(losses: list[float], moved: list[float] | float = 0.0625, step: int = 10, **values) -> list[Look]:
-    """One every 10 steps, the first at `step`."""
+    """One look every 10 steps, the first at `step`."""
     moves = moved if isinstance(moved, list) else [moved] * len(losses)
     given: dict[str, Any] = {
         "peak": 1.0,
@@ -64,33 +64,33 @@ def name(finding: Finding | None) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "moved", "step", "speaks"),
+    ("losses", "moved", "step", "reported"),
     [
         ([1.0] * 8, 0.03125, 10, True),
-        ([1.0, *[0.75] * 7], 0.03125, 10, True),  # just not by more than `flat`
+        ([1.0, *[0.75] * 7], 0.03125, 10, True),  # a fall of exactly `flat`
         ([1.0, *[0.74] * 7], 0.03125, 10, False),
-        ([1.0] * 3 + [0.5] * 3 + [0.75] * 5, 0.03125, 10, True),  # the last five count
-        ([1.0] * 8, 0.0625, 10, True),  # 8 / 16, all of them counted, is not more than `still`
+        ([1.0] * 3 + [0.5] * 3 + [0.75] * 5, 0.03125, 10, True),  # the last five looks count
+        ([1.0] * 8, 0.0625, 10, True),  # in total 8 / 16, exactly `still`
         ([1.0] * 9, 0.0625, 10, False),
-        ([1.0] * 8, 0.03125, 100, True),  # from the start on
+        ([1.0] * 8, 0.03125, 100, True),  # looks from the start of the run
         ([1.0] * 8, 0.03125, 110, False),
     ],
 )
-def test_flat_loss(settings, losses, moved, step, speaks):
+def test_flat_loss(settings, losses, moved, step, reported):
     found = find_flat_loss(looks(losses, moved, step), 1.0, settings, LIMITS)
-    assert name(found) == ("flat loss" if speaks else None)
+    assert name(found) == ("flat loss" if reported else None)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "lr", "advice"),
     [
-        ("Adam", 1e-4, "optimizer.lr=0.005"),  # what the task recommends
+        ("Adam", 1e-4, "optimizer.lr=0.005"),  # the recommended rate
         ("Adam", 0.005, "optimizer.lr=0.15"),
-        ("Adam", 0.1, "optimizer.lr=1"),  # no more than that
-        ("SGD", 1e-4, "optimizer.lr=0.003"),  # for which the recommended one is not meant
+        ("Adam", 0.1, "optimizer.lr=1"),  # the most that is advised
+        ("SGD", 1e-4, "optimizer.lr=0.003"),  # the recommended rate is not for SGD
     ],
 )
-def test_a_higher_rate(settings, optimizer, lr, advice):
+def test_advice_for_a_higher_rate(settings, optimizer, lr, advice):
     settings = settings.replace({"optimizer": {"_target_": f"torch.optim.{optimizer}", "lr": lr}})
     found = find_flat_loss(looks([1.0] * 8, 0.0), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [advice]
@@ -98,35 +98,35 @@ def test_a_higher_rate(settings, optimizer, lr, advice):
 
 
 @pytest.mark.parametrize(
-    ("losses", "moved", "speaks"),
+    ("losses", "moved", "reported"),
     [
         ([1.0, 1.25] * 5, 0.0625, True),
-        ([1.0, 1.125] * 5, 0.0625, False),  # by no more than `rough`
-        ([2.0, 2.25] * 5, 0.0625, False),  # of the baseline, which is 2 here
-        ([9.0, 8.0] + [1.0, 1.25] * 5, 0.0625, True),  # of ten looks
-        ([1.0, 1.25] * 4 + [1.0, 0.5], 0.0625, False),  # but it falls
+        ([1.0, 1.125] * 5, 0.0625, False),  # rises of exactly `rough`
+        ([2.0, 2.25] * 5, 0.0625, False),  # relative to the baseline, here 2
+        ([9.0, 8.0] + [1.0, 1.25] * 5, 0.0625, True),  # the last ten looks count
+        ([1.0, 1.25] * 4 + [1.0, 0.5], 0.0625, False),  # the loss falls
         ([1.0] * 6 + [1.25, 1.0, 1.25, 1.25], 0.0625, False),  # twice
         ([1.0] * 4 + [1.25, 1.0, 1.25, 1.0, 1.25, 1.25], 0.0625, True),  # three times
-        ([1.0] * 10, [0.25] + [0.0] * 9, True),  # thrown about once, and dead now
+        ([1.0] * 10, [0.25] + [0.0] * 9, True),  # moved far once, and dead now
         ([1.0] * 10, [0.2] * 10, False),
-        ([0.95] * 10, [0.25] + [0.0] * 9, False),  # not dead: what counts is now
+        ([0.95] * 10, [0.25] + [0.0] * 9, False),  # not dead: only recent looks count
         ([0.95] * 10, [0.0] * 5 + [0.25] * 5, True),
         ([0.95] * 10, [0.0] * 6 + [0.25] * 4, False),
         ([0.9] * 5 + [0.82] * 5, 0.25, True),
-        ([0.9] * 5 + [0.80] * 5, 0.25, False),  # long strides downhill
+        ([0.9] * 5 + [0.80] * 5, 0.25, False),  # large strides, but the loss falls
     ],
 )
-def test_oscillating_loss(settings, losses, moved, speaks):
+def test_oscillating_loss(settings, losses, moved, reported):
     baseline = 2.0 if losses[0] == 2 else 1.0
     found = find_oscillating_loss(looks(losses, moved), baseline, settings, LIMITS)
-    assert name(found) == ("oscillating loss" if speaks else None)
+    assert name(found) == ("oscillating loss" if reported else None)
 
 
 @pytest.mark.parametrize(
     ("lr", "advice"),
     [(0.5, "optimizer.lr=0.005"), (0.008, "optimizer.lr=0.0008"), (0.01, "optimizer.lr=0.001")],
 )
-def test_a_lower_rate(settings, lr, advice):
+def test_advice_for_a_lower_rate(settings, lr, advice):
     settings = settings.replace({"optimizer.lr": lr})
     found = find_oscillating_loss(looks([7.0] + [1.0, 1.25] * 5, 0.5), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [advice, "scheduler.warmup_steps=200"]
@@ -137,7 +137,7 @@ def test_a_lower_rate(settings, lr, advice):
 
 
 @pytest.mark.parametrize(
-    ("losses", "hidden_size", "speaks"),
+    ("losses", "hidden_size", "reported"),
     [
         ([1.0] * 4 + [0.8] * 12, 128, True),
         ([1.0] * 4 + [0.8] * 4 + [0.75] * 8, 128, True),  # just not by more than `gain`
@@ -155,21 +155,21 @@ def test_a_lower_rate(settings, lr, advice):
         ([0.33] * 16, 16, False),
     ],
 )
-def test_early_plateau(settings, losses, hidden_size, speaks):
+def test_early_plateau(settings, losses, hidden_size, reported):
     settings = settings.replace({"cell.hidden_size": hidden_size})
     found = find_early_plateau(looks(losses), 1.0, settings, LIMITS)
-    assert name(found) == ("early plateau" if speaks else None)
+    assert name(found) == ("early plateau" if reported else None)
 
 
 @pytest.mark.parametrize(("hidden_size", "advice"), [(16, 128), (100, 200)])
-def test_more_capacity(settings, hidden_size, advice):
+def test_advice_for_more_capacity(settings, hidden_size, advice):
     settings = settings.replace({"cell.hidden_size": hidden_size, "cell.num_layers": 2})
     found = find_early_plateau(looks([1.8] * 16), 2.1, settings, LIMITS)
     assert found is not None
     assert found.advice == [f"cell.hidden_size={advice}", "cell.num_layers=3"]
     assert found.evidence == (
         "from step 90 to 160 the mean loss was 1.8, 0.0% lower than from step 50 to 80; "
-        "predicting from the class frequencies alone gives 2.1"
+        "predicting the class frequencies gives 2.1"
     )
 
 
@@ -213,7 +213,7 @@ def test_vanishing_gradient(settings):
         ({"kind": "rnn", "init": "torch"}, ["cell.kind=lstm", "cell.init=xavier"]),
     ],
 )
-def test_what_helps_against_vanishing(settings, cell, advice):
+def test_advice_against_vanishing(settings, cell, advice):
     settings = settings.replace({f"cell.{key}": value for key, value in cell.items()})
     found = find_vanishing_gradient(with_gradients(*[{"a": 0.0}] * 3), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [*advice, "optimizer.lr=0.0015"]
@@ -247,7 +247,7 @@ def test_exploding_gradient(settings, peak, gradients, layer):
         ({"clipping": {"name": "norm", "max_norm": 2.0}}, ["clipping.max_norm=0.5"]),
     ],
 )
-def test_what_helps_against_exploding(settings, changes, advice):
+def test_advice_against_exploding(settings, changes, advice):
     settings = settings.replace({"cell.kind": "rnn"} | changes)
     found = find_exploding_gradient(looks([1.0], peak=4096.0), 1.0, settings, LIMITS)
     assert found is not None and found.advice == [*advice, "optimizer.lr=0.0005", "cell.kind=lstm"]
@@ -268,7 +268,7 @@ def test_not_finite_in_half_precision(settings):
 
 
 @pytest.mark.parametrize(
-    ("waiting", "speaks"),
+    ("waiting", "reported"),
     [
         ([0.5, 0.5, 0.5], True),
         ([0.1, 0.9, 0.5, 0.6], True),
@@ -277,10 +277,10 @@ def test_not_finite_in_half_precision(settings):
         ([0.4, 0.9, 0.9], False),
     ],
 )
-def test_slow_input(config, settings, waiting, speaks):
+def test_slow_input(config, settings, waiting, reported):
     given = [look._replace(waiting=w) for look, w in zip(looks([1.0] * len(waiting)), waiting, strict=True)]
     found = find_slow_input(given, 1.0, settings.replace({"data.num_workers": 3}), LIMITS)
-    assert (found is not None) == speaks
+    assert (found is not None) == reported
     if found is not None:
         assert found.advice == ["data.num_workers=5"]
         assert found.evidence.startswith(f"{waiting[-1]:.0%} of the time")
@@ -323,26 +323,29 @@ def test_slow_bf16():
 
 def test_kept_graph():
     assert (
-        "of the 9 nodes in the graph behind the second batch's loss, 4 were made"
+        "of the 9 nodes in the graph of the second batch's loss, 4 belong to the first batch"
         in explain_kept_graph(4, 9).evidence
     )
 
 
 def test_rules_about_the_loss_wait(settings):
-    """Until `patience` steps after the warm-up and ten looks; three times as long for a plateau."""
+    """They apply `patience` steps after the warm-up and ten looks; for a plateau, three times that."""
     settings = settings.replace({"scheduler.warmup_steps": 20, "cell.hidden_size": 16})
     still = looks([0.8] * 50, 0.0)
 
-    def said(count: int, given: list[Look] = still) -> list[str]:
+    def find_names(count: int, given: list[Look] = still) -> list[str]:
         return [finding.name for finding in diagnose(given[:count], 1.0, settings, LIMITS)]
 
-    assert said(11) == [] and said(12) == ["flat loss"]  # at step 110, 120
-    assert said(31) == ["flat loss"] and said(32) == ["flat loss", "early plateau"]  # at step 310, 320
+    assert find_names(11) == [] and find_names(12) == ["flat loss"]  # at step 110, 120
+    assert find_names(31) == ["flat loss"] and find_names(32) == [
+        "flat loss",
+        "early plateau",
+    ]  # at step 310, 320
     sparse = [look._replace(step=60 * (k + 1)) for k, look in enumerate(still)]
-    assert said(9, sparse) == [] and said(10, sparse) == ["flat loss", "early plateau"]
+    assert find_names(9, sparse) == [] and find_names(10, sparse) == ["flat loss", "early plateau"]
 
 
-def test_the_other_rules_do_not_wait(settings):
+def test_other_rules_do_not_wait(settings):
     bad = looks([1.0] * 3, gradients={"a": 0.0}, peak=2048.0, waiting=0.75)
     found = [finding.name for finding in diagnose(bad, 1.0, settings, LIMITS)]
     assert found == ["vanishing gradient", "exploding gradient", "slow input"]

@@ -1,4 +1,4 @@
-"""Each fault, provoked in a run, is named; of sound runs nothing is reported."""
+"""Each fault is provoked in a run and reported; nothing is reported in healthy runs."""
 
 import copy
 import itertools
@@ -44,12 +44,12 @@ CHARLM = [
 COPY = [*QUICK, "model=copytask", "cell=fused", "data.batch_size=4", "cell.hidden_size=8"]
 
 
-def findings(settings: TrainConfig) -> dict[str, str]:
-    """Name → text of what doctor.md holds."""
+def read_findings(settings: TrainConfig) -> dict[str, str]:
+    """The read_findings in doctor.md: name → text."""
     file = Path(settings.run_dir) / "doctor.md"
     parts = file.read_text(encoding="utf-8").split("## Step ")[1:] if file.exists() else []
     found = {re.sub(r"^\d+: ", "", part.splitlines()[0]): part for part in parts}
-    assert len(found) == len(parts), "each is said once"
+    assert len(found) == len(parts), "each is reported once"
     return found
 
 
@@ -103,25 +103,25 @@ def findings(settings: TrainConfig) -> dict[str, str]:
         ),
     ],
 )
-def test_a_fault_is_named(config, capsys, fault, overrides, evidence, override, tmp_path):
+def test_a_provoked_fault_is_reported(config, capsys, fault, overrides, evidence, override, tmp_path):
     if "data=dates" in overrides:
         overrides = [*overrides, f"data.cache={tmp_path}/cache"]
     settings = config(*overrides)
     train(settings)
-    found = findings(settings)
+    found = read_findings(settings)
     assert evidence in found[fault]
     assert f"`{override}`" in found[fault]
     assert set(found) == {fault}
     assert fault in capsys.readouterr().out
 
 
-def looks_of(settings: TrainConfig) -> list[Look]:
-    """Those in last.ckpt."""
+def read_looks(settings: TrainConfig) -> list[Look]:
+    """The looks in last.ckpt."""
     saved = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")
     return [Look(*values) for values in saved["callbacks"]["Doctor"]["looks"]]
 
 
-LOOKED_AT = [
+MEASURED = [
     *COPY,
     "data.symbols=3",
     "data.delay=2",
@@ -135,18 +135,18 @@ LOOKED_AT = [
     "trainer.max_epochs=1",
     "trainer.accumulate_grad_batches=2",
     "trainer.log_every_n_steps=3",
-    "callbacks.doctor.steps=4",  # so it looks every 6 steps, that is every 12 batches
+    "callbacks.doctor.steps=4",  # rounded up to 6 steps, which are 12 batches
 ]
 
 
-def test_what_a_look_holds(config):
-    """Against loss, gradients and classes of each batch, computed by hand with weights that never change."""
-    settings = config(*LOOKED_AT, "optimizer.lr=1e-30", "seed=3")
+def test_measurements_of_a_look(config):
+    """Compared with loss, gradients and classes of each batch, computed with weights that never change."""
+    settings = config(*MEASURED, "optimizer.lr=1e-30", "seed=3")
     train(settings)
     ckpt = f"{settings.run_dir}/checkpoints/last.ckpt"
     model: Any = checkpoint.load_model(ckpt)
     batches = list(build_data(settings.data, seed=3).train_dataloader())
-    found = looks_of(settings)
+    found = read_looks(settings)
     assert [look.step for look in found] == [6, 12]
     parts = {
         f"cell layer {layer}{backwards}": re.compile(rf"cell\..*_l{layer}{suffix}")
@@ -177,16 +177,16 @@ def test_what_a_look_holds(config):
     assert baseline == pytest.approx(-sum(p * math.log(p) for p in shares), rel=1e-6)
 
 
-def test_how_far_the_weights_move(config):
-    """‖W − W before‖ / ‖W before‖ of each look, from checkpoints of the steps that it looks at."""
+def test_movement_of_the_weights(config):
+    """‖W − W before‖ / ‖W before‖ of each look, computed from checkpoints of the same steps."""
     weights = []
     for steps, lr in ((1, 1e-30), (6, 10.0), (12, 10.0)):
-        settings = config(*LOOKED_AT, f"optimizer.lr={lr}", f"trainer.max_steps={steps}")
+        settings = config(*MEASURED, f"optimizer.lr={lr}", f"trainer.max_steps={steps}")
         train(settings)
         state = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")["state_dict"]
         weights.append(torch.cat([tensor.flatten() for tensor in state.values()]))
     ways = [float((b - a).norm() / a.norm()) for a, b in itertools.pairwise(weights)]
-    assert [look.moved for look in looks_of(settings)] == pytest.approx(ways, rel=1e-4)
+    assert [look.moved for look in read_looks(settings)] == pytest.approx(ways, rel=1e-4)
     assert min(ways) > 1e-3
 
 
@@ -201,7 +201,7 @@ def test_a_resumed_run_reports_what_it_would_have_reported(config, monkeypatch):
         "trainer.log_every_n_steps=2",
     ]
     given += [f"callbacks.doctor.{limit}" for limit in limits] + ["callbacks.last.every_n_steps=4"]
-    whole, broken = config(*given), config(*given)
+    whole, interrupted = config(*given), config(*given)
     train(whole)
 
     def kill(_, trainer, *__) -> None:
@@ -211,15 +211,15 @@ def test_a_resumed_run_reports_what_it_would_have_reported(config, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Throughput, "on_train_batch_end", kill)
         with pytest.raises(RuntimeError, match="killed"):
-            train(broken)
-    reports = [Path(settings.run_dir) / "doctor.md" for settings in (broken, whole)]
+            train(interrupted)
+    reports = [Path(settings.run_dir) / "doctor.md" for settings in (interrupted, whole)]
     assert reports[0].read_bytes() == reports[1].read_bytes()  # of step 2, and of step 6 after the checkpoint
-    resume(broken)
+    resume(interrupted)
     assert reports[0].read_bytes() == reports[1].read_bytes()
-    assert list(findings(whole)) == ["exploding gradient", "vanishing gradient"]
+    assert list(read_findings(whole)) == ["exploding gradient", "vanishing gradient"]
     assert "## Step 2: exploding" in reports[0].read_text() and "## Step 6: van" in reports[0].read_text()
-    assert [look._replace(waiting=0) for look in looks_of(broken)] == [
-        look._replace(waiting=0) for look in looks_of(whole)
+    assert [look._replace(waiting=0) for look in read_looks(interrupted)] == [
+        look._replace(waiting=0) for look in read_looks(whole)
     ]
 
 
@@ -261,8 +261,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(command, text_file, tmp_path):
         ), path
 
 
-def test_broken_weights_are_never_saved(config, text_file, tmp_path):
-    """A step with a finite loss breaks the weights, just before a validation that does not notice."""
+def test_weights_that_are_not_finite_are_never_saved(config, text_file, tmp_path):
+    """A step with a finite loss breaks the weights just before a validation that does not notice."""
 
     class Breaks(charlm.CharLM):
         def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
@@ -287,7 +287,7 @@ def test_broken_weights_are_never_saved(config, text_file, tmp_path):
 
 
 def test_a_validation_loss_that_is_not_finite_ends_the_run(config, text_file, tmp_path):
-    """The weights are finite, but only the validation reads an unknown character."""
+    """The weights are finite, but the validation reads an unknown character whose loss is not."""
     text_file.write_text(text_file.read_text(encoding="utf-8") + "§" * 50, encoding="utf-8")
 
     class Overflows(charlm.CharLM):
@@ -309,20 +309,20 @@ def test_a_validation_loss_that_is_not_finite_ends_the_run(config, text_file, tm
     assert not list(Path(settings.run_dir).glob("checkpoints/best.ckpt"))
 
 
-def test_the_share_of_the_time_spent_waiting_for_batches(config, monkeypatch):
+def test_share_of_time_spent_waiting(config, monkeypatch):
     """The clock advances by one second each time it is read. Validation does not count."""
     clock = itertools.count()
     monkeypatch.setattr(doctor, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
     steps = ["data.delay=2", "data.train_batches=8", "trainer.max_epochs=1", "trainer.val_check_interval=2"]
     settings = config(*COPY, *steps, "trainer.log_every_n_steps=4", "callbacks.doctor.steps=4")
     train(settings)
-    # One second before each of four batches. The first look comes after 10 seconds, the second 13 after it,
-    # one and two validations of a second included
-    assert [look.waiting for look in looks_of(settings)] == [4 / 9, 4 / 11]
+    # One second before each of four batches. The first look comes after 10 seconds, the second 13 later,
+    # which include one and two validations of one second
+    assert [look.waiting for look in read_looks(settings)] == [4 / 9, 4 / 11]
 
 
 @pytest.mark.parametrize("keeps_graph", [False, True])
-def test_a_state_that_is_not_detached(config, text_file, tmp_path, monkeypatch, keeps_graph):
+def test_a_state_that_is_not_detached_is_reported(config, text_file, tmp_path, monkeypatch, keeps_graph):
     class Forgets(charlm.CharLM):
         def training_step(self, batch, index):
             loss, self.train_state = self.loss(batch, self.train_state)
@@ -337,15 +337,15 @@ def test_a_state_that_is_not_detached(config, text_file, tmp_path, monkeypatch, 
         "data.batch_size=4", "data.sequence_length=20", "data.max_val_chars=300", "trainer.max_steps=3",
         "clipping=none", "optimizer=sgd", "optimizer.lr=1e-9",
     )  # fmt: skip
-    with pytest.raises(RuntimeError):  # PyTorch's own, of a graph gone or of weights changed since
+    with pytest.raises(RuntimeError):  # PyTorch's: the graph was freed, or its weights have changed
         train(settings)
-    found = findings(settings)
+    found = read_findings(settings)
     assert set(found) == {"state not detached"}
-    assert "were made by the first batch" in found["state not detached"]
+    assert "belong to the first batch" in found["state not detached"]
     assert "detach(state)" in found["state not detached"]
 
 
-def test_slow_input(config, text_file, tmp_path, monkeypatch):
+def test_slow_input_is_reported(config, text_file, tmp_path, monkeypatch):
     class Slow(text.Streams):
         def __getitem__(self, index):
             time.sleep(0.02)
@@ -357,12 +357,12 @@ def test_slow_input(config, text_file, tmp_path, monkeypatch):
         "data.batch_size=4", "data.sequence_length=20", "data.max_val_chars=300", "trainer.max_steps=65",
     )  # fmt: skip
     train(settings)
-    found = findings(settings)
+    found = read_findings(settings)
     assert set(found) == {"slow input"}
     assert "waiting for batches" in found["slow input"]
 
 
-def test_out_of_memory(tmp_path):
+def test_out_of_memory_is_reported(tmp_path):
     """In its own process, which may grow by 300 MB after its imports."""
     run = tmp_path / "run"
     script = f"""
@@ -398,18 +398,21 @@ train.main()
     ],
     ids=lambda recipe: recipe[0],
 )
-def test_nothing_is_reported_of_sound_runs(config, recipe, tmp_path):
+def test_nothing_is_reported_in_healthy_runs(config, recipe, tmp_path):
     cache = [] if "copy" in recipe[0] else [f"data.cache={tmp_path}/cache"]
-    steps = ["trainer.max_steps=460", "trainer.max_epochs=null"]  # the plateau's rule speaks from 400 on
+    steps = [
+        "trainer.max_steps=460",
+        "trainer.max_epochs=null",
+    ]  # the rule for a plateau applies from step 400 on
     settings = config(
         *recipe, *QUICK, *cache, *steps, "scheduler.warmup_steps=40", "callbacks.doctor.patience=120"
     )
     train(settings)
-    assert findings(settings) == {}
+    assert read_findings(settings) == {}
 
 
-def test_long_strides_downhill_are_no_fault(config):
-    """The numbers of experiment=reviews, where the weights move far at the moment when the loss falls."""
+def test_large_strides_while_the_loss_falls_are_fine(config):
+    """Numbers from experiment=reviews, where the weights move far while the loss falls."""
     settings = config("experiment=reviews")
     losses = (
         [0.694] * 10 + [0.690] * 5 + [0.676] * 3 + [0.650, 0.621, 0.449, 0.269, 0.178, 0.112, 0.052, 0.034]
@@ -420,8 +423,8 @@ def test_long_strides_downhill_are_no_fault(config):
         Look(20 * (k + 1), loss, moved, 1.0, {"cell layer 0": 1.0}, 0.0)
         for k, (loss, moved) in enumerate(zip(losses, strides, strict=True))
     ]
-    said = [diagnose(looks[:k], math.log(2), settings, limits) for k in range(1, len(looks) + 1)]
-    assert not any(said)
+    findings = [diagnose(looks[:k], math.log(2), settings, limits) for k in range(1, len(looks) + 1)]
+    assert not any(findings)
     level = [look._replace(loss=0.5) for look in looks]
     assert [finding.name for finding in diagnose(level[:23], math.log(2), settings, limits)] == [
         "oscillating loss"
@@ -440,7 +443,7 @@ def test_bf16_that_is_slower_than_float32(config, slow):
     settings = config(*COPY, "precision=bf16", "trainer.max_steps=40")
     train(settings)
     hook.remove()
-    assert ("slow bf16" in findings(settings)) == slow
+    assert ("slow bf16" in read_findings(settings)) == slow
 
 
 def test_timing_the_precisions_leaves_the_run_as_it_is(config):

@@ -1,4 +1,4 @@
-"""What exact resume relies on in Lightning, name by name."""
+"""The parts of Lightning that exact resume relies on, name by name."""
 
 import inspect
 import re
@@ -49,8 +49,8 @@ CALLS: list[tuple[Any, list[str]]] = [  # in this order
 ]
 
 
-def test_what_exact_resume_relies_on(tmp_path):
-    """An upgrade of Lightning fails here first, and the failure names the part that has changed."""
+def test_lightning_has_what_exact_resume_relies_on(tmp_path):
+    """A changed version of Lightning fails here first, and the failure names the part."""
     trainer: Any = L.Trainer(
         accelerator="cpu", logger=False, callbacks=[EarlyStopping("loss")], default_root_dir=tmp_path
     )

@@ -58,8 +58,8 @@ def test_a_cell_cannot_break_the_table():
 
 
 @pytest.mark.parametrize("lacking", ["rows_of_batch", "token_texts", "traced_cell"])
-def test_a_task_with_nothing_to_show_trains(config, text_file, monkeypatch, lacking):
-    """Its examples and its gates are left out, without a word."""
+def test_a_task_without_examples_trains(config, text_file, monkeypatch, capsys, lacking):
+    """Its examples and gates are left out silently."""
 
     def refuse(self, *_):
         raise Unsupported("this task has none")
@@ -85,4 +85,5 @@ def test_a_task_with_nothing_to_show_trains(config, text_file, monkeypatch, lack
     )
     metrics = train(settings)
     assert "val/loss_stateful" in metrics
+    assert "\n\n" not in capsys.readouterr().out
     assert not any((Path(settings.run_dir) / name).exists() for name in ("examples.md", "gates"))

@@ -37,7 +37,7 @@ def test_the_gates_of_one_text_at_each_validation_in_every_logger(config, text_f
     assert "".join(first["tokens"]) == "".join(second["tokens"])
     assert len(first["tokens"]) == 30
 
-    # those of the checkpoint that was saved at that very step
+    # The gates of the checkpoint that was saved at the same step
     model = checkpoint.load_model(str(folder / "checkpoints/last.ckpt"), "scratch")
     expected = trace(model, model.read_text("".join(second["tokens"])))
     for name, values in expected.items():
@@ -71,7 +71,7 @@ def assert_shown(image: Image.Image, blocks: dict[str, np.ndarray], top: int) ->
 
 
 @pytest.mark.parametrize(("tokens", "top"), [([*"a \n"], 18), (["one ", "tw", "o"], 72)])
-def test_the_picture(tokens, top):
+def test_the_picture_shows_each_value(tokens, top):
     f, h = np.array([[0.0, 1.0, 0.3], [0.5, 0.7, 0.2]]), np.array([[0.0, -1.0, 1.0], [0.5, -0.5, 0.25]])
     assert_shown(paint_gates({"f": f, "c": 4 * h, "h": h}, tokens), {"f": f, "c": 4 * h, "h": h}, top)
     assert_shown(paint_gates({"c": h / 4}, tokens), {"c": h / 4}, top)
@@ -98,8 +98,8 @@ def test_each_task_and_cell(config, tmp_path, overrides, names, layout):
         assert traced[name].shape == (*layout, len(traced["tokens"]), 8)
 
 
-def test_the_run_is_the_same_without(config, text_file):
-    """With dropout: the picture draws none of the run's random numbers."""
+def test_gates_do_not_change_the_run(config, text_file):
+    """With dropout: the callback does not advance the random state of the run."""
     losses = []
     for extra in ([], ["callbacks.gates=null"]):
         settings = config(

@@ -1,4 +1,4 @@
-"""A run that is interrupted, anywhere and any number of times, ends as if it had never been."""
+"""A run that is interrupted, at any point and any number of times, ends as if it had never been."""
 
 import shutil
 import signal
@@ -22,7 +22,7 @@ def task(config, text_file):
 
 @pytest.fixture
 def stop(monkeypatch):
-    """stop("on_train_batch_end", n): raise SIGTERM, or other signals, in the n-th such hook from now on."""
+    """stop("on_train_batch_end", n): raise SIGTERM, or other signals, in the n-th call of that hook."""
 
     def at(hook: str, count: int, signals: Sequence[int] = (signal.SIGTERM,)) -> None:
         original = getattr(Throughput, hook)
@@ -54,11 +54,11 @@ AVERAGING = ["callbacks=averaging", "callbacks.averaging.decay=0.9", "model.tie_
         ("charlm", AVERAGING),
     ],
 )
-def test_the_end_is_the_same(name, more, task, stop):
-    whole, broken = task(name, *more), task(name, *more)
+def test_an_interrupted_run_ends_the_same(name, more, task, stop):
+    whole, interrupted = task(name, *more), task(name, *more)
     train(whole)
     run: Callable[[TrainConfig], object] = train
-    # within a step of two batches; as a validation is due; at an epoch's end; within two validations
+    # Within a step of two batches, before a validation, at the end of an epoch, within two validations
     for hook, count in [
         ("on_train_batch_end", 1),
         ("on_train_batch_end", 4),
@@ -69,36 +69,36 @@ def test_the_end_is_the_same(name, more, task, stop):
     ]:
         stop(hook, count)
         with pytest.raises(SystemExit) as ended:
-            run(broken)
+            run(interrupted)
         assert ended.value.code == 128 + signal.SIGTERM
         run = resume
-    resume(broken)
-    assert_same_end(broken, whole)
+    resume(interrupted)
+    assert_same_end(interrupted, whole)
 
 
-def test_early_stopping_continues_to_count(task, stop):
+def test_early_stopping_continues_counting(task, stop):
     limits = ["callbacks.early_stopping.patience=3", "optimizer.lr=1e-30", "trainer.max_epochs=9"]
-    whole, broken = task("copytask", *limits), task("copytask", *limits)
+    whole, interrupted = task("copytask", *limits), task("copytask", *limits)
     train(whole)
     stop("on_train_batch_end", 12)
     with pytest.raises(SystemExit):
-        train(broken)
-    resume(broken)
-    assert_same_end(broken, whole)
-    (Path(broken.run_dir) / "metrics.json").unlink()  # as if it had been killed in the test that follows
-    resume(broken)
-    assert_same_end(broken, whole)
+        train(interrupted)
+    resume(interrupted)
+    assert_same_end(interrupted, whole)
+    (Path(interrupted.run_dir) / "metrics.json").unlink()  # as if it had been killed during the test
+    resume(interrupted)
+    assert_same_end(interrupted, whole)
 
 
 def test_a_run_that_was_moved_resumes(task, stop, tmp_path):
-    """With its best score, which Lightning forgets when the folder has changed."""
-    whole, broken = task("copytask"), task("copytask")
+    """With its best score, which Lightning drops if the folder has changed."""
+    whole, interrupted = task("copytask"), task("copytask")
     train(whole)
     stop("on_train_batch_end", 16)
     with pytest.raises(SystemExit):
-        train(broken)
-    elsewhere = broken.replace({"run_dir": str(tmp_path / "elsewhere")})
-    shutil.move(broken.run_dir, elsewhere.run_dir)
+        train(interrupted)
+    elsewhere = interrupted.replace({"run_dir": str(tmp_path / "elsewhere")})
+    shutil.move(interrupted.run_dir, elsewhere.run_dir)
     resume(elsewhere)
     assert_same_end(elsewhere, whole)
 
@@ -112,8 +112,8 @@ def test_a_run_that_was_moved_resumes(task, stop, tmp_path):
         (["callbacks.last.every_n_steps=6", "callbacks.last.every_n_minutes=60"], 6),
     ],
 )
-def test_a_checkpoint_every_so_often(overrides, steps, task, monkeypatch):
-    """A run that is killed resumes from there."""
+def test_checkpoint_intervals(overrides, steps, task, monkeypatch):
+    """A run killed at step 8 has a checkpoint of an earlier step."""
     settings = task("copytask", *overrides, "trainer.val_check_interval=100")
     killed = RuntimeError("killed")
 
@@ -131,8 +131,8 @@ def test_minutes_have_sixty_seconds():
     assert LastCheckpoint(every_n_minutes=2.5, every_n_steps=None).seconds == 150
 
 
-def test_a_checkpoint_keeps_the_metrics_of_before(task, stop):
-    """Also a checkpoint before the first validation of a resumed run."""
+def test_a_resumed_run_keeps_earlier_metrics(task, stop):
+    """Checkpoints before its first validation hold them too."""
     settings = task("copytask")
     run: Callable[[TrainConfig], object] = train
     found = []
@@ -176,8 +176,8 @@ def test_ctrl_c_finishes_the_step_and_a_second_one_does_not(task, stop, capsys):
 
 
 def test_slurm_requeues_and_the_same_command_resumes(task, stop, monkeypatch, tmp_path):
-    """SLURM sends SIGUSR1 before the time is up, which Lightning answers, and SIGTERM when it requeues."""
-    whole, broken = task("copytask"), task("copytask")
+    """SLURM sends SIGUSR1 before the time is up, which Lightning handles, and SIGTERM when it requeues."""
+    whole, interrupted = task("copytask"), task("copytask")
     train(whole)
     asked = tmp_path / "asked"
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {asked}\n')
@@ -189,15 +189,15 @@ def test_slurm_requeues_and_the_same_command_resumes(task, stop, monkeypatch, tm
         monkeypatch.setenv(f"SLURM_{name}", value)
     stop("on_train_batch_end", 7, [signal.SIGUSR1, signal.SIGTERM])
     with pytest.raises(SystemExit) as ended:
-        train(broken)
+        train(interrupted)
     assert ended.value.code == 143
     assert asked.read_text() == "requeue 7\n"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    train(broken)
-    assert_same_end(broken, whole)
+    train(interrupted)
+    assert_same_end(interrupted, whole)
 
 
-def test_the_folder_is_deleted(task, monkeypatch):
+def test_a_deleted_folder_is_named(task, monkeypatch):
     settings = task("copytask")
 
     def delete(_, trainer, *__) -> None:

@@ -39,8 +39,8 @@ COUNTED = dict(zip(TASKS, (characters, symbols_and_blanks, words, of_the_target)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_tokens_of_each_stretch(name, config, text_file, seconds):
-    """Two batches each; a validation starts a new stretch."""
+def test_tokens_per_second(name, config, text_file, seconds):
+    """Each value covers two batches; a validation starts a new interval."""
     given = [o for o in overrides(name, text_file) if o not in HARD]
     settings = config(
         *given,

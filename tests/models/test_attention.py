@@ -30,8 +30,8 @@ def attend(attention, query, values):
     return attention(query, attention.memory(values, torch.arange(S) < LENGTHS[:, None]))
 
 
-def test_each_score_is_its_formula(kind, attention, query_and_values):
-    """softmax and weighted mean by plain loops over the steps that are there."""
+def test_each_score_matches_its_formula(kind, attention, query_and_values):
+    """Softmax and weighted mean as plain loops over the steps inside the source."""
     query, values = query_and_values
     weight = attention.state_dict()
 

@@ -30,7 +30,7 @@ def rows(settings: TrainConfig, column: str) -> list[float]:
         return [float(row[column]) for row in csv.DictReader(file) if row[column]]
 
 
-def test_windows_with_carried_state_are_one_long_text(model):
+def test_windows_with_carried_state_equal_one_long_text(model):
     ids = torch.randint(9, (2, 31))
     whole, _ = model(ids[:, :-1])
     expected = F.cross_entropy(whole.flatten(0, 1), ids[:, 1:].flatten())
@@ -42,8 +42,8 @@ def test_windows_with_carried_state_are_one_long_text(model):
     torch.testing.assert_close(total.double(), expected, atol=1e-6, rtol=0)
 
 
-def test_dropout_is_before_the_stack_and_behind_it(model):
-    """Once each; nn.LSTM computes the rest."""
+def test_dropout_before_and_after_the_stack(model):
+    """Each is applied once; nn.LSTM computes the rest."""
     assert isinstance(model.dropout, torch.nn.Dropout)
     model.dropout = Times()
     ids = torch.randint(9, (2, 7))
@@ -74,7 +74,7 @@ def test_greedy_sampling_takes_the_most_probable_character(model):
 
 
 def test_sampling_follows_the_probabilities(model):
-    """2,000 first characters against softmax(logits / temperature), without UNKNOWN."""
+    """2,000 first characters compared with softmax(logits / temperature), without UNKNOWN."""
     logits = model(torch.tensor([[1, 2]]))[0][0, -1] / 0.5
     logits[0] = -math.inf
     drawn = [next(model.sample("ab", 1, temperature=0.5, seed=seed)) for seed in range(2000)]
@@ -82,8 +82,8 @@ def test_sampling_follows_the_probabilities(model):
     torch.testing.assert_close(counts.double(), logits.softmax(-1), atol=0.04, rtol=0)
 
 
-def test_of_the_most_probable_one_is_drawn(model):
-    """Of three, UNKNOWN not counted though it is the most probable: 2,000 draws."""
+def test_top_k_draws_from_the_most_probable(model):
+    """top_k=3 does not count UNKNOWN, though it is the most probable here: 2,000 draws."""
     with torch.no_grad():
         model.projection.bias[0] += 100
     logits = model(torch.tensor([[1, 2]]))[0][0, -1]
@@ -94,8 +94,8 @@ def test_of_the_most_probable_one_is_drawn(model):
     torch.testing.assert_close(shares.double(), logits[best].softmax(0), atol=0.04, rtol=0)
 
 
-def test_rows_are_continued_side_by_side(model):
-    """Each on its own, and each by its own draws."""
+def test_rows_are_continued_independently(model):
+    """Each row has its own state and its own draws."""
     prompts = torch.tensor([[1, 2, 3], [4, 5, 6], [1, 2, 3]])
     written = torch.cat(list(model.sample_ids(prompts, 40, temperature=0)), 1)
     alone = [torch.cat(list(model.sample_ids(row[None], 40, temperature=0)), 1)[0] for row in prompts]
@@ -104,7 +104,7 @@ def test_rows_are_continued_side_by_side(model):
     assert drawn.shape == (3, 40) and not drawn[0].equal(drawn[2]) and 0 not in drawn
 
 
-def test_sampling_is_seeded_and_of_the_length_asked_for(model):
+def test_sampling_has_a_seed_and_a_length(model):
     texts = ["".join(model.sample("a", 50, seed=seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert len(texts[0]) == 50 and "\ufffd" not in texts[0]
@@ -116,7 +116,7 @@ def test_sampling_is_seeded_and_of_the_length_asked_for(model):
 
 @pytest.mark.parametrize("kind", ["lstm", "rnn", "gru"])
 def test_backends_have_the_same_loss_curve_and_open_each_others_checkpoints(config, small, kind):
-    """50 steps, no dropout: the losses agree to 1e-5; so does the validation of one checkpoint."""
+    """50 steps without dropout: the losses agree to 1e-5, and so does the validation of one checkpoint."""
     curves = {}
     for backend in ("torch", "scratch", "fused"):
         overrides = [f"cell={backend}", f"cell.kind={kind}", "trainer.log_every_n_steps=1"]
@@ -135,7 +135,7 @@ def test_backends_have_the_same_loss_curve_and_open_each_others_checkpoints(conf
 
 
 def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
-    """With frozen weights the second epoch repeats the first exactly: each stream read from end to end."""
+    """With frozen weights the second epoch repeats the first exactly, from the start of each stream."""
     settings = config(
         *small,
         *PLAIN,
@@ -162,8 +162,8 @@ def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
     assert losses[:half] == pytest.approx(expected, abs=1e-5)
 
 
-def test_both_validation_losses_against_one_forward_pass(config, small, text_file):
-    """Of 66 cold windows, which are two batches, and some characters more."""
+def test_validation_losses_equal_those_of_one_forward_pass(config, small, text_file):
+    """On a text of 66 cold windows, which make two batches, and some more characters."""
     text_file.write_text(text_file.read_text(encoding="utf-8") * 3, encoding="utf-8")
     sizes = ["data.val_fraction=0.95", "data.max_val_chars=17000", "trainer.log_every_n_steps=1"]
     settings = config(*small, *sizes, "trainer.max_steps=5", "cell.num_layers=2")
@@ -185,13 +185,14 @@ def test_both_validation_losses_against_one_forward_pass(config, small, text_fil
     assert metrics["val/bits_per_character"] == pytest.approx(stateful.item() / math.log(2), rel=1e-5)
 
 
-def test_a_checkpoint_writes_on_its_own(config, small, command, text_file, capsys):
+def test_predict_continues_a_prompt(config, small, command, text_file, capsys):
     settings = config(*small, "trainer.max_steps=5")
     train(settings)
     validation = text_file.read_text(encoding="utf-8")[5400 : 5400 + 256]
-    begun = "\n\n" + validation.rpartition("\n")[2]  # the training ends with a sample that goes on from there
+    # Training ends with a sample that continues this line
+    start = "\n\n" + validation.rpartition("\n")[2]
     printed = capsys.readouterr().out
-    after = printed.index(begun) + len(begun) + 500
+    after = printed.index(start) + len(start) + 500
     assert printed[after:].startswith("\n\ntrain/")  # the metrics
     text_file.unlink()
     ckpt = f"ckpt={settings.run_dir}/checkpoints/best.ckpt"

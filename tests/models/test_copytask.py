@@ -34,8 +34,8 @@ def build(settings: TrainConfig) -> tuple[CopyTask, Any]:
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_measures_against_the_definition(config, bidirectional):
-    """One sequence and one recalled symbol at a time, from the outputs of the last `length` steps."""
+def test_metrics_match_their_definition(config, bidirectional):
+    """Computed for one sequence and one symbol at a time, from the outputs of the last `length` steps."""
     model, module = build(config(*TINY, "data.symbols=3", f"cell.bidirectional={bidirectional}"))
     batch = next(iter(module.val_dataloader()))
     losses, right = [], []
@@ -47,7 +47,7 @@ def test_measures_against_the_definition(config, bidirectional):
             p = model.projection(output[0, 3 + 4 + 1 + k]).softmax(0)
             losses.append(-p[target].log().item())
             right.append(p.argmax().item() == target.item())
-    measured = {name: value.item() for name, value in model.measures(batch).items()}
+    measured = {name: value.item() for name, value in model.compute_metrics(batch).items()}
     whole = [all(right[i : i + 3]) for i in range(0, len(right), 3)]
     assert measured == pytest.approx(
         {
@@ -61,7 +61,7 @@ def test_measures_against_the_definition(config, bidirectional):
 
 
 def test_metrics_are_those_of_the_best_checkpoint_over_all_sequences(config):
-    """Best is here the largest loss, the first one. Each sequence counts once, in batches of 16 and 4."""
+    """The best checkpoint here is the first, with the largest loss. Batches of 16 and 4 count by sequence."""
     best = ["model.monitor_mode=max", "optimizer.lr=0.05", "trainer.max_steps=20", "data.test_delay=[4,6]"]
     settings = config(*TINY, *best, "trainer.val_check_interval=10", "callbacks.early_stopping=null")
     metrics = train(settings)
@@ -117,7 +117,7 @@ def test_a_short_memory_is_learnt(config):
         ("[2,6]", "[4,9]", ["_delay4", "_delay9"]),
     ],
 )
-def test_each_test_delay_has_its_name(config, delay, test_delay, suffixes):
+def test_metrics_are_named_after_their_delay(config, delay, test_delay, suffixes):
     metrics = train(config(*TINY, f"data.delay={delay}", f"data.test_delay={test_delay}"))
     names = {name for name in metrics if name.startswith("test/sequence_accuracy")}
     assert names == {f"test/sequence_accuracy{suffix}" for suffix in suffixes}
@@ -155,7 +155,7 @@ def test_chrono_takes_its_steps_from_the_task(config):
 
 
 @pytest.mark.parametrize(
-    ("symbols", "text", "wrong", "said"),
+    ("symbols", "text", "wrong", "message"),
     [
         (2, "011", "012", "'2', but this model remembers 3 symbols of 0 to 1"),
         (2, " 0 1 1", "0110", "holds 4 symbols, but this model remembers 3"),
@@ -164,12 +164,12 @@ def test_chrono_takes_its_steps_from_the_task(config):
         (12, "11 0 7", "电影", "'电影'"),
     ],
 )
-def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, said):
+def test_predict_recalls_symbols(config, command, symbols, text, wrong, message):
     settings = config(*TINY, f"data.symbols={symbols}")
     train(settings)
     ckpt = f"{settings.run_dir}/checkpoints/best.ckpt"
     code, out, _ = command("predict", f"ckpt={ckpt}", f"text={text}")
-    assert code == 0 and "symbols right after 4 steps" in out
+    assert code == 0 and "symbols correct after 4 steps" in out
 
     shown = [int(piece) for piece in (text.split() if symbols > 10 else text.replace(" ", ""))]
     tokens = [*shown, *[symbols] * 4, symbols + 1, *[symbols] * 3]
@@ -180,11 +180,11 @@ def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, 
     assert second.startswith(f"{sum(a == b for a, b in zip(recalled, shown, strict=True))} of 3")
 
     code, _, error = command("predict", f"ckpt={ckpt}", f"text={wrong}")
-    assert code == 1 and said in error and error.count("\n") == 1
+    assert code == 1 and message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("data.delay=-1", "data.delay=-1"),
         ("data.delay=[5,3]", "data.delay=[5, 3]"),
@@ -193,12 +193,12 @@ def test_a_checkpoint_recalls_on_its_own(config, command, symbols, text, wrong, 
         ("data=stdlib", "data=stdlib does not fit model=copytask"),
     ],
 )
-def test_refusals(command, override, said):
+def test_invalid_settings_are_refused(command, override, message):
     code, _, error = command("train", "model=copytask", override)
-    assert code == 1 and said in error and error.count("\n") == 1
+    assert code == 1 and message in error and error.count("\n") == 1
 
 
-def test_examples(config, capsys):
+def test_examples_are_written(config, capsys):
     settings = config(*TINY, "data.batch_size=8")
     train(settings)
     text = (Path(settings.run_dir) / "examples.md").read_text()

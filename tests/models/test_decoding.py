@@ -1,4 +1,4 @@
-"""Beam search over a made-up model: the logits depend on all tokens so far, and on the search."""
+"""Beam search over an invented model, whose logits depend on all tokens so far and on the search."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ MAX_LENGTH = 4
 
 
 def next_log_probabilities(search: int, prefix: tuple[int, ...]) -> torch.Tensor:
-    """log p (V,) of what follows `prefix`, a random table; PAD and BOS have no share."""
+    """A random table: log p (V,) of the token after `prefix`, without PAD and BOS."""
     generator = torch.Generator().manual_seed(hash((search, *prefix)) % 2**31)
     logits = 2 * torch.randn(V, generator=generator, dtype=torch.float64)
     logits[[PAD, BOS]] = -math.inf
@@ -26,7 +26,7 @@ def penalised(score: float, length: int, length_penalty: float) -> float:
 
 
 def search(searches: list[int], size: int, length_penalty: float = 0.0) -> list[tuple[list[int], float]]:
-    """`beam_search`; its state is the prefix, so that a mistake in carrying it along shows."""
+    """`beam_search`, with the prefix as its state, so that a mistake in reordering shows."""
 
     def step(tokens, state):
         K = tokens.size(1)
@@ -57,7 +57,7 @@ def search(searches: list[int], size: int, length_penalty: float = 0.0) -> list[
 
 
 def plain_beam(search: int, size: int, length_penalty: float) -> tuple[list[int], float]:
-    """The same by lists: `size` hypotheses, those that end keep their place."""
+    """The same with lists: `size` hypotheses, of which those that have ended keep their place."""
     ended: list[tuple[tuple[int, ...], float]] = []
     alive: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     for _ in range(MAX_LENGTH):
@@ -94,7 +94,7 @@ def test_a_wide_beam_finds_the_best_of_all_sequences(length_penalty):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_a_narrow_beam_against_plain_lists(size, length_penalty):
+def test_a_narrow_beam_equals_plain_lists(size, length_penalty):
     searches = list(range(40))
     for number, (tokens, score) in zip(searches, search(searches, size, length_penalty), strict=True):
         expected, expected_score = plain_beam(number, size, length_penalty)
@@ -109,11 +109,11 @@ def test_size_1_is_greedy():
         assert tokens == greedy
 
 
-def test_searches_in_a_batch_do_not_meet():
+def test_searches_in_a_batch_are_independent():
     together = search([7, 3, 11, 3], 3, 1.0)
     assert together == [search([number], 3, 1.0)[0] for number in (7, 3, 11, 3)]
 
 
-def test_longer_is_better_with_a_larger_penalty():
+def test_a_larger_penalty_favours_longer_sequences():
     lengths = [sum(len(tokens) for tokens, _ in search(list(range(30)), 10, p)) for p in (0.0, 1.0, 3.0)]
     assert lengths[0] < lengths[1] < lengths[2]

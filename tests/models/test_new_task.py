@@ -1,4 +1,4 @@
-"""A new task without text, and perhaps without a cell: what it lacks is skipped, or refused by name."""
+"""A new task without text, with or without a cell: what it lacks is skipped or refused by name."""
 
 import re
 from pathlib import Path
@@ -16,13 +16,13 @@ from conftest import SMALL
 from lstmlab.analysis.traces import trace
 from lstmlab.checkpoint import CheckpointIO
 from lstmlab.data.rows import Rows
-from lstmlab.export import onnx_files, safetensors_files
+from lstmlab.export import build_onnx_files, build_safetensors_files
 from lstmlab.loggers import MetricsCSV
 from lstmlab.models.base import Task, Unsupported
 from lstmlab.runs.train import build_callbacks
 from lstmlab.schema import PredictConfig, TrainConfig
 
-# The configuration holds a task that the schema does not know
+# The schema does not know this task
 pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 
 
@@ -56,7 +56,7 @@ class Regression(Task):
 
 
 class RecurrentRegression(Regression):
-    """A cell that can be traced, on numbers: no tokens to show them as."""
+    """With a cell that can be traced, on numbers: there are no tokens to show."""
 
     def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
@@ -97,7 +97,7 @@ class Numbers(L.LightningDataModule):
 
 @pytest.fixture
 def settings(config) -> TrainConfig:
-    """What train.py would run, but for the task: no schema knows it."""
+    """The settings of another task, since no schema knows this one."""
     composed = config(*SMALL, "model=copytask", "cell=scratch", "callbacks.early_stopping=null")
     model = composed.model.model_copy(update={"name": "regression", "monitor": "val/loss"})
     return composed.model_copy(update={"model": model})
@@ -106,7 +106,7 @@ def settings(config) -> TrainConfig:
 def train(
     task: type[Task], settings: TrainConfig, run_dir: Path, steps: int, ckpt: Path | None = None
 ) -> Any:
-    """As runs/train.py does, with every callback that is on by default."""
+    """As in runs/train.py, with every callback that is on by default."""
     trainer_settings = settings.trainer.replace({"max_steps": steps})
     settings = settings.model_copy(update={"trainer": trainer_settings, "run_dir": str(run_dir)})
     torch.manual_seed(0)
@@ -165,20 +165,20 @@ def test_what_it_lacks_is_refused_by_name(settings):
     with pytest.raises(Unsupported, match=r"^model=regression has no cell to analyse$"):
         trace(model, rows)
     with pytest.raises(ValueError, match=r"^model=regression has no graph to export .*format=safetensors$"):
-        onnx_files(model, {})
+        build_onnx_files(model, {})
     refusals = {
         "has no answer to a text": lambda: model.respond("text", PredictConfig.model_construct()),
         "has no examples to show": lambda: model.examples(None),
         "has no ids to embed": lambda: model.embed_ids(rows.ids),
-        "reads no text": lambda: model.read_text("text"),
+        "does not read text": lambda: model.read_text("text"),
         "has no rows of ids in its batches": lambda: model.rows_of_batch(None),
         "has no validation data to analyse": lambda: model.validation_rows(Numbers(), 1),
         "has no tokens to show": lambda: model.token_texts(rows),
     }
-    for said, call in refusals.items():
-        with pytest.raises(Unsupported, match=f"^model=regression {re.escape(said)}$"):
+    for message, call in refusals.items():
+        with pytest.raises(Unsupported, match=f"^model=regression {re.escape(message)}$"):
             call()
-    assert list(safetensors_files(model, {})) == ["model.safetensors"]
+    assert list(build_safetensors_files(model, {})) == ["model.safetensors"]
 
 
 def test_what_it_has_is_analysed(settings):

@@ -1,4 +1,4 @@
-"""Learning rates by hand, step by step."""
+"""Learning rates compared with values computed by hand, step by step."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import compose_train
-from lstmlab.models.schedules import build_schedules, lr_factor
+from lstmlab.models.schedules import build_schedules, compute_lr_factor
 from lstmlab.schema import check
 
 
@@ -37,10 +37,10 @@ def test_cosine_ends_at_its_share():
     found = rates({"name": "cosine", "warmup_steps": 2, "final_lr": 0.1}, 7)
     cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * k / 5)) / 2 for k in range(5)]
     assert found == pytest.approx([1 / 3, 2 / 3, *cosine])
-    assert lr_factor(7, 2, 7, 0.1) == lr_factor(99, 2, 7, 0.1) == pytest.approx(0.1)
+    assert compute_lr_factor(7, 2, 7, 0.1) == compute_lr_factor(99, 2, 7, 0.1) == pytest.approx(0.1)
 
 
-def test_plateau_lowers_the_rate_after_so_many_validations_without_a_better_one():
+def test_plateau_lowers_the_rate_after_patience_validations():
     losses = dict(enumerate([5.0, 4.0, 4.0, 4.5, 3.0, 3.1, 3.2, 3.3]))
     found = rates({"name": "plateau", "warmup_steps": 0, "factor": 0.5, "patience": 2}, 9, losses)
     assert found == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]

@@ -1,4 +1,4 @@
-"""resume= on the command line: which run, with which settings."""
+"""resume=: which run it resumes, and which settings may change."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ COPY = [
 
 @pytest.fixture
 def run(config, tmp_path):
-    """A run of 12 steps, as if it had been killed in the test after training."""
+    """A run of 12 steps, as if it had been killed during the test after training."""
     folder = tmp_path / "a run, 'quoted' (=1)"
     train(config(*COPY).replace({"run_dir": str(folder)}))
     (folder / "metrics.json").unlink()
@@ -41,10 +41,10 @@ def run(config, tmp_path):
 
 
 @pytest.fixture
-def broken(config, monkeypatch):
-    """broken(…): the folder of a run that was killed two steps after its last.ckpt, of step 6 of 12."""
+def interrupted(config, monkeypatch):
+    """interrupted(…): the folder of a run of 12 steps, killed at step 8, with last.ckpt of step 6."""
 
-    def begin(*overrides: str) -> Path:
+    def build(*overrides: str) -> Path:
         def kill(_, trainer, *__) -> None:
             if trainer.global_step == 8:
                 raise RuntimeError("killed")
@@ -57,18 +57,18 @@ def broken(config, monkeypatch):
         assert last(settings.run_dir)["global_step"] == 6
         return Path(settings.run_dir)
 
-    return begin
+    return build
 
 
 def last(folder: Path | str) -> dict[str, Any]:
     return checkpoint.load_checkpoint(f"{folder}/checkpoints/last.ckpt")
 
 
-def test_settings_come_from_the_run(command, run):
+def test_resume_takes_its_settings_from_the_run(command, run):
     written = yaml.safe_load((run / "config.yaml").read_text())
     code, out, error = command("train", f"resume={run}", "trainer.max_epochs=3", "exact=false")
     assert code == 0, error
-    assert "resuming after step 12" in out
+    assert "Resuming after step 12" in out
     last = checkpoint.load_checkpoint(f"{run}/checkpoints/last.ckpt")
     assert last["global_step"] == 18
     now = yaml.safe_load((run / "config.yaml").read_text())
@@ -78,13 +78,13 @@ def test_settings_come_from_the_run(command, run):
 
 
 WRONG = [
-    ([], "resume={run}: this run has ended"),
+    ([], "resume={run}: this run has finished"),
     (
         ["trainer.max_epochs=3"],
-        "trainer.max_epochs=3 in place of 2 would not end like a run without interruption",
+        "trainer.max_epochs=3 instead of 2 would change the result of the run",
     ),
-    (["trainer.max_epochs=1", "exact=false"], "trainer.max_steps=6, but the run is at step 12"),
-    (["clipping.max_norm=2"], "clipping.max_norm=2.0 in place of 1.0"),
+    (["trainer.max_epochs=1", "exact=false"], "trainer.max_steps=6, but the run is already at step 12"),
+    (["clipping.max_norm=2"], "clipping.max_norm=2.0 instead of 1.0"),
     (["cell.hidden_size=9", "exact=false"], "cell.hidden_size=9 cannot change within a run"),
     (["optimizer=sgd"], "optimizer=sgd"),
     (["data.seed=3"], "data.seed"),
@@ -96,7 +96,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("overrides", "message"), WRONG, ids=lambda v: " ".join(v) if isinstance(v, list) else ""
 )
-def test_what_cannot_be(command, run, overrides, message):
+def test_resume_refuses(command, run, overrides, message):
     if not overrides:
         (run / "metrics.json").touch()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
@@ -124,7 +124,7 @@ HARMLESS: dict[str, dict[str, Any]] = {
         "callbacks.gates": None,
     }
 }
-FOR_THE_REST: dict[str, dict[str, Any]] = {
+CHANGEABLE: dict[str, dict[str, Any]] = {
     "charlm": {
         "trainer.max_epochs": 9,
         "trainer.max_steps": 9,
@@ -200,27 +200,27 @@ def allowed(ckpt: Path, key: str, value: Any, exact: bool) -> bool:
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [(HARMLESS, (True, True)), (FOR_THE_REST, (False, True)), (NEVER, (False, False))],
-    ids=["harmless", "for the rest", "never"],
+    [(HARMLESS, (True, True)), (CHANGEABLE, (False, True)), (NEVER, (False, False))],
+    ids=["harmless", "changeable", "never"],
 )
-def test_which_settings_may_change(trained, settings, expected):
-    """With exact=true those that leave the end as it is, with exact=false what the rest can do otherwise."""
+def test_settings_that_may_change(trained, settings, expected):
+    """exact=true allows harmless changes only; exact=false also allows those that change the result."""
     for model, changes in settings.items():
         for key, value in changes.items():
             found = tuple(allowed(trained(model), key, value, exact) for exact in (True, False))
             assert found == expected, key
 
 
-def test_harmless_changes_leave_the_end_as_it_is(config, broken, command, tmp_path):
+def test_harmless_changes_leave_the_result_unchanged(config, interrupted, command, tmp_path):
     whole = config(*COPY)
     metrics = train(whole)
-    folder = broken()
+    folder = interrupted()
     elsewhere = tmp_path / "elsewhere"
     shutil.move(folder, elsewhere)
     changes = ["trainer.log_every_n_steps=1", "callbacks.last.every_n_steps=1", "callbacks.gates=null"]
     code, out, error = command("train", f"resume={elsewhere}", *changes, "callbacks.doctor.patience=9")
     assert code == 0, error
-    assert "resuming after step 6" in out and not folder.exists()
+    assert "Resuming after step 6" in out and not folder.exists()
     assert equal(last(elsewhere)["state_dict"], last(whole.run_dir)["state_dict"])
     ended = json.loads((elsewhere / "metrics.json").read_text())
     names = [name for name in metrics if not name.startswith("train/")]
@@ -231,35 +231,35 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_may_become_longer_before_its_end(config, broken, command):
-    """It then ends as one that was meant to be so long."""
+def test_a_run_can_be_extended_before_its_end(config, interrupted, command):
+    """The result is that of a run that was started with the new length."""
     whole = config(*COPY, "trainer.max_epochs=3")
     train(whole)
-    folder = broken()
+    folder = interrupted()
     code, _, error = command("train", f"resume={folder}", "trainer.max_epochs=3")
     assert code == 0, error
     assert last(folder)["global_step"] == 18
     assert equal(last(folder)["state_dict"], last(whole.run_dir)["state_dict"])
 
 
-def test_unless_its_schedule_ends_with_the_run(broken, command):
-    folder = broken("scheduler=cosine", "scheduler.warmup_steps=0")
+def test_a_cosine_schedule_cannot_be_extended_exactly(interrupted, command):
+    folder = interrupted("scheduler=cosine", "scheduler.warmup_steps=0")
     code, _, error = command("train", f"resume={folder}", "trainer.max_epochs=3")
-    assert code == 1 and "trainer.max_epochs=3 in place of 2 would not end like a run without" in error
+    assert code == 1 and "trainer.max_epochs=3 instead of 2 would change the result" in error
 
 
-def test_early_stopping_has_the_patience_that_it_is_given(broken, command):
-    """Nothing is learnt: the first validation, after 6 steps, stays the best."""
-    folder = broken("optimizer=sgd", "optimizer.lr=1e-30", "trainer.max_epochs=9")
+def test_resume_with_another_patience(interrupted, command):
+    """The learning rate is so low that the first validation, after 6 steps, stays the best."""
+    folder = interrupted("optimizer=sgd", "optimizer.lr=1e-30", "trainer.max_epochs=9")
     changes = ["callbacks.early_stopping.patience=2", "exact=false"]
     code, _, error = command("train", f"resume={folder}", *changes)
     assert code == 0, error
     assert last(folder)["global_step"] == 18
 
 
-def test_seconds_are_counted_on(broken, command):
-    """Those of the training before, as the checkpoint has them."""
-    folder = broken()
+def test_training_time_accumulates_over_resumes(interrupted, command):
+    """The time before the interruption comes from the checkpoint."""
+    folder = interrupted()
     content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert 0 < content["resume"]["seconds"] < 100
     content["resume"]["seconds"] = 5000.0
@@ -270,8 +270,8 @@ def test_seconds_are_counted_on(broken, command):
     assert 5000 < last(folder)["resume"]["seconds"] < 5100
 
 
-def test_what_had_ended_and_is_broken_off_has_not_ended(config, command, monkeypatch):
-    """Its metrics are those of fewer steps."""
+def test_an_interrupted_extension_is_unfinished(config, command, monkeypatch):
+    """metrics.json would hold the metrics of fewer steps."""
     settings = config(*COPY)
     train(settings)
     ended = Path(settings.run_dir) / "metrics.json"
@@ -289,8 +289,8 @@ def test_what_had_ended_and_is_broken_off_has_not_ended(config, command, monkeyp
     assert code == 0 and ended.exists(), error
 
 
-def test_other_data_are_refused(config, command, text_file, tmp_path):
-    """The same text elsewhere is not: nor is it where a run is broken off."""
+def test_resume_refuses_other_data(config, command, text_file, tmp_path):
+    """A copy of the same text is accepted."""
     small = [
         "data.batch_size=4",
         "data.sequence_length=20",
@@ -312,7 +312,7 @@ def test_other_data_are_refused(config, command, text_file, tmp_path):
     assert (folder / "metrics.json").exists()
 
 
-def test_there_is_no_such_run(command, tmp_path):
+def test_resume_names_a_missing_run(command, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.ckpt").touch()
     for name in ("nowhere", "empty", "a.ckpt", ""):
@@ -320,8 +320,8 @@ def test_there_is_no_such_run(command, tmp_path):
         assert (code, error.count("\n")) == (1, 1) and error.startswith(f"error: resume={name}: ")
 
 
-def test_a_checkpoint_by_its_name(command, run):
-    """The best one, though it is not the last, and with a clock that may not run."""
+def test_resume_from_a_named_checkpoint(command, run):
+    """Also one that is not the latest, and with every_n_minutes=null."""
     (best,) = (run / "checkpoints").glob("best.ckpt")
     step = checkpoint.load_checkpoint(str(best))["global_step"]
     shutil.copy(best, run / "checkpoints/mine.ckpt")
@@ -329,14 +329,14 @@ def test_a_checkpoint_by_its_name(command, run):
         "train", f"resume={run}/checkpoints/mine.ckpt", "callbacks.last.every_n_minutes=null"
     )
     assert code == 0, error
-    assert f"resuming after step {step}" in out
+    assert f"Resuming after step {step}" in out
 
 
-def test_a_run_without_a_checkpoint_begins_again(command, run):
+def test_resume_without_a_checkpoint_starts_over(command, run):
     lines = (run / "metrics.csv").read_text().count("\n")
     shutil.rmtree(run / "checkpoints")
     for name in ("examples.md", "doctor.md"):
-        (run / name).write_text("of before")
+        (run / name).write_text("left over")
     code, out, error = command("train", f"resume={run}")
     assert code == 0, error
     assert "resuming" not in out
@@ -345,7 +345,7 @@ def test_a_run_without_a_checkpoint_begins_again(command, run):
     assert checkpoint.load_checkpoint(f"{run}/checkpoints/last.ckpt")["global_step"] == 12
 
 
-def test_a_strangers_settings_run_no_code(command, run, tmp_path):
+def test_resume_runs_no_code_from_a_foreign_folder(command, run, tmp_path):
     made = tmp_path / "made"
     code = {"bad": {"()": "os.mkdir", "path": str(made)}}
     (run / "hydra/job_logging").mkdir(parents=True)
@@ -357,4 +357,4 @@ def test_a_strangers_settings_run_no_code(command, run, tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
     status, _, error = command("train", f"resume={run}")
     assert (status, made.exists()) == (1, False)
-    assert error == f"error: resume={run}: its config.yaml is not one that train.py wrote\n"
+    assert error == f"error: resume={run}: its config.yaml was not written by train.py\n"

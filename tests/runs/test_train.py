@@ -1,4 +1,4 @@
-"""A run, whatever the task: its folder, its optimizer and schedule, its loggers."""
+"""Training runs of any task: folder, optimizer, schedule, loggers."""
 
 import csv
 import importlib
@@ -22,20 +22,20 @@ from same_end import TASKS, assert_same_end, overrides
 
 @pytest.fixture
 def small(small):
-    """Each step is logged, and nothing is dropped."""
+    """Each step is logged, and there is no dropout."""
     return [*small, "trainer.log_every_n_steps=1", "model.dropout=0", "cell.dropout=0"]
 
 
-def column(settings: TrainConfig, name: str) -> list[float]:
+def read_column(settings: TrainConfig, name: str) -> list[float]:
     with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
         return [float(row[name]) for row in csv.DictReader(file) if row[name]]
 
 
-def weights(settings: TrainConfig, name: str) -> dict[str, torch.Tensor]:
+def load_weights(settings: TrainConfig, name: str) -> dict[str, torch.Tensor]:
     return checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/{name}.ckpt")["state_dict"]
 
 
-def test_the_run_folder(config, small, capsys):
+def test_a_run_writes_its_folder(config, small, capsys):
     settings = config(*small, "trainer.max_steps=4", "trainer.val_check_interval=2")
     metrics = train(settings)
     folder = Path(settings.run_dir)
@@ -53,19 +53,19 @@ def test_the_run_folder(config, small, capsys):
     assert yaml.safe_load((folder / "config.yaml").read_text()) == settings.to_plain()
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert metrics["train/seconds"] > 0
-    assert min(column(settings, "val/loss_stateful")) == pytest.approx(metrics["val/loss_stateful"])
-    assert len(column(settings, "train/grad_norm")) == 4
-    assert min(column(settings, "train/tokens_per_second")) > 0
+    assert min(read_column(settings, "val/loss_stateful")) == pytest.approx(metrics["val/loss_stateful"])
+    assert len(read_column(settings, "train/grad_norm")) == 4
+    assert min(read_column(settings, "train/tokens_per_second")) > 0
     assert str(folder) in capsys.readouterr().out
-    with pytest.raises(FileExistsError, match="holds a run already"):
+    with pytest.raises(FileExistsError, match="already holds a run"):
         train(settings)
 
 
 def test_the_last_step_is_validated_and_saved(config, small):
-    """Also where max_steps is no multiple of val_check_interval."""
+    """Also if max_steps is not a multiple of val_check_interval."""
     settings = config(*small, "trainer.max_steps=5", "trainer.val_check_interval=2")
     train(settings)
-    assert len(column(settings, "val/loss_stateful")) == 3
+    assert len(read_column(settings, "val/loss_stateful")) == 3
     last = checkpoint.load_checkpoint(f"{settings.run_dir}/checkpoints/last.ckpt")
     assert last["global_step"] == 5
 
@@ -75,12 +75,12 @@ def test_the_same_seed_gives_the_same_run(config, small):
     curves = []
     for settings in runs:
         train(settings)
-        curves.append(column(settings, "train/loss"))
+        curves.append(read_column(settings, "train/loss"))
     assert curves[0] == curves[1] != curves[2]
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_deterministic_is_the_same_run_after_run(name, config, text_file):
+def test_deterministic_runs_are_identical(name, config, text_file):
     """Operations that may differ are refused; data workers change nothing."""
     workers = ["data.num_workers=2"] if name == "seq2seq" else []
     runs = [config(*overrides(name, text_file), "deterministic=true", *workers) for _ in range(2)]
@@ -97,8 +97,8 @@ STEP = ["trainer.max_steps=1", "optimizer=sgd", "scheduler=constant", "optimizer
 
 
 @pytest.mark.parametrize("clipping", ["norm", "value", "none"])
-def test_clipping_and_the_norm_before_it(config, small, clipping):
-    """One plain SGD step at lr 1 moves the weights by the clipped gradient."""
+def test_clipping_and_the_logged_norm(config, small, clipping):
+    """One plain SGD step at lr 1 moves the load_weights by the clipped gradient."""
     limit = {"norm": ["clipping.max_norm=0.01"], "value": ["clipping.max_value=0.001"], "none": []}[clipping]
     frozen = config(*small, *STEP, "optimizer.weight_decay=0", "optimizer.lr=1e-30")
     train(frozen)
@@ -111,10 +111,10 @@ def test_clipping_and_the_norm_before_it(config, small, clipping):
         f"run_dir={frozen.run_dir}b",
     )
     train(settings)
-    before, after = weights(frozen, "last"), weights(settings, "last")
+    before, after = load_weights(frozen, "last"), load_weights(settings, "last")
     moved = torch.cat([(after[name] - before[name]).flatten() for name in before])
-    norm = column(settings, "train/grad_norm")[0]
-    assert norm == pytest.approx(column(frozen, "train/grad_norm")[0], rel=1e-5)
+    norm = read_column(settings, "train/grad_norm")[0]
+    assert norm == pytest.approx(read_column(frozen, "train/grad_norm")[0], rel=1e-5)
     if clipping == "norm":
         assert norm > 0.02 and moved.norm() == pytest.approx(0.01, rel=1e-3)
     elif clipping == "value":
@@ -124,13 +124,13 @@ def test_clipping_and_the_norm_before_it(config, small, clipping):
 
 
 def test_weight_decay_spares_biases(config, small):
-    """A step of AdamW whose learning rate is lost in weight_decay: matrices shrink, vectors do not."""
+    """One step of AdamW that consists of weight decay alone: matrices shrink, vectors do not."""
     base = [*small, "trainer.max_steps=1", "optimizer=adamw", "scheduler=constant", "optimizer.lr=1e-12"]
     plain = config(*base, "optimizer.weight_decay=0")
     train(plain)
     settings = config(*base, "optimizer.weight_decay=1e11")
     train(settings)
-    before, after = weights(plain, "last"), weights(settings, "last")
+    before, after = load_weights(plain, "last"), load_weights(settings, "last")
     for name in before:
         share = 1.0 if before[name].ndim == 1 else 0.9
         torch.testing.assert_close(after[name], before[name] * share, atol=1e-6, rtol=1e-4)
@@ -146,7 +146,7 @@ def test_warmup_and_cosine(config, small):
         "scheduler.final_lr=0.5",
     )
     train(settings)
-    rates = column(settings, "train/lr")
+    rates = read_column(settings, "train/lr")
     assert rates[:4] == pytest.approx([0.02, 0.04, 0.06, 0.08])
     expected = [0.05 + 0.05 * (1 + math.cos(math.pi * step / 16)) / 2 for step in range(16)]
     assert rates[4:] == pytest.approx(expected)
@@ -156,11 +156,11 @@ def test_warmup_to_a_constant_rate(config, small):
     constant = ["scheduler=constant", "scheduler.warmup_steps=3", "optimizer.lr=0.1"]
     settings = config(*small, *constant, "trainer.max_steps=6")
     train(settings)
-    assert column(settings, "train/lr") == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert read_column(settings, "train/lr") == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
 
 
-def test_plateau_of_a_metric_that_should_rise(config, small):
-    """A loss that falls at each validation is then a stagnant one."""
+def test_plateau_with_a_metric_to_maximise(config, small):
+    """With monitor_mode=max, a loss that falls at each validation counts as stagnant."""
     settings = config(
         *small,
         "trainer.max_steps=5",
@@ -174,17 +174,17 @@ def test_plateau_of_a_metric_that_should_rise(config, small):
         "callbacks.early_stopping=null",
     )
     train(settings)
-    losses = column(settings, "val/loss_stateful")
+    losses = read_column(settings, "val/loss_stateful")
     assert losses == sorted(losses, reverse=True) and losses[0] > losses[1] + 1e-4
-    assert column(settings, "train/lr") == pytest.approx([0.5, 0.5, 0.5 / 4, 0.5 / 16, 0.5 / 64])
+    assert read_column(settings, "train/lr") == pytest.approx([0.5, 0.5, 0.5 / 4, 0.5 / 16, 0.5 / 64])
     saved = [
         torch.load(f"{settings.run_dir}/checkpoints/{n}.ckpt", weights_only=True) for n in ("best", "last")
     ]
-    assert [each["global_step"] for each in saved] == [1, 5]  # and the first one is the best
+    assert [each["global_step"] for each in saved] == [1, 5]  # the first validation is the best
 
 
-def test_steps_that_are_recorded(config, small):
-    """Every third, and the last one, each with its own numbers."""
+def test_recorded_steps(config, small):
+    """Every third step and the last one, each with its own values."""
     warmup = ["scheduler=constant", "scheduler.warmup_steps=9", "optimizer.lr=0.1"]
     settings = config(*small, *warmup, "trainer.max_steps=8", "trainer.log_every_n_steps=3")
     train(settings)
@@ -193,14 +193,14 @@ def test_steps_that_are_recorded(config, small):
     for name in ("train/loss", "train/grad_norm", "train/lr", "train/tokens_per_second"):
         rows = {row["step"]: float(row[name]) for row in found if row[name]}
         assert list(rows) == ["2", "5", "7"] and len(set(rows.values())) == 3
-    assert column(settings, "train/lr") == pytest.approx([0.03, 0.06, 0.08])
+    assert read_column(settings, "train/lr") == pytest.approx([0.03, 0.06, 0.08])
 
 
 @pytest.mark.parametrize(
     ("interval", "validated"), [("4", [4, 8, 12]), ("0.5", [3, 6, 9, 12]), ("1.0", [6, 12]), ("7", [7, 12])]
 )
-def test_when_it_is_validated(config, interval, validated):
-    """A number of batches is counted on from one epoch of 6 to the next, a share in each."""
+def test_validation_interval(config, interval, validated):
+    """A number of batches is counted across the epochs of 6 batches, a share within each."""
     task = ["model=copytask", "data.delay=1", "data.train_batches=6", "data.batch_size=2", "data.val_size=4"]
     settings = config(
         *task,
@@ -230,8 +230,8 @@ def test_when_it_is_validated(config, interval, validated):
         ({"max_steps": 5, "limit_train_batches": 6}, 3, 5),
     ],
 )
-def test_how_long_a_run_is(config, limits, epochs, steps):
-    """It says so in its config.yaml, and ends there."""
+def test_limits_of_epochs_and_steps(config, limits, epochs, steps):
+    """config.yaml records both limits, and the run ends there."""
     trainer = {"max_epochs": "null"} | limits
     settings = config(
         "model=copytask",
@@ -264,7 +264,7 @@ def test_plateau_halves_after_two_stagnant_validations(config, small):
         "callbacks.early_stopping=null",
     )
     train(settings)
-    rates = [rate * 1e5 for rate in column(settings, "train/lr")]
+    rates = [rate * 1e5 for rate in read_column(settings, "train/lr")]
     # the first validation is the best there is; the second and third are stagnant
     assert rates == pytest.approx([1 / 3, 2 / 3, 1, 0.5, 0.5, *(2.0**-k for k in (2, 2, 3, 3, 4, 4, 5))])
 
@@ -305,7 +305,7 @@ def test_checkpoints_hold_plain_containers_only(config, small):
         assert loaded["metrics"]["val/loss_stateful"] == pytest.approx(loaded["metrics"]["val/loss_stateful"])
 
 
-def leveldb_log(blocks: bytes) -> Iterator[bytes]:
+def read_leveldb_log(blocks: bytes) -> Iterator[bytes]:
     """The records of a .wandb file, past its header: LevelDB's log format, in blocks of 32 KiB."""
     position, parts = 7, b""  # the header counts towards the first block
     while position < len(blocks) + 7:
@@ -320,15 +320,15 @@ def leveldb_log(blocks: bytes) -> Iterator[bytes]:
             parts = b""
 
 
-def wandb_run(folder: Path) -> list[Any]:
+def read_wandb_run(folder: Path) -> list[Any]:
     """The records of the offline wandb run in a run's folder."""
     messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    return [messages.Record.FromString(data) for data in leveldb_log(file.read_bytes()[7:])]
+    return [messages.Record.FromString(data) for data in read_leveldb_log(file.read_bytes()[7:])]
 
 
 def test_tensorboard_and_wandb_side_by_side(config, small):
-    """What an offline wandb run holds: name, tags, configuration, the best as summary."""
+    """An offline wandb run holds its name, tags and configuration, and the best value as summary."""
     settings = config(
         *small,
         "trainer.max_steps=3",
@@ -339,7 +339,7 @@ def test_tensorboard_and_wandb_side_by_side(config, small):
     train(settings)
     folder = Path(settings.run_dir)
     assert list(folder.glob("tensorboard/events.out.tfevents.*"))
-    records = wandb_run(folder)
+    records = read_wandb_run(folder)
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
     assert run.display_name == "charlm-torch-lstm-2x8-textfile-seed0" and run.run_group == "mine"
     assert list(run.tags) == ["charlm", "torch", "lstm", "textfile"]
@@ -361,6 +361,6 @@ def test_a_sweep_has_a_folder_and_a_wandb_run_for_each_job(command, small, tmp_p
         job = folder / str(number)
         assert yaml.safe_load((job / "config.yaml").read_text())["cell"]["kind"] == kind
         assert (job / "metrics.json").exists()
-        runs.append(next(r.run for r in wandb_run(job) if r.WhichOneof("record_type") == "run"))
+        runs.append(next(r.run for r in read_wandb_run(job) if r.WhichOneof("record_type") == "run"))
     assert runs[0].run_id != runs[1].run_id
     assert [run.run_group for run in runs] == [folder.name] * 2

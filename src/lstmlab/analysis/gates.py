@@ -1,4 +1,4 @@
-"""What the gates do: when memories are dropped, how long they last and which gates are stuck."""
+"""What the gates do: when a cell forgets, how long it remembers, and which gates are stuck."""
 
 import math
 from typing import NamedTuple
@@ -9,49 +9,48 @@ from torch import Tensor
 from lstmlab.cells import KINDS
 
 SIGMOIDS = {gate for kind in KINDS.values() for gate in kind.sigmoids}  # gates between 0 and 1
-# What multiplies the old state: the LSTM's forget gate, and the GRU's z
+# The gate that multiplies the old state: f of an LSTM, z of a GRU
 RETAINS = {name: kind.retains for name, kind in KINDS.items() if kind.retains}
-VISIBLE = {" ": "␣", "\n": "⏎", "\t": "→"}  # what pictures show of tokens that are one invisible character
+VISIBLE = {" ": "␣", "\n": "⏎", "\t": "→"}  # how pictures show tokens of one invisible character
 
 
 class Saturation(NamedTuple):
-    low: Tensor  # the share of steps below 0.1
-    high: Tensor  # the share of steps above 0.9
+    low: Tensor  # share of steps below 0.1
+    high: Tensor  # share of steps above 0.9
 
 
-def saturation(gate: Tensor) -> Saturation:
+def measure_saturation(gate: Tensor) -> Saturation:
     """How often each unit's gate is almost closed and almost open: (…, N, H) → (…, H) each."""
     return Saturation((gate < 0.1).float().mean(-2), (gate > 0.9).float().mean(-2))
 
 
-def half_life(f: Tensor) -> Tensor:
+def compute_half_lives(f: Tensor) -> Tensor:
     """Steps after which half of a memory is left, (…, N, H) → (…, H): ln 2 / |mean over steps of ln f|.
 
-    After t steps the share Π f is left of what the cell held. A constant f gives −ln 2 / ln f, and f = 1
+    After t steps the share Π f of the old memory is left. A constant f gives −ln 2 / ln f, and f = 1 gives
     infinity.
     """
     return math.log(2) / f.double().log().mean(-2).abs()
 
 
-def least_kept(f: Tensor, top: int) -> list[tuple[int, float]]:
-    """The steps at which a layer forgets most: f (N, H) → (step, mean of f over units), lowest first."""
+def find_forgetting_steps(f: Tensor, top: int) -> list[tuple[int, float]]:
+    """The steps at which a layer forgets the most: f (N, H) → (step, mean of f over units), lowest first."""
     lowest = f.mean(1).topk(min(top, len(f)), largest=False)
     return list(zip(lowest.indices.tolist(), lowest.values.tolist(), strict=True))
 
 
-def kept_by_token(f: Tensor, tokens: list[str], least: int) -> list[tuple[str, int, float]]:
-    """(token, how often it occurs, mean of f (N, H) at it), lowest first; tokens rarer than `least` are
-    left out."""
+def rank_tokens(f: Tensor, tokens: list[str], least: int) -> list[tuple[str, int, float]]:
+    """(token, count, mean of f (N, H) at it), lowest mean first; a count below `least` leaves a token out."""
     kinds = sorted(set(tokens))
     numbers = {token: k for k, token in enumerate(kinds)}
     index = torch.tensor([numbers[token] for token in tokens])
     counts = index.bincount()
     means = index.bincount(f.double().mean(1)) / counts
-    found = [row for row in zip(kinds, counts.tolist(), means.tolist(), strict=True) if row[1] >= least]
-    return sorted(found, key=lambda row: row[2])
+    rows = [row for row in zip(kinds, counts.tolist(), means.tolist(), strict=True) if row[1] >= least]
+    return sorted(rows, key=lambda row: row[2])
 
 
-def context(tokens: list[str], step: int, width: int = 30) -> tuple[str, str, str]:
-    """What comes before a step, its token, and what follows; at most `width` characters on each side."""
+def split_context(tokens: list[str], step: int, width: int = 30) -> tuple[str, str, str]:
+    """The text before a step, its token and the text after it, at most `width` characters on each side."""
     before, after = "".join(tokens[max(0, step - width) : step]), "".join(tokens[step + 1 : step + width])
     return before[-width:], tokens[step], after[:width]

@@ -1,4 +1,4 @@
-"""How far back does a gradient reach? ‖∂loss/∂h_t‖ through a sequence (Bengio et al. 1994)."""
+"""How far back a gradient reaches: ‖∂loss/∂h_t‖ along a sequence (Bengio et al. 1994)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,13 @@ from torch import Tensor
 from lstmlab.cells import build_cell
 
 
-def gradient_flow(cell: Callable, x: Tensor) -> dict[str, Tensor]:
-    """‖∂loss/∂h_t‖ for t = 1 … T as a share of ‖∂loss/∂h_T‖, and likewise of c_t for the LSTM kinds.
+def measure_gradient_flow(cell: Callable, x: Tensor) -> dict[str, Tensor]:
+    """‖∂loss/∂h_t‖ for t = 1 … T as a share of ‖∂loss/∂h_T‖, and the same for c_t of the LSTM kinds.
 
-    The loss is vᵀ h_T of the last layer, for a random direction v. Each norm is over layers and units and
-    averaged over the rows: member of the state → (T,). For c_T it is 0, since the loss reads only h_T.
+    The loss is vᵀ h_T of the last layer, for a random direction v. Each norm is over layers and units, and
+    averaged over the rows: member of the state → (T,). It is 0 for c_T, since the loss reads only h_T.
 
-    cell: called `output, state = cell(x_t, state)` step by step, x (B, T, I); one direction only.
+    cell: called step by step as `output, state = cell(x_t, state)`, x (B, T, I); not bidirectional.
     """
     state: Any = None
     states = []
@@ -36,16 +36,18 @@ def gradient_flow(cell: Callable, x: Tensor) -> dict[str, Tensor]:
     return flow
 
 
-def steps_reached(norms: Tensor, share: float) -> int:
-    """How many steps back from the last of `norms` (T,) all of them are at least `share`."""
+def count_steps_reached(norms: Tensor, share: float) -> int:
+    """How many steps back from the end all `norms` (T,) are at least `share`."""
     return int((norms.flip(0)[1:] >= share).long().cumprod(0).sum())
 
 
-def at_initialisation(T: int = 100, hidden_size: int = 128, seed: int = 0) -> dict[str, dict[str, Tensor]]:
-    """The gradient flow of untrained cells on 32 rows of Gaussian noise: name → `gradient_flow`.
+def measure_initial_flows(
+    T: int = 100, hidden_size: int = 128, seed: int = 0
+) -> dict[str, dict[str, Tensor]]:
+    """The gradient flow of untrained cells on 32 rows of Gaussian noise: name → flow.
 
-    They are the RNN and the LSTM, each as PyTorch initialises it and with orthogonal recurrent weights (and
-    a forget bias of 1), and the LSTM with biases drawn for memories of up to T steps (chrono).
+    The cells are an RNN and an LSTM, each with PyTorch's initialisation and with orthogonal recurrent weights
+    (and a forget bias of 1), and an LSTM with biases for memories of up to T steps (chrono).
     """
     kinds: dict[str, dict[str, Any]] = {
         "RNN, PyTorch's": {"kind": "rnn", "init": "torch"},
@@ -55,10 +57,10 @@ def at_initialisation(T: int = 100, hidden_size: int = 128, seed: int = 0) -> di
         "LSTM, chrono": {"init": "chrono", "chrono_steps": T},
     }
     x = torch.randn(32, T, hidden_size, generator=torch.Generator().manual_seed(seed))
-    found = {}
+    flows = {}
     for name, options in kinds.items():
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             cell = build_cell("torch", hidden_size, hidden_size, **options)
-        found[name] = gradient_flow(cell, x)
-    return found
+        flows[name] = measure_gradient_flow(cell, x)
+    return flows

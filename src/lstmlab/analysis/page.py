@@ -1,6 +1,6 @@
-"""One HTML file that shows any unit's values on the text. It needs no network.
+"""One HTML file that colours the text by the values of any unit. It needs no network.
 
-The values are quantised to 8 bits and deflated; the browser unpacks what it shows.
+The values are quantised to 8 bits and deflated. The browser unpacks only what it shows.
 """
 
 import base64
@@ -17,7 +17,7 @@ from torch import Tensor
 from lstmlab.analysis.gates import SIGMOIDS
 
 TEMPLATE = Path(__file__).with_name("page.html")
-LABELS = {  # in the order in which the page offers them; any other letter comes last, as it is
+LABELS = {  # in the order of the page's menu; any other letter comes last, as it is
     "c": "cell state c",
     "h": "hidden state h",
     "f": "forget gate f",
@@ -42,8 +42,8 @@ def quantise(name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(128 + 127 * (values / scale).T).astype(np.uint8), scale
 
 
-def pack(values: np.ndarray) -> str:
-    """The bytes, deflated without a header, in base64."""
+def pack_values(values: np.ndarray) -> str:
+    """The bytes, deflated (raw, without a header) and in base64."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     return base64.b64encode(compressor.compress(values.tobytes()) + compressor.flush()).decode()
 
@@ -59,13 +59,13 @@ def write_page(
 ) -> None:
     """Write the page of N tokens.
 
-    traces: name → (L, D, N, H); the page opens with the first. features: name → (N,), by which units can be
-    ranked. half_lives: (L, D, H) in steps.
+    traces: name → (L, D, N, H); the page opens with the first. features: name → (N,); units can be ranked by
+    them. half_lives: (L, D, H) in steps.
     """
     blocks, scales = [], {}
 
     def add(key: str, values: np.ndarray) -> None:
-        blocks.append(f'<script type="text/plain" id="{key}">{pack(values)}</script>')
+        blocks.append(f'<script type="text/plain" id="{key}">{pack_values(values)}</script>')
 
     for name, values in traces.items():
         for layer, direction in np.ndindex(*values.shape[:2]):
@@ -90,7 +90,7 @@ def write_page(
             {"name": name, "low": float(label.min()), "high": float(label.max())}
             for name, label in features.items()
         ],
-        "halfLives": None if half_lives is None else _finite(half_lives.tolist()),
+        "halfLives": None if half_lives is None else _replace_infinity(half_lives.tolist()),
     }
     text = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     page = TEMPLATE.read_text(encoding="utf-8")
@@ -100,8 +100,8 @@ def write_page(
     )
 
 
-def _finite(values: Any) -> Any:
+def _replace_infinity(values: Any) -> Any:
     """Nested lists with None for infinity, which JSON does not have."""
     if isinstance(values, list):
-        return [_finite(value) for value in values]
+        return [_replace_infinity(value) for value in values]
     return round(values, 2) if math.isfinite(values) else None

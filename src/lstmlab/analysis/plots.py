@@ -1,4 +1,4 @@
-"""The pictures of an analysis, each a matplotlib Figure."""
+"""The plots of an analysis, each a matplotlib Figure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,60 +12,60 @@ from lstmlab.analysis.gates import SIGMOIDS, VISIBLE, Saturation
 from lstmlab.analysis.probes import ProbeResult
 from lstmlab.analysis.written import Measured
 
-SHOWN = 120  # steps in the picture of the gates
+SHOWN_STEPS = 120  # in the plot of the gates
 
 
-def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
+def make_grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[list[Axes]]]:
     figure = Figure((width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
-def place(layer: int, direction: int) -> str:
+def name_place(layer: int, direction: int) -> str:
     return f"layer {layer}" + (", backwards" if direction else "")
 
 
 def draw_saturations(found: Mapping[str, Saturation]) -> Figure:
     """One point per unit: how often its gate is almost closed and almost open (Karpathy et al. 2015)."""
     L, D, _ = next(iter(found.values())).low.shape
-    figure, axes = grid(L * D, len(found), 3, 3)
+    figure, axes = make_grid(L * D, len(found), 3, 3)
     for gate, name in enumerate(found):
         for k, (layer, direction) in enumerate(np.ndindex(L, D)):
             ax, (low, high) = axes[k][gate], found[name]
             ax.scatter(low[layer, direction], high[layer, direction], s=12, alpha=0.5)
             ax.plot([0, 1], [1, 0], color="grey", linewidth=0.8)
-            ax.set(title=f"{name}, {place(layer, direction)}", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+            ax.set(title=f"{name}, {name_place(layer, direction)}", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
             ax.set(xlabel="share of steps below 0.1", ylabel="above 0.9", aspect="equal")
     return figure
 
 
 def draw_half_lives(steps: Tensor) -> Figure:
-    """How many units have a memory of which half-life: steps (L, D, H)."""
-    figure, [[ax]] = grid(1, 1, 6, 3.5)
+    """A histogram of the half-lives of the units: steps (L, D, H)."""
+    figure, [[ax]] = make_grid(1, 1, 6, 3.5)
     finite = steps[steps.isfinite()].clamp(min=0.1)
     bins = np.geomspace(0.1, max(10.0, float(finite.max()) if len(finite) else 10.0), 40)
     for layer, direction in np.ndindex(*steps.shape[:2]):
         values = steps[layer, direction].clamp(0.1, bins[-1])
-        ax.hist(values, bins.tolist(), histtype="step", linewidth=1.6, label=place(layer, direction))
+        ax.hist(values, bins.tolist(), histtype="step", linewidth=1.6, label=name_place(layer, direction))
     ax.set(xscale="log", xlabel="half-life of the memory, in steps", ylabel="units")
     ax.legend()
     return figure
 
 
 def draw_gates(traces: Mapping[str, Tensor], order: Tensor, tokens: list[str]) -> Figure:
-    """All values of the last layer over the first steps, one row per unit, sorted by `order` (H,)."""
-    # Matplotlib's own font lacks some scripts
+    """All values of the last layer over the first steps: one row per unit, in the `order` (H,) given."""
+    # Matplotlib's default font lacks some scripts
     font = get_font(findfont("DejaVu Sans"))
     shown = [
         "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in token.strip(" "))
-        for token in (VISIBLE.get(token, token.rstrip("\n")) for token in tokens[:SHOWN])
+        for token in (VISIBLE.get(token, token.rstrip("\n")) for token in tokens[:SHOWN_STEPS])
     ]
-    figure, axes = grid(len(traces), 1, 2 + len(shown) * 0.14, 1.9)
+    figure, axes = make_grid(len(traces), 1, 2 + len(shown) * 0.14, 1.9)
     for (name, values), [ax] in zip(traces.items(), axes, strict=True):
         sigmoid = name in SIGMOIDS
-        largest = float(values[-1, 0, :SHOWN].abs().quantile(0.99))
+        largest = float(values[-1, 0, :SHOWN_STEPS].abs().quantile(0.99))
         limit = largest if name == "c" else max(1.0, largest)
         image = ax.imshow(
-            values[-1, 0, :SHOWN].T[order].numpy(),
+            values[-1, 0, :SHOWN_STEPS].T[order].numpy(),
             aspect="auto",
             interpolation="nearest",
             cmap="viridis" if sigmoid else "RdBu_r",
@@ -81,8 +81,8 @@ def draw_gates(traces: Mapping[str, Tensor], order: Tensor, tokens: list[str]) -
 
 
 def draw_probes(results: list[ProbeResult]) -> Figure:
-    """The best unit and the probe of each feature, beside what shifted labels give."""
-    figure, [[left, right]] = grid(1, 2, 5, 1.2 + 0.4 * len(results))
+    """The best unit and the probe of each feature, beside the results with shifted labels."""
+    figure, [[left, right]] = make_grid(1, 2, 5, 1.2 + 0.4 * len(results))
     y = np.arange(len(results))
     names = [f"{f.feature}\n{f.best[0][0]}" for f in results]
     bars = {
@@ -103,8 +103,8 @@ def draw_probes(results: list[ProbeResult]) -> Figure:
 
 
 def draw_gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """‖∂loss/∂h_t‖, and ‖∂loss/∂c_t‖ dashed, against T − t."""
-    figure, [[ax]] = grid(1, 1, 8, 5)
+    """‖∂loss/∂h_t‖, and ‖∂loss/∂c_t‖ dashed, over T − t."""
+    figure, [[ax]] = make_grid(1, 1, 8, 5)
     longest = 1
     for k, (name, flow) in enumerate(flows.items()):
         for member, norms in flow.items():
@@ -123,14 +123,14 @@ def draw_gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
 
 
 def draw_writing(temperatures: Sequence[float], measured: Sequence[Measured]) -> Figure:
-    """Measures of held-out text, of what the model writes at each temperature, and of an n-gram text."""
+    """Measures of held-out text, of the text of the model at each temperature, and of n-gram text."""
     measures = {
         "loss, nats per character": [group.loss for group in measured],
         "share of words known": [group.known_words for group in measured],
         "mean copy, characters": [group.mean_copy for group in measured],
         "distinct-2": [group.distinct[1] for group in measured],
     }
-    figure, [axes] = grid(1, len(measures), 3, 3)
+    figure, [axes] = make_grid(1, len(measures), 3, 3)
     for ax, (name, (held_out, *model, ngrams)) in zip(axes, measures.items(), strict=True):
         ax.plot(temperatures, model, "o-", label="the model")
         ax.axhline(held_out, color="black", linestyle="--", label="held-out text")

@@ -1,4 +1,4 @@
-"""Which units know what? Correlation of single units, and a linear probe of all of them."""
+"""Which units track which features: correlations of single units, and a linear probe of all units."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHIFTS = 10  # circular shifts of the labels, for the control
-RIDGE = 1e-3  # λ, for units of variance 1 and the mean over the steps
+SHIFTS = 10  # circular shifts of the labels for the control
+RIDGE = 1e-3  # λ, for standardised units and the mean over steps
 
 
 class Unit(NamedTuple):
@@ -25,23 +25,23 @@ class Unit(NamedTuple):
 
 
 class ProbeResult(NamedTuple):
-    """How well a feature can be read off the units."""
+    """How well the units represent a feature."""
 
     feature: str
     best: list[tuple[Unit, float]]  # the units with the largest |r|, each with its r
     halves: tuple[float, float]  # r of the best unit in each half of the steps
-    control_r: float  # the largest |r| of any unit with the shifted labels
-    probe: float  # R² on the second half of a ridge regression on all units, fitted to the first
-    control_probe: float  # the largest R² with the shifted labels
+    control_r: float  # the largest |r| of any unit with shifted labels
+    probe: float  # R² on the second half of a ridge regression on all units, fitted to the first half
+    control_probe: float  # the largest R² with shifted labels
 
 
-def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's r of each unit and each feature: x (N, U), y (N, F) → (U, F); 0 where one is constant."""
+def correlate(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's r of each unit and each feature: x (N, U), y (N, F) → (U, F); 0 if one is constant."""
     x, y = x - x.mean(0), y - y.mean(0)
     return (x.T @ y / (x.norm(dim=0)[:, None] * y.norm(dim=0))).nan_to_num(0, 0, 0)
 
 
-def linear_probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> Tensor:
+def score_linear_probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> Tensor:
     """R² (F,) on the test steps of the ridge regression y = W x + b fitted to x (N, U), y (N, F).
 
     W = (XᵀX / N + λ I)⁻¹ Xᵀy / N, X standardised. R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², ȳ of the test steps.
@@ -58,11 +58,10 @@ def linear_probe(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor) -> Tensor
 def find_units(
     traces: Mapping[str, Tensor], features: Mapping[str, np.ndarray], top: int = 5
 ) -> list[ProbeResult]:
-    """For each feature (N,) the units of `traces`, name → (L, D, N, H), that track it.
+    """The units of `traces`, name → (L, D, N, H), that track each feature (N,).
 
-    Circularly shifted labels are the control, with the same choice among units: a shift keeps their
-    autocorrelation, which makes two slow signals correlate without any connection. A feature that is
-    constant in either half of the steps is left out.
+    The control repeats the search with circularly shifted labels. A shift keeps the autocorrelation, which
+    makes any two slow signals correlate. A feature that is constant in either half of the steps is left out.
     """
     places = [
         Unit(name, layer, direction, number)
@@ -80,9 +79,9 @@ def find_units(
     control = torch.cat([y.roll(int(shift), 0) for shift in shifts], 1)  # (N, SHIFTS · F)
 
     both = torch.cat([y, control], 1)
-    r = correlation(x, both).unflatten(1, (-1, len(varying)))  # (U, 1 + SHIFTS, F)
-    halves = torch.stack([correlation(x[:half], y[:half]), correlation(x[half:], y[half:])])  # (2, U, F)
-    scores = linear_probe(x[:half], both[:half], x[half:], both[half:]).unflatten(0, (-1, len(varying)))
+    r = correlate(x, both).unflatten(1, (-1, len(varying)))  # (U, 1 + SHIFTS, F)
+    halves = torch.stack([correlate(x[:half], y[:half]), correlate(x[half:], y[half:])])  # (2, U, F)
+    scores = score_linear_probe(x[:half], both[:half], x[half:], both[half:]).unflatten(0, (-1, len(varying)))
     results = []
     for f, feature in enumerate(varying):
         best = r[:, 0, f].abs().topk(min(top, len(r))).indices.tolist()

@@ -1,4 +1,4 @@
-"""All analyses of a checkpoint, put into words and pictures and written into a folder."""
+"""All analyses of a checkpoint, written into a folder as a report, plots and a page."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from lstmlab.analysis import gates, plots, written
-from lstmlab.analysis.gradient_flow import at_initialisation, gradient_flow, steps_reached
+from lstmlab.analysis.gradient_flow import count_steps_reached, measure_gradient_flow, measure_initial_flows
 from lstmlab.analysis.page import LABELS, write_page
 from lstmlab.analysis.probes import ProbeResult, find_units
-from lstmlab.analysis.traces import load_validation_rows, open_data, trace
+from lstmlab.analysis.traces import load_model_data, load_validation_rows, trace
 from lstmlab.cells import KINDS
 from lstmlab.checkpoint import find_run_folder, load_model
 from lstmlab.data.rows import Rows
@@ -20,16 +20,16 @@ from lstmlab.schema import AnalyzeConfig
 from lstmlab.tables import markdown
 
 FLOW_STEPS, FLOW_ROWS = 100, 32
-TEMPERATURES, SHOWN = (0.5, 0.8, 1.0), 0.8
+TEMPERATURES, SHOWN_TEMPERATURE = (0.5, 0.8, 1.0), 0.8
 SAMPLES, PROMPT, LENGTH = 20, 100, 500  # texts at each temperature; characters of a prompt and of a text
-CORPUS = 2_000_000  # characters of the training text to compare with, at most
+CORPUS = 2_000_000  # the most characters of the training text to compare with
 
 
 def analyze(config: AnalyzeConfig) -> Path:
-    """Look inside checkpoint `config.ckpt`; returns the folder: report.md, page.html, traces.npz, plots.
+    """Analyse checkpoint `config.ckpt`. Returns the folder with report.md, page.html, traces.npz and plots.
 
     Raises what `load_checkpoint`, the task's `read_text` and the data module raise, and Unsupported for a
-    task that has no cell or no text.
+    task without a cell or without tokens.
     """
     model: Any = load_model(config.ckpt, "scratch")
     changes = config.data.to_plain()
@@ -40,35 +40,35 @@ def analyze(config: AnalyzeConfig) -> Path:
         held_out, note = load_validation_rows(model, changes, count)
     rows = held_out if config.text is None else model.read_text(config.text)
     rows = rows.head(config.page_steps)
-    values, text = trace(model, rows), model.token_texts(rows)
+    values, tokens = trace(model, rows), model.token_texts(rows)
     shown = config.page_values or [n for n in dict.fromkeys([*LABELS, *values]) if n in values]
     if unknown := [n for n in shown if n not in values]:
         raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
 
     folder = Path(config.folder or find_run_folder(config.ckpt) / "analysis")
     folder.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {"tokens": np.array(text)} | {n: v.numpy() for n, v in values.items()}
+    arrays: dict[str, Any] = {"tokens": np.array(tokens)} | {n: v.numpy() for n, v in values.items()}
     np.savez(folder / "traces.npz", **arrays)
 
     task, cell = model.config.model.name, model.config.cell
     shape = f"{cell.kind}, {cell.num_layers} × {cell.hidden_size}"
     retain = gates.RETAINS.get(cell.kind)
-    half_lives = None if retain is None else gates.half_life(values[retain])  # (L, D, H)
-    parts = [f"# Inside {config.ckpt}\n\n{task}: {shape}. {len(text):,} steps traced."]
-    parts += report_gates(values, text, retain, half_lives, folder)
+    half_lives = None if retain is None else gates.compute_half_lives(values[retain])  # (L, D, H)
+    parts = [f"# Inside {config.ckpt}\n\n{task}: {shape}. {len(tokens):,} steps traced."]
+    parts += report_gates(values, tokens, retain, half_lives, folder)
     if config.probe_steps:
         probed = held_out.head(config.probe_steps)
         parts.append(report_units(model, probed, note, config.language, folder))
     parts.append(report_gradient_flow(model, rows, folder))
     if model.writes_text:
-        parts.append(report_writing(model, held_out, note, lambda: open_data(model, changes), folder))
+        parts.append(report_writing(model, held_out, note, lambda: load_model_data(model, changes), folder))
     if (figure := model.draw_rows(rows)) is not None:
         figure.savefig(folder / "attention.png")
 
-    subtitle = f"{shape} · {len(text):,} steps · {config.ckpt}"
+    subtitle = f"{shape} · {len(tokens):,} steps · {config.ckpt}"
     features = model.text_features(rows, config.language)
     page = {name: values[name] for name in shown}
-    write_page(folder / "page.html", f"Inside {task}", subtitle, text, page, features, half_lives)
+    write_page(folder / "page.html", f"Inside {task}", subtitle, tokens, page, features, half_lives)
     report = "\n\n".join(parts)
     (folder / "report.md").write_text(report + "\n", encoding="utf-8")
     print(report)
@@ -77,7 +77,7 @@ def analyze(config: AnalyzeConfig) -> Path:
 
 def report_gates(
     values: dict[str, torch.Tensor],
-    text: list[str],
+    tokens: list[str],
     retain: str | None,
     half_lives: torch.Tensor | None,
     folder: Path,
@@ -86,29 +86,29 @@ def report_gates(
     parts, order = [], torch.arange(next(iter(values.values())).size(-1))
     if retain is not None and half_lives is not None:
         order = half_lives[-1, 0].argsort()
-        parts += [report_forgetting(values[retain], text), report_memory(half_lives, retain)]
+        parts += [report_forgetting(values[retain], tokens), report_memory(half_lives, retain)]
         plots.draw_half_lives(half_lives).savefig(folder / "half_life.png")
-    saturations = {name: gates.saturation(v) for name, v in values.items() if name in gates.SIGMOIDS}
+    saturations = {name: gates.measure_saturation(v) for name, v in values.items() if name in gates.SIGMOIDS}
     if saturations:
         parts.append(report_saturation(saturations))
         plots.draw_saturations(saturations).savefig(folder / "saturation.png")
-    plots.draw_gates(values, order, text).savefig(folder / "gates.png")
+    plots.draw_gates(values, order, tokens).savefig(folder / "gates.png")
     return parts
 
 
-def report_forgetting(f: torch.Tensor, text: list[str]) -> str:
-    """Where each layer drops what it holds: f (L, D, N, H)."""
+def report_forgetting(f: torch.Tensor, tokens: list[str]) -> str:
+    """Where each layer forgets: f (L, D, N, H)."""
     parts = ["## Forgetting"]
-    words = [token if token.isspace() else token.strip(" \n") for token in text]
+    words = [token if token.isspace() else token.strip(" \n") for token in tokens]
     for layer, direction in np.ndindex(*f.shape[:2]):
         kept = f[layer, direction]
-        ranked = [f"{t!r} {mean:.2f}" for t, _, mean in gates.kept_by_token(kept, words, len(text) // 500)]
+        ranked = [f"{t!r} {mean:.2f}" for t, _, mean in gates.rank_tokens(kept, words, len(tokens) // 500)]
         rows = [
-            [f"{mean:.3f}", *(f"`{piece!r}`" for piece in gates.context(text, step))]
-            for step, mean in gates.least_kept(kept, 10)
+            [f"{mean:.3f}", *(f"`{piece!r}`" for piece in gates.split_context(tokens, step))]
+            for step, mean in gates.find_forgetting_steps(kept, 10)
         ]
         parts += [
-            f"{plots.place(layer, direction).capitalize()}: least is kept at {', '.join(ranked[:6])}; "
+            f"{plots.name_place(layer, direction).capitalize()} keeps least at {', '.join(ranked[:6])}; "
             f"most at {', '.join(ranked[:-7:-1])} (mean over the units).",
             markdown(["kept", "before", "token", "after"], rows),
         ]
@@ -116,20 +116,20 @@ def report_forgetting(f: torch.Tensor, text: list[str]) -> str:
 
 
 def report_memory(half_lives: torch.Tensor, retain: str) -> str:
-    """How long the units remember: half_lives (L, D, H) of the gate `retain`."""
+    """How long the units remember, from the half_lives (L, D, H) of the gate `retain`."""
     rows = []
     for layer, direction in np.ndindex(*half_lives.shape[:2]):
         values = half_lives[layer, direction]
         longest = values.topk(min(3, len(values)))
         rows.append(
             [
-                plots.place(layer, direction),
+                plots.name_place(layer, direction),
                 *(f"{values.quantile(share):.3g}" for share in (0.1, 0.5, 0.9)),
                 ", ".join(f"{v:.4g} (unit {u})" for v, u in zip(*longest, strict=True)),
             ]
         )
-    table = markdown(["", "a tenth is below", "median", "a tenth is above", "longest"], rows)
-    return f"## Memory\n\nHalf-life of the units in steps, −ln 2 / mean(ln {retain}):\n\n{table}"
+    table = markdown(["", "10th percentile", "median", "90th percentile", "longest"], rows)
+    return f"## Memory\n\nHalf-life of the units in steps, ln 2 / |mean(ln {retain})|:\n\n{table}"
 
 
 def report_saturation(found: dict[str, gates.Saturation]) -> str:
@@ -137,7 +137,7 @@ def report_saturation(found: dict[str, gates.Saturation]) -> str:
         [place, name, f"{low:.1%}", f"{high:.1%}"]
         for name, shares in found.items()
         for place, low, high in (
-            (plots.place(*at), shares.low[at].mean(), shares.high[at].mean())
+            (plots.name_place(*at), shares.low[at].mean(), shares.high[at].mean())
             for at in np.ndindex(*shares.low.shape[:2])
         )
     ]
@@ -146,16 +146,17 @@ def report_saturation(found: dict[str, gates.Saturation]) -> str:
 
 
 def report_units(model: Task, rows: Rows, note: str, language: str | None, folder: Path) -> str:
-    """What single units and a linear probe know of the task's features, on validation data."""
+    """How well single units and a linear probe track the features of the task, on validation data."""
     if len(rows.ids) == 1:
         rows = rows.side_by_side(min(16, 1 + rows.ids.size(1) // 2000))
     features = model.text_features(rows, language)
     members = "".join(sorted(KINDS[model.config.cell.kind].state._fields))
     results = find_units(trace(model, rows, members), features)
     text = (
-        f"## What the units know\n\n{rows.mask.sum():,} steps of validation data.{note} r is that of the "
-        "best unit, also in each half. R² is that of a linear probe of all units, fitted to the first half "
-        "and scored on the second. The controls are the best that circularly shifted labels give."
+        f"## What the units know\n\n{rows.mask.sum():,} steps of validation data.{note} r is the "
+        "correlation with the best unit, also in each half. R² is that of a linear probe of all units, "
+        "fitted to the first half and scored on the second. The controls are the best results with "
+        "circularly shifted labels."
     )
     if constant := sorted(features.keys() - {result.feature for result in results}):
         text += f" Left out because they are constant: {', '.join(constant)}."
@@ -184,23 +185,23 @@ def tabulate_probes(results: list[ProbeResult]) -> str:
 
 
 def report_gradient_flow(model: Task, rows: Rows, folder: Path) -> str:
-    """How far gradients reach: in untrained cells, and in the model's own on the rows."""
-    flows, cell = at_initialisation(FLOW_STEPS), model.traced_cell()
+    """How far gradients reach in untrained cells, and in the model's cell on the rows."""
+    flows, cell = measure_initial_flows(FLOW_STEPS), model.traced_cell()
     text = f"## Gradient flow\n\n‖∂loss/∂h_t‖ as a share of that at T = {FLOW_STEPS}, by steps back."
     if cell.bidirectional:
-        text += " The model itself is left out: it is bidirectional, so its gradient goes both ways."
+        text += " The model is left out: it is bidirectional, so its gradient flows both ways."
     else:
         if len(rows.ids) == 1:
             rows = rows.side_by_side(max(1, rows.ids.size(1) // FLOW_STEPS))
         longest = rows.lengths.argsort(descending=True)[:FLOW_ROWS]
         T = min(FLOW_STEPS, int(rows.lengths[longest].min()))
-        flows["trained"] = gradient_flow(cell, model.embed_ids(rows.ids[longest, :T]).detach())
+        flows["trained"] = measure_gradient_flow(cell, model.embed_ids(rows.ids[longest, :T]).detach())
     plots.draw_gradient_flows(flows).savefig(folder / "gradient_flow.png")
     back = (10, 30, 99)
     table = [
         [name, member]
         + [f"{norms[-1 - k]:.1e}" if k < len(norms) else "" for k in back]
-        + [str(steps_reached(norms, 0.01))]
+        + [str(count_steps_reached(norms, 0.01))]
         for name, flow in flows.items()
         for member, norms in flow.items()
     ]
@@ -211,35 +212,35 @@ def report_gradient_flow(model: Task, rows: Rows, folder: Path) -> str:
 def report_writing(
     model: Any, held_out: Rows | None, note: str, open_module: Callable[[], Any], folder: Path
 ) -> str:
-    """What a language model writes after held-out prompts, beside what stands there and an n-gram model's."""
+    """The text of a language model after held-out prompts, beside the true text and that of n-grams."""
     title = "## What it writes"
     if held_out is None:
-        return f"{title}\n\nLeft out: with text= and probe_steps=0 no data are read to compare with."
+        return f"{title}\n\nLeft out: with text= and probe_steps=0 there are no data to compare with."
     corpus = model.training_text(open_module(), CORPUS)
     prompts, truth = written.cut_windows(held_out, SAMPLES, PROMPT, LENGTH)
     heads, groups = written.write_texts(model, prompts, truth, corpus, TEMPERATURES)
     measured = written.measure_texts(model, prompts, groups, corpus)
     plots.draw_writing(TEMPERATURES, measured).savefig(folder / "writing.png")
-    shown = measured[1 + TEMPERATURES.index(SHOWN)].texts[0].replace("\n", "\n    ")
+    shown = measured[1 + TEMPERATURES.index(SHOWN_TEMPERATURE)].texts[0].replace("\n", "\n    ")
     return "\n\n".join(
         [
             title,
             f"{len(truth)} texts of {truth.size(1)} characters, each after {prompts.size(1)} held-out ones, "
-            "beside the held-out text itself and what n-grams of the training text make of the prompt "
+            "beside the held-out text itself and text from n-grams of the training text "
             f"(Shannon 1948). Compared with the first {len(corpus):,} characters of the training text.{note} "
             "The loss is the model's, in nats per character. A copy is a run of characters that also occurs "
             "in the training text. Distinct-n is the share of different n-grams among all n-grams of words "
             "(Li et al. 2016).",
             tabulate_writing(measured),
-            f"After `{heads[0][-40:]!r}`, at temperature {SHOWN}:",
+            f"After `{heads[0][-40:]!r}`, at temperature {SHOWN_TEMPERATURE}:",
             f"    {shown}",
         ]
     )
 
 
 def tabulate_writing(measured: list[written.Measured]) -> str:
-    columns = ["", "loss", "words known", "longest copy", "mean copy", f"in copies ≥ {written.COPIED}"]
-    columns += ["distinct-1", "distinct-2", "distinct-3", "words not known"]
+    columns = ["", "loss", "known words", "longest copy", "mean copy", f"in copies ≥ {written.COPIED}"]
+    columns += ["distinct-1", "distinct-2", "distinct-3", "unknown words"]
     table = [
         [
             group.name,

@@ -1,6 +1,6 @@
-"""Every gate and state of a trained model, step by step, whichever backend it was trained with.
+"""Every gate and state of a trained model at every step.
 
-A checkpoint is opened with the scratch cell, which alone can be traced:
+A checkpoint of any backend opens with the scratch cell, the only one that can be traced:
 
     model = load_model(ckpt, "scratch")
     values = trace(model, model.read_text("any text"))
@@ -16,12 +16,12 @@ from lstmlab.data import build_data, change_data
 from lstmlab.data.rows import Rows
 from lstmlab.models.base import Task
 
-ROWS = 64  # read side by side
-WINDOW = 512  # steps that are traced at once, where the state can be carried on: this bounds the memory
+ROWS = 64  # rows traced at once
+WINDOW = 512  # steps traced at once if the state can be carried over, to bound the memory
 
 
-def open_data(model: Task, changes: Mapping[str, Any]):
-    """The data module that the model was trained with; changes: other values for keys of the `data` group."""
+def load_model_data(model: Task, changes: Mapping[str, Any]):
+    """The data module that the model was trained with. changes: new values for keys of its `data` group."""
     module = build_data(change_data(model.config.data, changes), model.config.seed, model.info)
     module.prepare_data()
     module.setup("fit")
@@ -29,21 +29,21 @@ def open_data(model: Task, changes: Mapping[str, Any]):
 
 
 def load_validation_rows(model: Task, changes: Mapping[str, Any], count: int) -> tuple[Rows, str]:
-    """The model's own validation data, `count` steps or slightly more, or all if there are fewer.
+    """The model's validation data, `count` steps or slightly more, or all if there are fewer.
 
-    changes: as in `open_data`. Beside the rows comes a sentence for the reader. It is empty unless the data
-    differ from those trained with: the model may then have been trained on some of them.
+    changes: as in `load_model_data`. Also returns a sentence for the report, which is empty unless the text
+    differs from that of training: the model may then have been trained on some of it.
     """
-    module = open_data(model, changes)
+    module = load_model_data(model, changes)
     rows = model.validation_rows(module, count)
     source = model.info.get("source")
-    note = "" if module.info.get("source") == source else f" It is not the text trained with: {source}."
+    note = "" if module.info.get("source") == source else f" It is not the text of training, {source}."
     return rows, note
 
 
 @torch.inference_mode()
 def trace(model: Task, rows: Rows, names: str | None = None) -> dict[str, Tensor]:
-    """i, f, g, o, c, h (GRU: r, z, n, h; RNN: h) → (L, D, N, H), the rows one after the other.
+    """i, f, g, o, c, h (GRU: r, z, n, h; RNN: h) → (L, D, N, H), one row after the other.
 
     model: with scratch cells, in evaluation mode. names: "ch" keeps those of c and h that the cell has; None
     keeps all. Each row starts from a zero state.

@@ -1,4 +1,4 @@
-"""Is what a language model writes new, and is it language? Measures of a text beside the training text."""
+"""Is the text of a language model new, and is it language? Measures beside the training text."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -13,28 +13,28 @@ from torch.nn import functional as F
 from lstmlab.data.features import WORD
 from lstmlab.data.rows import Rows
 
-CONTEXT = 5  # characters that the n-gram model goes by
-COPIED = 30  # characters in a row that are hardly the same by chance
+CONTEXT = 5  # characters of context of the n-gram model
+COPIED = 30  # a run of this many characters is hardly the same by chance
 
 
 class Measured(NamedTuple):
-    """A group of texts, measured."""
+    """The measures of a group of texts."""
 
     name: str
     texts: list[str]
-    loss: float  # of the language model, nats per character
+    loss: float  # of the language model, in nats per character
     words: int  # in all texts
-    known_words: float  # the share of them that the training text has
-    new_words: list[str]  # the others, each once
-    longest_copy: int  # characters
-    mean_copy: float  # the mean of `copied_runs` over all positions
+    known_words: float  # the share of them that occur in the training text
+    new_words: list[str]  # the other ones, each once
+    longest_copy: int  # in characters
+    mean_copy: float  # the mean of `find_copied_runs` over all positions
     copied: float  # the mean share of a text that lies in copies of at least COPIED characters
     distinct: list[float]  # distinct-1, -2 and -3
 
 
 def cut_windows(held_out: Rows, samples: int, prompt: int, length: int) -> tuple[Tensor, Tensor]:
-    """Windows of one long row, evenly spaced, none of which overlap: prompts (samples, prompt) and what
-    follows them (samples, length). If the row is too short, both are shorter in the same proportion."""
+    """Evenly spaced windows of one long row, without overlap: prompts (samples, prompt) and what follows them
+    (samples, length). If the row is too short, both are shortened in proportion."""
     step = held_out.ids.size(1) // samples
     width = min(prompt + length, step)
     cut = width * prompt // (prompt + length)
@@ -45,30 +45,30 @@ def cut_windows(held_out: Rows, samples: int, prompt: int, length: int) -> tuple
 def write_texts(
     model: Any, prompts: Tensor, truth: Tensor, corpus: str, temperatures: Sequence[float]
 ) -> tuple[list[str], dict[str, Tensor]]:
-    """The prompts (B, P) as texts, and ids (B, T) by name: the truth, what the model writes at each
-    temperature, and what n-grams of the corpus write."""
+    """The prompts (B, P) as texts, and ids (B, T) by name: the truth, the text of the model at each
+    temperature, and that of n-grams of the corpus."""
     vocabulary, T = np.array(list(model.vocabulary)), truth.size(1)
     heads = ["".join(row) for row in vocabulary[prompts]]
     groups = {"held-out text": truth}
     for t in temperatures:
         groups[f"the model, temperature {t}"] = torch.cat(list(model.sample_ids(prompts, T, t)), 1)
     known = {character: i for i, character in enumerate(model.vocabulary)}
-    ngrams = [ngram_text(corpus, head, T, CONTEXT, seed) for seed, head in enumerate(heads)]
+    ngrams = [write_ngram_text(corpus, head, T, CONTEXT, seed) for seed, head in enumerate(heads)]
     ids = torch.tensor([[known[character] for character in text] for text in ngrams])
     return heads, groups | {f"n-grams, {CONTEXT} characters of context": ids}
 
 
 @torch.inference_mode()
 def measure_texts(model: Any, prompts: Tensor, groups: dict[str, Tensor], corpus: str) -> list[Measured]:
-    """Each group of ids (B, T), which continue the prompts (B, P), beside the training text."""
+    """Compare each group of ids (B, T), which continue the prompts (B, P), with the training text."""
     vocabulary = np.array(list(model.vocabulary))
     texts = {name: ["".join(row) for row in vocabulary[ids]] for name, ids in groups.items()}
-    runs = iter(copied_runs([text for group in texts.values() for text in group], corpus))
-    lexicon, measured = set(words(corpus)), []
+    runs = iter(find_copied_runs([text for group in texts.values() for text in group], corpus))
+    lexicon, measured = set(split_words(corpus)), []
     for name, ids in groups.items():
         logits, _ = model(torch.cat([prompts, ids], 1)[:, :-1])  # (B, P + T − 1, V)
         loss = F.cross_entropy(logits[:, -ids.size(1) :].flatten(0, 1).float(), ids.flatten())
-        found = [words(text) for text in texts[name]]
+        found = [split_words(text) for text in texts[name]]
         new = [word for text in found for word in text if word not in lexicon]
         count = sum(map(len, found))
         copies = [next(runs) for _ in found]
@@ -82,44 +82,44 @@ def measure_texts(model: Any, prompts: Tensor, groups: dict[str, Tensor], corpus
                 list(dict.fromkeys(new)),
                 int(max(run.max() for run in copies)),
                 float(np.mean(copies)),
-                float(np.mean([covered(run, COPIED) for run in copies])),
-                [distinct(found, n) for n in (1, 2, 3)],
+                float(np.mean([measure_coverage(run, COPIED) for run in copies])),
+                [measure_distinct(found, n) for n in (1, 2, 3)],
             )
         )
     return measured
 
 
-def words(text: str) -> list[str]:
-    """Runs of letters and digits, with apostrophes within, in lower case. Those that touch either end of the
-    text are left out, since they may have been cut."""
+def split_words(text: str) -> list[str]:
+    """Runs of letters and digits, with apostrophes inside, in lower case. Words at either end of the text are
+    left out, since they may be cut."""
     return [m[0].lower() for m in WORD.finditer(text) if m.start() > 0 and m.end() < len(text)]
 
 
-def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    """Distinct-n: the share of different n-grams among those of lists of words; nan if there are none.
+def measure_distinct(texts: Sequence[Sequence[str]], n: int) -> float:
+    """Distinct-n: the share of different n-grams among all n-grams of lists of words; nan without any.
 
-    Li et al. 2016, who divide by the number of words. It falls with the length: compare equal lengths only.
+    Li et al. 2016 divide by the number of words instead. It falls with length, so compare equal lengths only.
     """
     ngrams = [tuple(text[i : i + n]) for text in texts for i in range(len(text) - n + 1)]
     return len(set(ngrams)) / len(ngrams) if ngrams else float("nan")
 
 
-def copied_runs(texts: Sequence[str], corpus: str) -> list[np.ndarray]:
+def find_copied_runs(texts: Sequence[str], corpus: str) -> list[np.ndarray]:
     """For each text (T,): the length in characters of the longest run that starts at each position and
     occurs in the corpus. These are the matching statistics of Chang & Lawler 1994.
 
-    All are sorted into one suffix array, by prefix doubling (Manber & Myers 1993). The longest match of a
-    suffix is with one of its nearest neighbours from the corpus. It takes O(N log N log T) time.
+    All texts are sorted into one suffix array by prefix doubling (Manber & Myers 1993). The longest match
+    of a suffix is one of its nearest neighbours from the corpus. This takes O(N log N log T) time.
     """
     parts: list[Any] = []
     for number, text in enumerate([corpus, *texts]):
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        parts += [points.astype(np.int64), [-1 - number]]  # each ends in its own character
+        parts += [points.astype(np.int64), [-1 - number]]  # each ends in a character of its own
     _, rank = np.unique(np.concatenate(parts), return_inverse=True)
     N, ranks = len(rank), []  # ranks[k][i]: the rank of the 2^k characters from i on
     for k in range(max(map(len, texts)).bit_length()):
         ranks.append(rank.astype(np.int32))
-        # 0 past the end: what holds the last character is unique anyway
+        # 0 past the end: a suffix with the last character is unique anyway
         following = np.zeros(N, np.int64)
         following[: -(1 << k)] = rank[1 << k :]
         _, rank = np.unique(rank * N + following, return_inverse=True)
@@ -141,17 +141,17 @@ def copied_runs(texts: Sequence[str], corpus: str) -> list[np.ndarray]:
     return [longest[start : end - 1] for start, end in pairwise(ends)]
 
 
-def covered(runs: np.ndarray, least: int) -> float:
-    """The share of a text's characters that lie in a run of at least `least`, for runs (T,) of one text."""
+def measure_coverage(runs: np.ndarray, least: int) -> float:
+    """The share of characters of a text that lie in a run of at least `least`, from its runs (T,)."""
     reach = np.maximum.accumulate(np.where(runs >= least, np.arange(len(runs)) + runs, 0))
     return float((np.arange(len(runs)) < reach).mean())
 
 
-def ngram_text(corpus: str, prompt: str, length: int, order: int, seed: int) -> str:
+def write_ngram_text(corpus: str, prompt: str, length: int, order: int, seed: int) -> str:
     """Continue `prompt` by `length` characters, as Shannon (1948, section 3) did with a book.
 
-    From a random place of the corpus on, the next occurrence of the last `order` characters is looked up,
-    and the character after it is taken. If they do not occur, the character is any one of the corpus.
+    From a random position in the corpus, find the next occurrence of the last `order` characters and take the
+    character that follows. If they do not occur, take a random character of the corpus.
     """
     random, text = Random(seed), prompt
     for _ in range(length):

@@ -1,4 +1,4 @@
-"""An average of the weights over training, instead of the last weights."""
+"""Average the weights over training."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ class ExponentialAverage(WeightAveraging):
     """w̄_t = w_t up to step `from_step`, and then w̄_t = decay · w̄_{t-1} + (1 - decay) · w_t.
 
     Training continues with w. Validation, the callbacks that show the model, the test and the `state_dict` of
-    checkpoints use w̄. A resumed run takes w from `current_model_state`.
+    checkpoints use w̄. A resumed run reads w from `current_model_state`.
     """
 
     def __init__(self, decay: float, from_step: int):
@@ -19,20 +19,20 @@ class ExponentialAverage(WeightAveraging):
         self.swapped = False  # True while the model holds w̄, and the average w
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        # where the model is going to be
+        # Where the model will be
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
-            # it is read at each step, which must not wait for the device
+            # Read at each step, which must not wait for the device
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         if step_idx is not None and step_idx < self.from_step and self._average_model is not None:
-            # restarts the average: the update copies w
+            # Restarts the average: the next update copies w
             self._average_model.n_averaged.zero_()
         return step_idx is not None
 
-    # Lightning swaps at the start and end of the validation epoch: other callbacks would then show w
+    # Lightning swaps around the validation epoch only, so other callbacks would show w
 
     def on_validation_start(self, trainer, pl_module) -> None:
         self._swap_models(pl_module)
@@ -50,7 +50,7 @@ class ExponentialAverage(WeightAveraging):
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        # a validation was interrupted
+        # Saved during a validation that was interrupted
         if self.swapped:
             average, current = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint["state_dict"], checkpoint["current_model_state"] = average, current

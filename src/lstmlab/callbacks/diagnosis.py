@@ -1,4 +1,4 @@
-"""From what was measured in a run to what an experienced colleague would say: pure functions of numbers."""
+"""Turn measurements of a run into findings with advice: pure functions of numbers."""
 
 from itertools import pairwise
 from statistics import fmean
@@ -6,22 +6,22 @@ from typing import NamedTuple
 
 from lstmlab.schema import Limits, NormClippingConfig, TrainConfig
 
-RECENT = 5  # looks that count as now
+RECENT = 5  # the number of latest looks that describe the present
 
 
 class Look(NamedTuple):
-    """What was measured over `Limits.steps` or more optimizer steps."""
+    """Measurements over an interval of at least `Limits.steps` optimizer steps."""
 
-    step: int  # the last of them
-    loss: float  # their mean
-    moved: float  # ‖W − W before‖ / ‖W before‖, of all weights
+    step: int  # the last step
+    loss: float  # the mean loss
+    moved: float  # ‖W − W before‖ / ‖W before‖ of all weights
     peak: float  # the largest norm of the whole gradient before clipping
-    gradients: dict[str, float]  # norm by layer, at the last step
-    waiting: float  # share of the time spent waiting for batches
+    gradients: dict[str, float]  # the norm by layer at the last step
+    waiting: float  # the share of the time spent waiting for batches
 
 
 class Finding(NamedTuple):
-    """name: of the fault, which is reported once; advice: what to type, the best first."""
+    """A fault. name: its name, under which it is reported once; advice: overrides to try, the best first."""
 
     name: str
     evidence: str
@@ -32,15 +32,15 @@ class Finding(NamedTuple):
 def find_flat_loss(looks: list[Look], baseline: float, config: TrainConfig, limits: Limits) -> Finding | None:
     """The loss has been flat from the start, and the weights have hardly moved."""
     first, now = looks[0].loss, fmean(look.loss for look in looks[-RECENT:])
-    way = sum(look.moved for look in looks)
-    # the looks begin at the start of the run, and not only where it was resumed
+    moved = sum(look.moved for look in looks)
+    # Whether the looks begin at the start of the run and not where it was resumed
     complete = looks[0].step <= limits.patience
-    if not complete or now < first * (1 - limits.flat) or way > limits.still:
+    if not complete or now < first * (1 - limits.flat) or moved > limits.still:
         return None
     return Finding(
         "flat loss",
         f"the loss was {first:.4g} at step {looks[0].step} and is {now:.4g}; in total the weights moved by "
-        f"{way:.2%} of their norm",
+        f"{moved:.2%} of their norm",
         f"the learning rate, optimizer.lr={config.optimizer.lr:g}, is too low",
         [suggest_learning_rate(config, 30)],
     )
@@ -49,8 +49,8 @@ def find_flat_loss(looks: list[Look], baseline: float, config: TrainConfig, limi
 def find_oscillating_loss(
     looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
 ) -> Finding | None:
-    """The loss goes up and down; or it does not fall, and each look moves the weights far, or one did
-    before the network died."""
+    """The loss goes up and down; or it does not fall while the weights move far at each look, or did at one
+    look before the network died."""
     losses = [look.loss for look in looks[-2 * RECENT :]]
     rises = sum(b - a > limits.rough * baseline for a, b in pairwise(losses))
     before, now = fmean(losses[:RECENT]), fmean(losses[RECENT:])
@@ -58,9 +58,9 @@ def find_oscillating_loss(
 
     strides = [look.moved for look in looks]
     stride = max(strides) if now > 0.98 * baseline else fmean(strides[-RECENT:])
-    # long strides are welcome as long as the loss falls
-    thrown = stride >= limits.stride and now > 0.9 * before
-    if not thrown and not rough:
+    # Large strides are fine as long as the loss falls
+    too_far = stride >= limits.stride and now > 0.9 * before
+    if not too_far and not rough:
         return None
     steps = looks[-1].step - looks[-2].step
     return Finding(
@@ -75,10 +75,10 @@ def find_oscillating_loss(
 def find_early_plateau(
     looks: list[Look], baseline: float, config: TrainConfig, limits: Limits
 ) -> Finding | None:
-    """The loss is still high but no longer falls, or hardly falls in a stack far smaller than the
+    """The loss is still high but no longer falls, or hardly falls in a stack much smaller than the
     recommended one.
 
-    A loss at the baseline is no sign of it: that of the copy task rests there before it falls.
+    A loss at the baseline does not count: in the copy task it stays there before it falls.
     """
     quarter, half = len(looks) // 4, len(looks) // 2
     before = fmean(look.loss for look in looks[quarter:half])
@@ -94,7 +94,7 @@ def find_early_plateau(
         "early plateau",
         f"from step {looks[half].step} to {looks[-1].step} the mean loss was {now:.4g}, "
         f"{1 - now / before:.1%} lower than from step {looks[quarter].step} to {looks[half - 1].step}; "
-        f"predicting from the class frequencies alone gives {baseline:.4g}",
+        f"predicting the class frequencies gives {baseline:.4g}",
         f"cell.hidden_size={size} with cell.num_layers={layers} is too small for this data",
         [f"cell.hidden_size={max(recommended, 2 * size)}", f"cell.num_layers={layers + 1}"],
     )
@@ -119,7 +119,7 @@ def find_vanishing_gradient(
         "vanishing gradient",
         f"at three looks in a row the gradient norm was below {limits.vanishing:g} in "
         + ", ".join(f"{name} ({last[name]:.1g})" for name in names),
-        "the gradient is lost on its way back (too many layers, or saturated units)",
+        "the gradient vanishes on its way back (too many layers, or saturated units)",
         [*advice, suggest_learning_rate(config, 0.3)],
     )
 
@@ -157,7 +157,7 @@ def find_slow_input(
     return Finding(
         "slow input",
         f"{looks[-1].waiting:.0%} of the time was spent waiting for batches",
-        "it takes longer to read or make a batch than to train on it",
+        "it takes longer to load a batch than to train on it",
         ["data.path=… on a faster disk"] if workers is None else [f"data.num_workers={workers + 2}"],
     )
 
@@ -167,9 +167,9 @@ AT_EACH_LOOK = (find_vanishing_gradient, find_exploding_gradient, find_slow_inpu
 
 
 def diagnose(looks: list[Look], baseline: float, config: TrainConfig, limits: Limits) -> list[Finding]:
-    """All faults that the looks show so far, whether or not they were reported before.
+    """All faults that the looks show, including those already reported.
 
-    baseline: the loss of a model that knows how often each class occurs, and nothing else.
+    baseline: the loss of predicting the class frequencies.
     """
     rules = list(AT_EACH_LOOK)
     trained = looks[-1].step - config.scheduler.warmup_steps
@@ -182,7 +182,7 @@ def diagnose(looks: list[Look], baseline: float, config: TrainConfig, limits: Li
 
 
 def explain_not_finite(what: str, looks: list[Look], config: TrainConfig) -> Finding:
-    """what: the number that is not finite, and the step."""
+    """what: the value that is not finite, and the step."""
     curve = ", ".join(f"{look.loss:.4g} at step {look.step}" for look in looks[-3:])
     return Finding(
         "not finite",
@@ -202,7 +202,7 @@ def explain_out_of_memory(error: BaseException, config: TrainConfig) -> Finding:
 
     advice = []
     if cell.backend == "scratch":
-        # scratch keeps every gate of every step for the backward pass
+        # It keeps every gate of every step for the backward pass
         advice.append("cell=fused")
     if size > 1:
         advice.append(f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * parts}")
@@ -216,7 +216,7 @@ def explain_out_of_memory(error: BaseException, config: TrainConfig) -> Finding:
         "out of memory",
         f"{(str(error) or 'MemoryError').splitlines()[0]}; {shape}, "
         f"cell.hidden_size={cell.hidden_size}, cell.num_layers={cell.num_layers}",
-        "the backward pass keeps several numbers for each row, step, unit and layer, which is more than fits",
+        "the backward pass keeps several numbers for each row, step, unit and layer, more than fit in memory",
         advice,
     )
 
@@ -236,18 +236,17 @@ def find_slow_bf16(bf16: float, float32: float) -> Finding | None:
 def explain_kept_graph(older: int, total: int) -> Finding:
     return Finding(
         "state not detached",
-        f"of the {total} nodes in the graph behind the second batch's loss, {older} were made by the first "
-        "batch: the graph and its memory grow with each step",
-        "a state is carried from batch to batch together with the graph that made it",
+        f"of the {total} nodes in the graph of the second batch's loss, {older} belong to the first batch: "
+        "the graph and its memory grow with each step",
+        "a state is carried from batch to batch together with its graph",
         ["self.train_state = detach(state) in training_step (lstmlab.models.base.detach)"],
     )
 
 
 def suggest_learning_rate(config: TrainConfig, factor: float) -> str:
-    """The override that multiplies the learning rate, or gives the task's recommended one if that is on
-    the way."""
+    """Multiply the learning rate by `factor`, or take the recommended rate if it is in that direction."""
     lr, recommended = config.optimizer.lr, config.model.recommends.lr
-    # the tasks recommend a rate for Adam and AdamW
+    # Tasks recommend a rate for Adam and AdamW
     adaptive = "Adam" in config.optimizer.target
     suitable = adaptive and (recommended > lr if factor > 1 else recommended < lr / 2)
     return f"optimizer.lr={recommended if suitable else min(lr * factor, 1):.2g}"

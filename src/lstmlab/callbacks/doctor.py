@@ -1,4 +1,4 @@
-"""Watches a run as an experienced colleague would, and reports each fault once, with what to type."""
+"""Watches a run and reports each fault once, with its likely cause and what to type."""
 
 import copy
 import math
@@ -31,18 +31,18 @@ from lstmlab.schema import Limits
 
 
 class Doctor(L.Callback):
-    """Prints findings, appends them to RUN_DIR/doctor.md and sends them to wandb and TensorBoard; see
-    `diagnosis`.
+    """Prints findings, appends them to RUN_DIR/doctor.md and sends them to wandb and TensorBoard.
 
-    It looks every `Limits.steps` steps, rounded up to a multiple of trainer.log_every_n_steps. Between
-    two looks it only keeps references to losses and batches, and never waits for the device.
+    It looks every `Limits.steps` steps, rounded up to a multiple of trainer.log_every_n_steps; `diagnosis`
+    then judges what it measured. Between two looks it only keeps references to losses and batches, so that no
+    step waits for the device.
 
-    When the loss or the weights are no longer finite, it ends the run with FloatingPointError. The batch
-    is then in RUN_DIR/nan_batch.pt, and the weights of the last look in checkpoints/before_nan.ckpt.
-    Weights that are not finite are never saved, whoever asks for a checkpoint.
+    When the loss or the weights are no longer finite, it ends the run with FloatingPointError. The batch is
+    then in RUN_DIR/nan_batch.pt, and the weights of the last look in checkpoints/before_nan.ckpt. No
+    checkpoint is ever saved with weights that are not finite.
 
     Args:
-        limits: those of `schema.Limits`, explained in conf/callbacks/default.yaml.
+        limits: the fields of `schema.Limits`, explained in conf/callbacks/default.yaml.
     """
 
     def __init__(self, **limits: Any):
@@ -50,7 +50,7 @@ class Doctor(L.Callback):
         self.found: list[str] = []  # names of the findings reported so far
         self.looks: list[Look] = []
         self.baseline: float | None = None
-        self.latest: tuple[int, int, Any] = (0, 0, None)  # step, index in the epoch, the batch itself
+        self.latest: tuple[int, int, Any] = (0, 0, None)  # step, index in the epoch, batch
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         self.report_path = Path(trainer.default_root_dir) / "doctor.md"
@@ -62,28 +62,28 @@ class Doctor(L.Callback):
         self.interval = every * -(-self.limits.steps // every)
         self.layers: dict[str, list] = {}
         for name, parameter in pl_module.named_parameters():
-            self.layers.setdefault(layer_of(name), []).append(parameter)
+            self.layers.setdefault(name_layer(name), []).append(parameter)
         self.batch_count = 0
-        self.begin_stretch(trainer, pl_module)
+        self.start_interval(trainer, pl_module)
 
-    def begin_stretch(self, trainer, pl_module) -> None:
+    def start_interval(self, trainer, pl_module) -> None:
         self.before = [parameter.detach().clone() for parameter in pl_module.parameters()]
         self.before_step = trainer.global_step
         self.losses: list[Tensor] = []
         self.batches: list[tuple[int, int, Any]] = []
-        self.steps_norms: list[Tensor] = []  # of the whole gradient
-        self.norms: dict[str, Tensor] = {}  # of each layer's, at the last step
-        self.waited, self.begun = 0.0, time.perf_counter()
-        self.ended = self.begun
+        self.gradient_norms: list[Tensor] = []  # of the whole gradient, at each step
+        self.layer_norms: dict[str, Tensor] = {}  # of each layer, at the last step
+        self.waited, self.started_at = 0.0, time.perf_counter()
+        self.batch_ended_at = self.started_at
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        self.waited += time.perf_counter() - self.ended
+        self.waited += time.perf_counter() - self.batch_ended_at
         self.latest = (trainer.global_step + 1, batch_idx, batch)
         self.batch_count += 1
         self.first_node = torch.autograd._get_sequence_nr()
 
     def on_before_backward(self, trainer, pl_module, loss) -> None:
-        # a graph that is kept shows at once, and a check at each step would be too slow
+        # A kept graph shows at the second batch, and a check at each step would be slow
         if self.batch_count == 2:
             older, total = count_older_nodes(loss, self.first_node)
             if older > 0:
@@ -93,19 +93,19 @@ class Doctor(L.Callback):
         if (trainer.global_step + 1) % self.interval == 0:
             for name, parameters in self.layers.items():
                 if gradients := [p.grad for p in parameters if p.grad is not None]:
-                    self.norms[name] = get_total_norm(gradients)
+                    self.layer_norms[name] = get_total_norm(gradients)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.losses.append(outputs["loss"] * trainer.accumulate_grad_batches)
         self.batches.append(self.latest)
         if trainer.global_step == self.latest[0]:
-            self.steps_norms.append(pl_module.grad_norm)
-        if self.norms:
-            self.look(trainer, pl_module)
-        self.ended = time.perf_counter()
+            self.gradient_norms.append(pl_module.grad_norm)
+        if self.layer_norms:
+            self.take_look(trainer, pl_module)
+        self.batch_ended_at = time.perf_counter()
 
     def on_validation_start(self, trainer, pl_module) -> None:
-        self.paused = time.perf_counter()
+        self.paused_at = time.perf_counter()
         if trainer.state.fn == "fit" and self.losses:
             losses = trainer.strategy.reduce(torch.stack(self.losses))
             self.require_finite(trainer, pl_module, losses.tolist())
@@ -116,29 +116,29 @@ class Doctor(L.Callback):
         for name, value in trainer.callback_metrics.items():
             if name.startswith("val/loss") and not math.isfinite(value):
                 self.end_run(trainer, pl_module, f"{name} is {value:g}", self.latest)
-        self.ended = time.perf_counter()
-        self.begun += self.ended - self.paused
+        self.batch_ended_at = time.perf_counter()
+        self.started_at += self.batch_ended_at - self.paused_at
 
     # --- a look ---
 
     @torch.no_grad()
-    def look(self, trainer, pl_module) -> None:
-        """Fetch the stretch's numbers from the device, all at once, and report what they show."""
+    def take_look(self, trainer, pl_module) -> None:
+        """Fetch the measurements from the device, all at once, and report what they show."""
         moved = get_total_norm([p - q for p, q in zip(pl_module.parameters(), self.before, strict=True)])
         moved /= get_total_norm(self.before)
-        # in half precision, a step whose gradient is infinite is merely skipped
-        peak = torch.stack(self.steps_norms).nan_to_num(0, 0).max()
-        numbers = torch.stack([*self.losses, moved, peak, *self.norms.values()])
+        # In half precision, a step with an infinite gradient is only skipped
+        peak = torch.stack(self.gradient_norms).nan_to_num(0, 0).max()
+        numbers = torch.stack([*self.losses, moved, peak, *self.layer_norms.values()])
         numbers = trainer.strategy.reduce(numbers).tolist()  # the same in all processes
 
         count = len(self.losses)
         losses, (share, highest, *norms) = numbers[:count], numbers[count:]
         self.require_finite(trainer, pl_module, [*losses, share])
         if self.baseline is None:
-            self.baseline = class_entropy([pl_module.targets(batch) for _, _, batch in self.batches])
+            self.baseline = compute_class_entropy([pl_module.targets(batch) for _, _, batch in self.batches])
 
-        gradients = dict(zip(self.norms, norms, strict=True))
-        waiting = self.waited / (time.perf_counter() - self.begun)
+        gradients = dict(zip(self.layer_norms, norms, strict=True))
+        waiting = self.waited / (time.perf_counter() - self.started_at)
         self.looks.append(Look(trainer.global_step, sum(losses) / count, share, highest, gradients, waiting))
         baseline = self.baseline or self.looks[0].loss
         findings = diagnose(self.looks, baseline, pl_module.config, self.limits)
@@ -146,10 +146,10 @@ class Doctor(L.Callback):
             findings += filter(None, [find_slow_bf16(*time_precisions(pl_module))])
         for finding in findings:
             self.report(trainer, pl_module, finding)
-        self.begin_stretch(trainer, pl_module)
+        self.start_interval(trainer, pl_module)
 
     def require_finite(self, trainer, pl_module, numbers: list[float]) -> None:
-        """End the run unless all numbers are finite: the losses of the stretch, then, if there is one
+        """End the run unless all numbers are finite: the losses since the last look and, if there is one
         more, how far the weights moved."""
         for index, number in enumerate(numbers):
             if not math.isfinite(number):
@@ -207,7 +207,7 @@ class Doctor(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.found, self.baseline = state_dict["found"], state_dict["baseline"]
         self.looks = [Look(*values) for values in state_dict["looks"]]
-        # what was found after that checkpoint will be found again
+        # What was found after that checkpoint will be found again
         if self.report_path.exists():
             os.truncate(self.report_path, state_dict["bytes"])
 
@@ -233,27 +233,26 @@ def time_precisions(model: Task) -> tuple[float, float]:
     return median(seconds[True][1:]), median(seconds[False][1:])
 
 
-def layer_of(name: str) -> str:
-    """The layer that a parameter belongs to; in a recurrent stack, with its number and direction."""
+def name_layer(name: str) -> str:
+    """The layer of a parameter, with its number and direction in a recurrent stack."""
     module, _, parameter = name.rpartition(".")
     numbered = re.search(r"_l(\d+)(_reverse)?$", parameter)
     return module + (f" layer {numbered[1]}{' backwards' if numbered[2] else ''}" if numbered else "")
 
 
 def count_older_nodes(loss: Tensor, first: int) -> tuple[int, int]:
-    """How many nodes of the graph behind `loss` were made before node number `first`, and how many there
-    are."""
-    waiting, seen = [loss.grad_fn], set()
-    while waiting:
-        node = waiting.pop()
+    """How many nodes in the graph of `loss` are older than node number `first`, and how many there are."""
+    queue, seen = [loss.grad_fn], set()
+    while queue:
+        node = queue.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            waiting += [following for following, _ in node.next_functions]
+            queue += [following for following, _ in node.next_functions]
     return sum(node._sequence_nr() < first for node in seen), len(seen)
 
 
-def class_entropy(targets: list[Tensor | None]) -> float | None:
-    """The entropy of the target classes, in nats: the loss of a model that knows their frequencies alone."""
+def compute_class_entropy(targets: list[Tensor | None]) -> float | None:
+    """The entropy of the target classes in nats: the loss of predicting their frequencies."""
     known = [classes.flatten() for classes in targets if classes is not None]
     if not known:
         return None

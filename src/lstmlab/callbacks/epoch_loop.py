@@ -1,12 +1,11 @@
-"""Lightning's loop over the batches of an epoch, with a place between two batches to save and to stop.
+"""Lightning's loop over the batches of an epoch, with a hook between two batches to save and to stop.
 
-What exact resume relies on in Lightning 2.6. None of it is a promise, so
-tests/callbacks/test_epoch_loop.py checks each of these names: an upgrade of Lightning that changes one
-fails there first.
+Exact resume relies on these private parts of Lightning 2.6. Any upgrade may change them, so
+tests/callbacks/test_epoch_loop.py checks each name and fails first.
 
 `_TrainingEpochLoop`, for `EpochLoop` below:
 - `__init__(trainer, min_steps, max_steps)`. `trainer.fit_loop.epoch_loop` holds the loop, and a
-  callback's `setup` may still replace it. Its `val_loop` has its data source by then, so the replacement
+  callback's `setup` can still replace it. Its `val_loop` has its data source by then, so the replacement
   takes it over.
 - `run(data_fetcher)` calls `reset()`, then for each batch `advance(data_fetcher)`,
   `on_advance_end(data_fetcher)` and `on_iteration_done()`, which sets `restarting` to False.
@@ -14,13 +13,13 @@ fails there first.
   counters, which batch or validation to skip.
 - `advance` takes a training step with all its hooks. With several processes it calls
   `_broadcast_sigterm_tensor()`.
-- `on_advance_end` validates if it is time to, with `trainer.validating` set, and then writes the step's
-  row to the loggers. It raises SIGTERMException once `trainer.received_sigterm` is set, also in the
-  middle of a validation.
-- `on_save_checkpoint()` and `on_load_checkpoint(state_dict)` carry a dict of the loop's own.
+- `on_advance_end` validates if a validation is due, with `trainer.validating` set, and then writes the step's
+  row to the loggers. It raises SIGTERMException once `trainer.received_sigterm` is set, even in
+  the middle of a validation.
+- `on_save_checkpoint()` and `on_load_checkpoint(state_dict)` save and load a dict of the loop.
 - `max_steps` ends the loop when `global_step` reaches it; `batch_idx` counts the batches of the epoch.
 - `_batches_that_stepped` is the step that loggers write. It is saved before its increment, so `reset` has
-  to mend it.
+  to correct it.
 
 `LastCheckpoint`:
 - `trainer._signal_connector._sigterm_notifier_fn(signum, frame)` handles SIGTERM.
@@ -49,11 +48,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """Calls `between_batches` when everything that belongs to a batch is done, its validation included.
+    """Calls `between_batches` when a batch is done, with its log row and its validation.
 
     Lightning has no hook there. A checkpoint saved in `on_train_batch_end` lacks the log row and the
-    validation that follow, and a restart guesses which of them were done. This loop resumes with the next
-    batch, or with the validation that was interrupted.
+    validation that follow, and on resuming Lightning guesses which of them were done. This loop resumes with
+    the next batch, or with the validation that was interrupted.
     """
 
     def __init__(self, trainer, between_batches: Callable[[], None]):
@@ -63,7 +62,7 @@ class EpochLoop(_TrainingEpochLoop):
         self.validation_due = False
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """Do nothing: Lightning's own stops all processes without saving; `between_batches` does both."""
+        """Do nothing. Lightning would stop all processes without saving; `between_batches` does both."""
 
     def on_save_checkpoint(self) -> dict:
         return super().on_save_checkpoint() | {"validation_due": self.validation_due}
@@ -71,7 +70,7 @@ class EpochLoop(_TrainingEpochLoop):
     def on_load_checkpoint(self, state_dict: dict) -> None:
         super().on_load_checkpoint(state_dict)
         self.validation_due = state_dict["validation_due"]
-        # leaves room for the validation after the last step, which would else not take place
+        # Leaves room for the validation after the last step, which would otherwise be skipped
         self.max_steps += self.validation_due
 
     def reset(self) -> None:
@@ -84,7 +83,7 @@ class EpochLoop(_TrainingEpochLoop):
     def advance(self, data_fetcher) -> None:
         if self.validation_due:
             self.validation_due = False
-            # the interrupted validation may be the one after the last step
+            # The interrupted validation may be the one after the last step
             model: Any = self.trainer.lightning_module
             model.stop_when_done()
         else:

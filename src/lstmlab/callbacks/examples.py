@@ -1,4 +1,4 @@
-"""What a model makes of a few validation examples, beside the truth."""
+"""The output of the model on a few validation examples, beside the truth."""
 
 import gc
 import os
@@ -26,7 +26,7 @@ class Examples(L.Callback):
         return {"bytes": self.table.stat().st_size if self.table.exists() else 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # what was written after that checkpoint will be written again
+        # What was written after that checkpoint will be written again
         if self.table.exists():
             os.truncate(self.table, state_dict["bytes"])
 
@@ -51,6 +51,6 @@ class Examples(L.Callback):
         if figure is not None:
             figure.savefig(self.table.with_suffix(".png"))
             show(trainer, "picture", picture=figure)
-            # its parts refer to each other: left to Python, 50 MB of them would pile up
+            # Figures hold reference cycles: without a collection, 50 MB of them would pile up
             del figure
             gc.collect()

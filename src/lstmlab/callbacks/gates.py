@@ -1,4 +1,4 @@
-"""The gates of some units on one text, at each validation: how they learn to open and close."""
+"""The gates of some units on one text at each validation, to see how they learn to open and close."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +18,7 @@ from lstmlab.loggers import show
 from lstmlab.models.base import Unsupported
 
 PIXEL = 9  # the side of one value in the picture, and the height of a character
-WORD = 12  # characters of a token that the picture shows
+WORD = 12  # how many characters of a token the picture shows
 
 
 class Gates(L.Callback):
@@ -26,8 +26,8 @@ class Gates(L.Callback):
 
     RUN_DIR/gates/step_N.npz holds the `tokens` (T,), the numbers of the `units` (U,), spread evenly over the
     layer, and i, f, g, o, c, h (GRU: r, z, n, h; RNN: h), each (L, D, T, U). RUN_DIR/gates.png shows the last
-    layer, forwards, at the latest validation; wandb and TensorBoard keep all pictures. A task that cannot be
-    traced has neither.
+    layer, forward direction, at the latest validation; wandb and TensorBoard keep all pictures. Does nothing
+    for a task that cannot be traced.
     """
 
     def __init__(self, units: int, steps: int):
@@ -37,14 +37,14 @@ class Gates(L.Callback):
     def on_validation_batch_end(
         self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0
     ) -> None:
-        # the middle batch, since data may be sorted by length
+        # The middle batch, since data may be sorted by length
         if self.rows is None and dataloader_idx == 0 and batch_idx == trainer.num_val_batches[0] // 2:
             with suppress(Unsupported):
                 rows = pl_module.rows_of_batch(batch)
                 self.rows = Rows(rows.ids[:1], rows.lengths[:1]).head(self.steps)
                 cell = pl_module.config.cell.with_backend("scratch")
                 config = pl_module.config.model_copy(update={"cell": cell})
-                # initial weights are drawn, but not from the run's own random numbers
+                # Building a model draws weights, but must not change the random state of the run
                 with torch.random.fork_rng():
                     self.twin = type(pl_module)(config, pl_module.info).eval()
 
@@ -71,11 +71,11 @@ class Gates(L.Callback):
 
 
 def paint_gates(values: dict[str, np.ndarray], tokens: list[str]) -> Image.Image:
-    """Values (U, T) by name, one block each, under the tokens.
+    """Paint values (U, T) by name, one block each, under the tokens.
 
     Values between 0 and 1 run from dark to light. Signed values are blue below 0 and red above; the colours
-    end at 1 or, if it is more, at the absolute value that 1 % exceed. Painted in 30 ms: matplotlib takes two
-    seconds.
+    end at 1 or, if it is more, at the absolute value that 1 % exceed. It takes 30 ms; matplotlib would take
+    two seconds.
     """
     labels = [VISIBLE.get(token, token.strip())[:WORD] for token in tokens]
     words = max(map(len, labels)) > 1
@@ -85,7 +85,7 @@ def paint_gates(values: dict[str, np.ndarray], tokens: list[str]) -> Image.Image
     for t, label in enumerate(labels):
         ImageDraw.Draw(strip).text((0, t * PIXEL) if words else (t * PIXEL, 0), label, "black", font)
     if words:
-        # they read upwards
+        # Words read upwards
         strip = strip.rotate(90, expand=True)
 
     units = len(next(iter(values.values())))

@@ -16,15 +16,15 @@ from lstmlab.loggers import MetricsCSV
 
 
 class LastCheckpoint(Checkpoint):
-    """Write RUN_DIR/checkpoints/last.ckpt after each validation, at the intervals asked for, and at SIGTERM,
-    after which training ends with Lightning's SIGTERMException.
+    """Write RUN_DIR/checkpoints/last.ckpt after each validation, at regular intervals, and after SIGTERM,
+    which then ends training with Lightning's SIGTERMException.
 
-    Beside what Lightning saves, this and every other checkpoint then hold the random states, the gradients of
-    an incomplete optimizer step, the number of rows in metrics.csv and the seconds spent on training.
+    With this callback, every checkpoint also holds the random states, the gradients of an incomplete
+    optimizer step, the number of rows in metrics.csv and the seconds of training.
 
     Args:
-        every_n_minutes: of training without a checkpoint; None: no limit.
-        every_n_steps: optimizer steps; None: no limit.
+        every_n_minutes: the longest time between two checkpoints; None: no limit.
+        every_n_steps: the most optimizer steps between two checkpoints; None: no limit.
     """
 
     def __init__(self, every_n_minutes: float | None, every_n_steps: int | None):
@@ -32,7 +32,7 @@ class LastCheckpoint(Checkpoint):
         self.steps = every_n_steps or float("inf")
         self.resume_state: dict[str, Any] | None = None
         self.validated = False
-        # of several processes, which have to agree on when to stop
+        # Several processes have to agree on when to stop
         self.sigterm_received = False
 
     def setup(self, trainer, pl_module, stage: str) -> None:
@@ -40,14 +40,14 @@ class LastCheckpoint(Checkpoint):
             self.path = Path(trainer.default_root_dir) / "checkpoints/last.ckpt"
             trainer.fit_loop.epoch_loop = EpochLoop(trainer, lambda: self.save_and_stop(trainer))
             if distributed.world_size() > 1:
-                # Lightning's handler talks to the other processes in the middle of whatever they do
+                # Lightning's handler would call a collective in the middle of another one
                 trainer._signal_connector._sigterm_notifier_fn = self.note_sigterm
 
     def note_sigterm(self, *_: Any) -> None:
         self.sigterm_received = True
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        # a run that early stopping has ended stays ended
+        # A run that early stopping has ended must not train on
         trainer.should_stop = any(c.wait_count >= c.patience for c in trainer.early_stopping_callbacks)
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -55,10 +55,10 @@ class LastCheckpoint(Checkpoint):
         if self.resume_state is not None:
             earlier = self.resume_state["seconds"]
             processes = self.resume_state["processes"]
-            # there may be more processes now than there were
+            # There may be more processes than before
             if distributed.rank() < len(processes):
                 set_random_states(processes[distributed.rank()]["random_states"])
-            # each resumes from its own gradients: their mean would be summed in another order
+            # Each process takes its own gradients: their mean would be summed in another order
             if distributed.world_size() == len(processes):
                 processes = [processes[distributed.rank()]]
             for name in processes[0]["gradients"]:
@@ -94,7 +94,7 @@ class LastCheckpoint(Checkpoint):
         gradients = {name: p.grad.cpu() for name, p in parameters if p.grad is not None}
         checkpoint["resume"] = {
             "processes": distributed.gather_objects(
-                {"random_states": random_states(), "gradients": gradients}
+                {"random_states": get_random_states(), "gradients": gradients}
             ),
             "rows": rows,
             "seconds": time.monotonic() - self.start,
@@ -110,12 +110,12 @@ class LastCheckpoint(Checkpoint):
             checkpoint["callbacks"], before, str(trainer.default_root_dir)
         )
         for callback in trainer.early_stopping_callbacks:
-            # the checkpoint would bring back the old patience
+            # The checkpoint would restore the old patience
             if callback.state_key in checkpoint["callbacks"]:
                 checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience
 
 
-def random_states() -> dict[str, Any]:
+def get_random_states() -> dict[str, Any]:
     """The states of all random number generators, as plain containers and tensors."""
     numpy = np.random.get_state(legacy=False)
     numpy["state"]["key"] = numpy["state"]["key"].tolist()
@@ -135,7 +135,7 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def replace_folder(value: Any, before: str, after: str) -> Any:
-    """The same containers, in which the paths in folder `before` are now in folder `after`."""
+    """A copy of the containers in which paths in folder `before` are in folder `after`."""
     if isinstance(value, dict):
         return {replace_folder(k, before, after): replace_folder(v, before, after) for k, v in value.items()}
     return value.replace(before, after, 1) if isinstance(value, str) and value.startswith(before) else value

@@ -1,4 +1,4 @@
-"""Ends a trial of a search that does worse than the others (Golovin et al. 2017, median stopping rule)."""
+"""Ends trials of a search that do worse than the median (Golovin et al. 2017, median stopping rule)."""
 
 from pathlib import Path
 
@@ -9,16 +9,15 @@ from hydra_plugins.lstmlab_optuna import JOURNAL, open_study
 
 
 class Pruning(L.Callback):
-    """Raise optuna.TrialPruned after a validation if the trial's best value so far is worse than the
-    median of the other trials after as many validations. A finished trial that is resumed is never
-    pruned.
+    """Raise optuna.TrialPruned after a validation if the best value so far is worse than the median of the
+    other trials after as many validations. A finished trial that is resumed is never pruned.
 
     Args:
         monitor: the metric; its direction is the study's.
-        startup_trials: number of trials to finish before any is pruned.
-        warmup: validations before a trial may be pruned.
+        startup_trials: the number of trials that finish before any is pruned.
+        warmup: the number of validations before a trial may be pruned.
         study: the sweep's folder.
-        trial: its number in the study.
+        trial: the number of the trial in the study.
 
     Raises:
         FileNotFoundError: there is no study in the folder.

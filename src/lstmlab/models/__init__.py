@@ -7,6 +7,6 @@ from lstmlab.schema import CheckpointConfig
 
 
 def build_model(config: CheckpointConfig, info: dict) -> Any:
-    """The model that `config.model` names, untrained. `info`: what its data module knows (vocabulary …)."""
+    """The untrained model that `config.model` names. `info`: what the data module tells it (vocabulary …)."""
     module, name = config.model.module.split(".")
     return getattr(importlib.import_module(f"lstmlab.models.{module}"), name)(config, info)

@@ -1,4 +1,4 @@
-"""Attention of a decoder over an encoder's output: three ways to score, one way to mix."""
+"""Attention of a decoder over the output of an encoder: three scores, one weighted mean."""
 
 import math
 from typing import NamedTuple
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 
 class Memory(NamedTuple):
-    """What an encoder left, made ready once for all decoder steps."""
+    """The output of an encoder, prepared once for all decoder steps."""
 
-    values: Tensor  # (B, S, M): its output
-    keys: Tensor  # (B, S, H): what queries are scored against
-    mask: Tensor  # (B, S): True within the source
+    values: Tensor  # (B, S, M): the output
+    keys: Tensor  # (B, S, H): queries are scored against these
+    mask: Tensor  # (B, S): True inside the source
 
 
 class Attention(nn.Module):
     """α_t = softmax_s score(query_t, value_s) · context_t = Σ_s α_ts value_s
 
-    Queries (B, T, H), of decoder steps or of hypotheses side by side, and values (B, S, M), M = D·H.
+    Queries (B, T, H) are decoder steps or parallel hypotheses; values are (B, S, M), M = D·H.
     """
 
     def __init__(self, query_size: int, value_size: int):
@@ -26,7 +26,7 @@ class Attention(nn.Module):
         self.query_size, self.context_size = query_size, value_size
 
     def keys(self, values: Tensor) -> Tensor:
-        """The part of the score that no query changes, (B, S, M) → (B, S, H)."""
+        """The part of the score that is the same for all queries, (B, S, M) → (B, S, H)."""
         raise NotImplementedError
 
     def score(self, query: Tensor, keys: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
 
 class Dot(Attention):
-    """score(q, v) = qᵀv (Luong et al. 2015); of a bidirectional encoder's v both halves are added."""
+    """score(q, v) = qᵀv (Luong et al. 2015); the two halves of a bidirectional v are added."""
 
     def keys(self, values: Tensor) -> Tensor:
         return values.unflatten(-1, (-1, self.query_size)).sum(-2)  # (B, S, D·H) → (B, S, H)
@@ -62,7 +62,7 @@ class General(Attention):
 
 
 class Additive(Attention):
-    """score(q, v) = wᵀ tanh(W q + U v) (Bahdanau et al. 2014): a tensor (B, T, S, H), so slower."""
+    """score(q, v) = wᵀ tanh(W q + U v) (Bahdanau et al. 2014); slower, since it needs (B, T, S, H)."""
 
     def __init__(self, query_size: int, value_size: int):
         super().__init__(query_size, value_size)
@@ -79,7 +79,7 @@ class Additive(Attention):
 
 
 class NoAttention(Attention):
-    """No context, (B, T, 0): the decoder has its first state alone."""
+    """An empty context (B, T, 0): the decoder only has its first state."""
 
     def __init__(self, query_size: int, value_size: int):
         super().__init__(query_size, 0)

@@ -1,7 +1,7 @@
 """What all tasks share: the optimizer, its schedule, clipping, and what goes into a checkpoint.
 
-A task must have `training_step`, `validation_step` and `count_tokens`. What else it offers is up to it: the
-commands and callbacks call the methods below, and an `Unsupported` says what a task does not have.
+A task must have `training_step`, `validation_step` and `count_tokens`. All other methods are optional.
+Commands and callbacks call them; by default they raise `Unsupported`, which says what the task does not have.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,14 +24,14 @@ from lstmlab.tables import markdown
 
 
 class Unsupported(ValueError):
-    """A task does not have what it was asked for: one sentence that names the task."""
+    """The task does not support what was requested. The message is one sentence that names the task."""
 
 
 class Graph(NamedTuple):
-    """A function of a model's, to be exported as one file.
+    """A function of a model, to be exported as one file.
 
-    inputs: by name, an example and its axes, one letter each: B rows and T steps may change from call to
-        call, any other axis keeps its size.
+    inputs: by name, an example and its axes, one letter each: B (rows), T and S (steps) are dynamic; any
+        other axis keeps its size.
     """
 
     function: Callable[..., Any]
@@ -43,14 +43,14 @@ class Task(L.LightningModule):
     """A model with its loss.
 
     Args:
-        config: the settings of the run; of a model that was loaded, a `CheckpointConfig`.
-        info: what the data module tells the model (vocabulary …), plain containers.
+        config: the settings of the run, or the `CheckpointConfig` of a loaded model.
+        info: what the data module tells the model (vocabulary, …), in plain containers.
 
-    Both are saved in the checkpoint, so that it opens without any other file.
+    Both are saved in the checkpoint, which therefore opens without any other file.
     """
 
     options: tuple[str, ...] = ()  # the keys of conf/predict.yaml that this task's `respond` reads
-    # True for a language model: it has `sample_ids`, `training_text` and a `vocabulary`, as CharLM has them
+    # True for a language model, which has `sample_ids`, `training_text` and `vocabulary` like CharLM
     writes_text = False
 
     def __init__(self, config: TrainConfig, info: dict):
@@ -59,34 +59,34 @@ class Task(L.LightningModule):
         self.config, self.info = config, info
         self.plateau: ReduceLROnPlateau | None = None
         self.grad_norm: Tensor | None = None  # of the latest step, before clipping
-        self.resumed: dict[str, Any] = {}  # from the checkpoint that training resumes from
+        self.resumed: dict[str, Any] = {}  # from the checkpoint from which training resumes
 
     def build_cell(self, input_size: int, **changes: Any) -> nn.Module:
-        """The recurrent stack that the `cell` group describes, with some of its settings changed."""
+        """The recurrent stack that the `cell` group describes, with some settings changed."""
         return build_cell(input_size=input_size, **(self.config.cell.to_plain() | changes))
 
     def count_tokens(self, batch: Any) -> int | Tensor:
-        """How many tokens a training batch holds: what the throughput counts."""
+        """The number of tokens in a training batch, for the throughput."""
         raise NotImplementedError(f"{type(self).__name__} must define count_tokens(batch)")
 
     def targets(self, batch: Any) -> Tensor | None:
-        """The classes (integers, any shape) over which a training batch's loss is the mean, if it is one.
+        """The classes (integers, any shape) over which the loss of a training batch is averaged, if it is.
 
-        Their entropy is the baseline to judge a loss by: the loss of knowing their frequencies alone.
+        Their entropy is the baseline for a loss: it is the loss of predicting the class frequencies.
         """
         return None
 
     def unsupported(self, what: str) -> Unsupported:
         return Unsupported(f"model={self.config.model.name} {what}")
 
-    # --- what predict.py and the callbacks ask for ---
+    # --- for predict.py and the callbacks ---
 
     def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
         """The answer to `text`, piece by piece; `options` are the keys of conf/predict.yaml."""
         raise self.unsupported("has no answer to a text")
 
     def examples(self, batch: Any) -> tuple[list[str], list[list]]:
-        """Column names and a few rows: the model's output on a validation batch, beside the truth."""
+        """Column names and a few rows: the output of the model on a validation batch, beside the truth."""
         raise self.unsupported("has no examples to show")
 
     def draw_example(self, batch: Any) -> Any:
@@ -94,7 +94,7 @@ class Task(L.LightningModule):
         return None
 
     def finish(self) -> str:
-        """What to print when training is over: a look at what the model does. Empty if there is none."""
+        """What to print after training: some output of the model, or an empty string."""
         trainer: Any = self.trainer
         batch = next(iter(trainer.datamodule.val_dataloader()))
         try:
@@ -103,37 +103,37 @@ class Task(L.LightningModule):
         except Unsupported:
             return ""
 
-    # --- what analyze.py asks for ---
-    # The gates callback asks for traced_cell, embed_ids, rows_of_batch and token_texts as well
+    # --- for analyze.py ---
+    # The gates callback also calls traced_cell, embed_ids, rows_of_batch and token_texts
 
     def traced_cell(self) -> Any:
         """The recurrent stack that reads the input."""
         raise self.unsupported("has no cell to analyse")
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        """Ids (B, T) → what `traced_cell` sees of them (B, T, I)."""
+        """Ids (B, T) → the input of `traced_cell` (B, T, I)."""
         raise self.unsupported("has no ids to embed")
 
     def read_text(self, text: str) -> Rows:
-        """A typed text as the model reads it. Raises ValueError for one that it cannot read."""
-        raise self.unsupported("reads no text")
+        """A text as rows of ids. Raises ValueError for a text that the model cannot read."""
+        raise self.unsupported("does not read text")
 
     def rows_of_batch(self, batch: Any) -> Rows:
         """The sequences of a training or validation batch, on the CPU."""
         raise self.unsupported("has no rows of ids in its batches")
 
     def validation_rows(self, datamodule: Any, count: int) -> Rows:
-        """Validation data of `count` steps or slightly more, or all if there are fewer."""
+        """Validation data: `count` steps or slightly more, or all if there are fewer."""
         raise self.unsupported("has no validation data to analyse")
 
     def token_texts(self, rows: Rows) -> list[str]:
-        """The text of each of the N steps. Joined they can be read, one row per line."""
+        """The text of each of the N steps. Joined, they read as one row per line."""
         raise self.unsupported("has no tokens to show")
 
     def text_features(self, rows: Rows, language: str | None) -> Features:
-        """What a reader of the rows knows after each step: units are ranked by how well they track it.
+        """What a reader of the rows knows after each step. Units are ranked by how well they track it.
 
-        language: python or english, what to look for in a text; None: what suits the training data.
+        language: which features of a text to compute, python or english; None: those of the training data.
         """
         return {}
 
@@ -141,10 +141,10 @@ class Task(L.LightningModule):
         """A matplotlib Figure of the model at work on the first row, or None."""
         return None
 
-    # --- what export.py asks for ---
+    # --- for export.py ---
 
     def graphs(self) -> dict[str, Graph]:
-        """File names, without their ending, and the graphs that they are to hold."""
+        """{file name without suffix: graph}."""
         raise self.unsupported("has no graph to export as format=onnx; use format=safetensors")
 
     # --- optimisation ---
@@ -157,7 +157,7 @@ class Task(L.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
-        """Clip as the `clipping` group says, and log the norm before clipping, computed once."""
+        """Clip as the `clipping` group says, and log the norm before clipping."""
         config = self.config.clipping
         parameters = list(self.parameters())
         if isinstance(config, NormClippingConfig):
@@ -175,16 +175,16 @@ class Task(L.LightningModule):
             torch.manual_seed(self.config.seed + distributed.rank())
 
     def log(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        """Log the mean over processes, so that all decide alike on what they validated."""
+        """Log the mean over processes, so that all of them make the same decisions after a validation."""
         if distributed.world_size() > 1:
             kwargs["sync_dist"] = True
         super().log(name, value, *args, **kwargs)
 
     def log_step(self, values: dict[str, Any], prog_bar: bool = False) -> None:
-        """Log a training step's values at the steps that are recorded.
+        """Log the values of a training step, if the step is one of those recorded.
 
-        Lightning's `log` costs a third of a millisecond even where its values are thrown away. The last step
-        is recorded: Lightning writes a row for it anyway, which would otherwise repeat the values before it.
+        Lightning's `log` takes a third of a millisecond even if the values are discarded. The last step is
+        always recorded, because Lightning's row for it would otherwise repeat older values.
         """
         step, trainer = self.trainer.global_step + 1, self.config.trainer
         if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:
@@ -194,14 +194,14 @@ class Task(L.LightningModule):
         self.stop_when_done()
 
     def stop_when_done(self) -> None:
-        """Ask Lightning to stop at max_steps. Its own limit would skip the last validation."""
+        """Stop at max_steps. The limit of Lightning itself would skip the last validation."""
         steps = self.config.trainer.max_steps
         assert steps is not None  # worked out before training
         if self.trainer.global_step >= steps:
             self.trainer.should_stop = True
 
     def on_validation_epoch_end(self) -> None:
-        """Show the plateau scheduler each validation; Lightning would show it one per epoch.
+        """Step the plateau scheduler at each validation; Lightning would step it once per epoch.
 
         A task with an `on_validation_epoch_end` of its own calls this last, when all metrics are logged.
         """
@@ -230,5 +230,5 @@ class Task(L.LightningModule):
 
 
 def detach(state: tuple[Tensor, ...] | None):
-    """The same state, cut off from the graph that made it: this is where truncated BPTT truncates."""
+    """The same state without its graph: this is where truncated BPTT truncates."""
     return None if state is None else type(state)(*(member.detach() for member in state))

@@ -17,14 +17,14 @@ from lstmlab.data.text import TextBatch
 from lstmlab.models.base import Graph, Task, detach
 from lstmlab.schema import PredictConfig, TrainConfig
 
-TRANSFER = 16  # characters that are sampled on the device before they are fetched together
+TRANSFER = 16  # characters sampled on the device before they are fetched together
 
 
 class CharLM(Task):
     """p(x_t | x_<t): embedding → dropout → recurrent stack → dropout → projection (V).
 
-    The loss is in nats per character. With `tie_weights` the projection is the embedding's matrix, after a
-    linear map to its size where that differs from the stack's (Press & Wolf 2017).
+    The loss is in nats per character. With `tie_weights` the projection is the embedding matrix (Press & Wolf
+    2017), after a linear map to its size if the stack has another size.
     """
 
     options = ("length", "temperature", "top_k", "seed")
@@ -50,17 +50,17 @@ class CharLM(Task):
         return self.dropout(self.embedding(ids))
 
     def forward(self, inputs: Tensor, state=None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Ids (B, T) and the stack's state before them → logits (B, T, V) and the new state."""
+        """Ids (B, T) and the state before them → logits (B, T, V) and the new state."""
         output, state = self.cell(self.embed_ids(inputs), state)  # (B, T, H)
         return self.projection(self.resize(self.dropout(output))), state
 
     def loss(self, batch: TextBatch, state) -> tuple[Tensor, tuple[Tensor, ...]]:
         logits, state = self(batch.inputs, state)
-        # In float32, whatever the precision of the matrices: exp(loss) is reported
+        # In float32 at any precision: the perplexity is exp(loss)
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), state
 
     def training_step(self, batch: TextBatch, index: int) -> Tensor:
-        # An epoch begins at the start of the text
+        # An epoch starts at the beginning of the text
         if index == 0:
             self.train_state = None
         loss, state = self.loss(batch, self.train_state)
@@ -78,7 +78,7 @@ class CharLM(Task):
         self.train_state = checkpoint["train_state"]
 
     def on_train_start(self) -> None:
-        # A checkpoint holds the state of the streams of all processes
+        # A checkpoint holds the states of the streams of all processes
         if self.train_state is not None:
             self.train_state = tuple(
                 member[:, distributed.rank() :: distributed.world_size()].to(self.device).contiguous()
@@ -92,7 +92,8 @@ class CharLM(Task):
         loss, state = self.loss(batch, self.val_state if stateful else None)
         self.val_state = state
         name = "val/loss_stateful" if stateful else "val/loss_cold"
-        count = batch.targets.numel()  # the mean is over characters
+        # The mean over batches is weighted by characters
+        count = batch.targets.numel()
         self.log(name, loss, prog_bar=True, batch_size=count, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
@@ -114,10 +115,9 @@ class CharLM(Task):
         top_k: int | None = None,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Continue `prompt` by `length` characters, yielded a few at a time.
+        """Continue `prompt` by `length` characters, yielded a few at a time; see `sample_ids`.
 
-        `sample_ids` says how they are drawn. Raises ValueError for a prompt that is empty or holds a
-        character that the model never saw.
+        Raises ValueError for a prompt that is empty or holds a character outside the vocabulary.
         """
         ids = {character: i for i, character in enumerate(self.vocabulary) if i > 0}
         if unknown := sorted(set(prompt) - ids.keys()):
@@ -140,8 +140,8 @@ class CharLM(Task):
     ) -> Iterator[Tensor]:
         """Continue each row of ids (B, T) by `length` ids, yielded a few at a time: (B, at most TRANSFER).
 
-        At temperature 0 the most probable character is taken. Otherwise one is drawn from
-        softmax(logits / temperature), among the `top_k` most probable if that is given. It is drawn as
+        Temperature 0 takes the most probable character. Otherwise it is drawn from
+        softmax(logits / temperature), among the `top_k` most probable ones if that is given, as
         argmax(logits + temperature · noise) with Gumbel noise, −log Exp(1) (Maddison et al. 2014).
         """
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -170,7 +170,7 @@ class CharLM(Task):
         return ["prompt", "sample"], [[p, "".join(self.sample(p, 80, temperature=0.8))] for p in prompts]
 
     def finish(self) -> str:
-        """The beginning of the validation text, continued by 500 characters."""
+        """The last line of the first validation prompt, continued by 500 characters."""
         trainer: Any = self.trainer
         _, cold = trainer.datamodule.val_dataloader()
         prompt = self.decode(next(iter(cold)).inputs[0]) or self.vocabulary[1]
@@ -178,16 +178,16 @@ class CharLM(Task):
         return last_line + "".join(self.eval().sample(prompt, 500, temperature=0.8))
 
     def decode(self, ids: Tensor) -> str:
-        """The characters of ids (T,), without those that the model never saw."""
+        """The characters of ids (T,), without UNKNOWN."""
         return "".join(self.vocabulary[i] for i in ids.tolist() if i > 0)
 
-    # --- to analyse and export ---
+    # --- analysis and export ---
 
     def traced_cell(self) -> nn.Module:
         return self.cell
 
     def read_text(self, text: str) -> Rows:
-        """One row. A character that the model never saw is UNKNOWN."""
+        """One row. A character outside the vocabulary is UNKNOWN."""
         if not text:
             raise ValueError("text= is empty; give at least one character to read")
         known = {character: i for i, character in enumerate(self.vocabulary)}
@@ -201,7 +201,7 @@ class CharLM(Task):
         return Rows.dense(torch.from_numpy(datamodule.read_ids(datamodule.meta["train"], count))[None])
 
     def training_text(self, datamodule: Any, count: int) -> str:
-        """The first `count` characters of the training text, with UNKNOWN for what has no id."""
+        """The first `count` characters of the training text, with UNKNOWN for those without an id."""
         ids = datamodule.read_ids(0, min(count, datamodule.meta["train"]))
         return "".join(np.array(list(self.vocabulary))[ids])
 
@@ -209,13 +209,13 @@ class CharLM(Task):
         return [self.vocabulary[i] for i in rows.ids[rows.mask].tolist()]
 
     def text_features(self, rows: Rows, language: str | None) -> features.Features:
-        """Those of Python source by default for data=stdlib, those of English prose otherwise."""
-        by_default = "python" if self.config.data.name == "stdlib" else "english"
-        compute = features.python if (language or by_default) == "python" else features.english
+        """By default the features of Python source for data=stdlib, and those of English prose otherwise."""
+        default = "python" if self.config.data.name == "stdlib" else "english"
+        compute = features.python if (language or default) == "python" else features.english
         return compute("".join(self.token_texts(rows)))
 
     def graphs(self) -> dict[str, Graph]:
-        """One graph, which takes the state and returns the new one."""
+        """One graph, which takes a state and returns the new one."""
         _, state = self(torch.ones(2, 5, dtype=torch.long))
         inputs = {"tokens": (torch.ones(2, 5, dtype=torch.long), "BT")}
         inputs |= {name: (torch.zeros_like(member), "LBH") for name, member in state._asdict().items()}

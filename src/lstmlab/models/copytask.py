@@ -1,4 +1,4 @@
-"""The copy task (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016): how far does a memory reach?"""
+"""The copy task (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016): how long does a cell remember?"""
 
 import math
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from lstmlab.schema import PredictConfig, TrainConfig
 
 
 class CopyTask(Task):
-    """p(symbol_k | all that was shown), k = 1 … K: one-hot → recurrent stack → projection (symbols).
+    """p(symbol_k | all inputs), k = 1 … K: one-hot → recurrent stack → projection (symbols).
 
-    Only the last K = `length` steps, the recall, are answered and counted. The loss is in nats per symbol.
-    If `cell.chrono_steps` is null, `cell.init=chrono` takes the length of a training sequence.
+    Only the last K = `length` steps, the recall, count. The loss is in nats per symbol. With
+    `cell.chrono_steps=null`, `cell.init=chrono` uses the length of a training sequence.
     """
 
     def __init__(self, config: TrainConfig, info: dict):
@@ -43,7 +43,7 @@ class CopyTask(Task):
         logits = self(batch.tokens)
         return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), logits
 
-    def measures(self, batch: CopyBatch) -> dict[str, Tensor]:
+    def compute_metrics(self, batch: CopyBatch) -> dict[str, Tensor]:
         loss, logits = self.loss(batch)
         right = logits.argmax(-1) == batch.targets  # (B, K)
         return {
@@ -59,17 +59,17 @@ class CopyTask(Task):
         return loss
 
     def validation_step(self, batch: CopyBatch, index: int) -> None:
-        for name, value in self.measures(batch).items():
+        for name, value in self.compute_metrics(batch).items():
             self.log(f"val/{name}", value, prog_bar="accuracy" in name, batch_size=len(batch.targets))
 
     def test_step(self, batch: CopyBatch, index: int) -> None:
-        """A delay that was not trained on is part of the metric's name: test/sequence_accuracy_delay200."""
+        """The name of a metric holds a delay that was not trained on: test/sequence_accuracy_delay200."""
         trainer: Any = self.trainer
         trained, tested = trainer.datamodule.delay, trainer.datamodule.test_delays
         delay = batch.tokens.shape[1] - 2 * self.length - 1
         as_trained = delay == trained or (isinstance(trained, tuple) and trained in tested)
         suffix = "" if as_trained else f"_delay{delay}"
-        for name, value in self.measures(batch).items():
+        for name, value in self.compute_metrics(batch).items():
             self.log(f"test/{name}{suffix}", value, batch_size=len(batch.targets))
 
     def count_tokens(self, batch: CopyBatch) -> int:
@@ -81,25 +81,25 @@ class CopyTask(Task):
     def examples(self, batch: CopyBatch) -> tuple[list[str], list[list]]:
         recalled = self(batch.tokens[:8]).argmax(-1)
         return ["prediction", "truth"], [
-            [write_symbols(p, self.symbols), write_symbols(t, self.symbols)]
+            [format_symbols(p, self.symbols), format_symbols(t, self.symbols)]
             for p, t in zip(recalled, batch.targets, strict=False)
         ]
 
     @torch.inference_mode()
     def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
-        """Show the symbols of `text`, wait as long as in training, and give what is recalled."""
+        """Show the symbols of `text`, wait as long as in training, and return what the model recalls."""
         targets = self.read_symbols(text)
         delay = self.info["max_delay"]
         tokens = torch.from_numpy(present(targets, self.symbols, delay)).to(self.device)
         recalled = self(tokens).argmax(-1).cpu()
         right = int((recalled.numpy() == targets).sum())
-        yield f"{write_symbols(recalled[0], self.symbols)}\n"
-        yield f"{right} of {self.length} symbols right after {delay} steps"
+        yield f"{format_symbols(recalled[0], self.symbols)}\n"
+        yield f"{right} of {self.length} symbols correct after {delay} steps"
 
     def read_symbols(self, text: str) -> np.ndarray:
-        """Symbols (1, K), typed as digits or, if the task has more than ten, as numbers between spaces.
+        """Symbols (1, K) from digits or, if the task has more than ten, from numbers separated by spaces.
 
-        Raises ValueError for other symbols and for another number of them.
+        Raises ValueError for other symbols or another number of them.
         """
         pieces = text.split() if self.symbols > 10 else list("".join(text.split()))
         allowed = [str(symbol) for symbol in range(self.symbols)]
@@ -110,7 +110,7 @@ class CopyTask(Task):
             raise ValueError(f"text= holds {len(pieces)} symbols, but this model remembers {how}")
         return np.array([[int(piece) for piece in pieces]])
 
-    # --- to analyse and export ---
+    # --- analysis and export ---
 
     def traced_cell(self) -> nn.Module:
         return self.cell
@@ -123,7 +123,7 @@ class CopyTask(Task):
         return Rows.dense(batch.tokens.cpu())
 
     def validation_rows(self, datamodule: Any, count: int) -> Rows:
-        """Sequences of the delay that the first batch has."""
+        """Sequences with the delay of the first batch."""
         batches = [batch.tokens for batch in datamodule.val_dataloader()]
         T = batches[0].size(1)
         tokens = torch.cat([batch for batch in batches if batch.size(1) == T])
@@ -143,5 +143,5 @@ class CopyTask(Task):
         return {"model": Graph(self, {"tokens": (tokens, "BT")}, ["logits"])}
 
 
-def write_symbols(symbols: Tensor, kinds: int) -> str:
+def format_symbols(symbols: Tensor, kinds: int) -> str:
     return ("" if kinds <= 10 else " ").join(map(str, symbols.tolist()))

@@ -1,4 +1,4 @@
-"""Beam search over whole batches."""
+"""Batched beam search."""
 
 import math
 from collections.abc import Callable
@@ -20,22 +20,22 @@ def beam_search(
     eos: int,
     pad: int,
 ) -> tuple[Tensor, Tensor]:
-    """The best sequence of each of B searches: tokens (B, T ≤ max_length), EOS and padding last; scores (B,).
+    """The best sequence of each of B searches: tokens (B, T ≤ max_length) with EOS and padding; scores (B,).
 
-    step: tokens (B, K) and a state, K hypotheses a search → logits (B, K, V) of the next ones, new state.
-    state: tensors (·, B, ·) at the start, (·, B·K, ·) in `step`: there the K of a search stand together.
+    step: tokens (B, K) of K hypotheses per search and a state → logits (B, K, V) and the new state.
+    state: tensors (·, B, ·) at the start and (·, B·K, ·) in `step`, with the K of one search side by side.
 
-    The K = `size` most probable hypotheses go on. One that ends in EOS is kept and holds its place, so the
-    search grows narrower until all have ended or are `max_length` tokens long, EOS counted; with K = 1 it
-    is greedy. The best of the K has the highest log p / ((5 + length) / 6)^length_penalty (Wu et al.
-    2016, equation 14). BOS and padding are never proposed.
+    The K = `size` most probable hypotheses survive each step. One that ends in EOS keeps its place, so the
+    search narrows until all have ended or have `max_length` tokens, including EOS. K = 1 is greedy search.
+    The best of the K has the highest log p / ((5 + length) / 6)^length_penalty (Wu et al. 2016, equation 14).
+    BOS and padding are never proposed.
     """
     B, K = state[0].size(1), size
     device = state[0].device
     state = tuple(member.repeat_interleave(K, 1) for member in state)
     tokens = torch.full((B, K, 1), bos, device=device)
     scores = torch.full((B, K), -math.inf, device=device, dtype=torch.float32)
-    scores[:, 0] = 0  # at first there is one hypothesis, not K equal ones
+    scores[:, 0] = 0  # one hypothesis at first, not K equal ones
     ended = torch.zeros(B, K, dtype=torch.bool, device=device)
     lengths = torch.zeros(B, K, device=device)
     first_row = torch.arange(B, device=device)[:, None] * K  # (B, 1)
@@ -45,7 +45,7 @@ def beam_search(
         V = logits.size(-1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits[:, :, [bos, pad]] = -math.inf
-        # One that has ended takes part as its own continuation by padding, ahead of all others
+        # A hypothesis that has ended competes as its own continuation by padding, ahead of all others
         alive = scores.masked_fill(ended, -math.inf)
         extended = alive[:, :, None] + logits.log_softmax(-1)  # (B, K, V)
         extended[:, :, pad] = torch.where(ended, math.inf, -math.inf)
@@ -54,7 +54,7 @@ def beam_search(
         kept = best == math.inf
         scores = torch.where(kept, scores.gather(1, parent), best)
         lengths = lengths.gather(1, parent) + ~kept
-        # Probability 0: there are such while fewer than K are possible, and they hold no place
+        # While fewer than K hypotheses are possible, the rest have probability 0 and cannot end
         ended = kept | (token == eos) & (best > -math.inf)
         tokens = torch.cat([tokens.gather(1, parent[:, :, None].expand_as(tokens)), token[:, :, None]], 2)
         if bool(ended.all()):

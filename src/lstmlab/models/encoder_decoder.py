@@ -16,10 +16,10 @@ from lstmlab.schema import TrainConfig
 class EncoderDecoder(Task):
     """p(y_t | y_<t, x) for source x and target y, which share one vocabulary (Luong et al. 2015).
 
-    memory  = encoder(embedding(x)), its final states h_n, c_n
-    h_0     = tanh(W h_n + b), and c_0 likewise, where the cell has one: the bridge
+    memory  = encoder(embedding(x)), with final states h_n, c_n
+    h_0     = tanh(W h_n + b), and the same for c_0 of an LSTM: the bridge
     h_t     = decoder(embedding(y_{t-1})); with input feeding, decoder([embedding(y_{t-1}); r_{t-1}])
-    r_t     = tanh(W [h_t; context_t] + b): the readout, of the embedding's size
+    r_t     = tanh(W [h_t; context_t] + b): the readout, as large as the embedding
     p(y_t)  = softmax(P r_t + b)
 
     Without input feeding the whole target runs through the decoder in one call.
@@ -36,7 +36,7 @@ class EncoderDecoder(Task):
         self.source_embedding = nn.Embedding(V, E)
         self.target_embedding = nn.Embedding(V, E)
         self.encoder = self.build_cell(E)
-        members = len(KINDS[cell.kind].state._fields)  # h and c, or h alone
+        members = len(KINDS[cell.kind].state._fields)  # h and c, or only h
         layers = cell.num_layers
         self.bridge = nn.ModuleList(nn.Linear(layers * memory_size, layers * H) for _ in range(members))
         self.decoder = self.build_cell(2 * E if self.input_feeding else E, bidirectional=False)
@@ -51,7 +51,7 @@ class EncoderDecoder(Task):
             self.source_embedding.weight = self.target_embedding.weight
 
     def embed_scaled(self, embedding: nn.Embedding, tokens: Tensor) -> Tensor:
-        """Tokens (…) → (…, E), at first of variance 1 although the output layer may share the matrix
+        """Tokens (…) → (…, E), with initial variance 1 although the output layer may share the matrix
         (Vaswani et al. 2017, section 3.4)."""
         return self.dropout(embedding(tokens) * embedding.embedding_dim**0.5)
 
@@ -59,7 +59,7 @@ class EncoderDecoder(Task):
         return self.embed_scaled(self.source_embedding, ids)
 
     def encode(self, source: Tensor, lengths: Tensor) -> tuple[Memory, State]:
-        """Source (B, S) and its lengths (B,) → what attention reads, and the decoder's first state."""
+        """Source (B, S) and its lengths (B,) → the memory for attention and the decoder's first state."""
         output, state = self.encoder(self.embed_ids(source), lengths=lengths)
         members = []
         for linear, final in zip(self.bridge, state, strict=True):
@@ -108,7 +108,7 @@ class EncoderDecoder(Task):
     ) -> Tensor:
         """Tokens (B, T) of the best translations found for source (B, S); see `beam_search`.
 
-        None is longer than the longest target trained on.
+        They are no longer than the longest training target.
         """
         memory, first = self.encode(source, lengths)
 
@@ -123,20 +123,20 @@ class EncoderDecoder(Task):
             (first[0].new_zeros(1, len(source), self.projection.in_features), *first),
             size=beam_size,
             length_penalty=length_penalty,
-            max_length=self.info["max_target_length"] - 1,  # BOS is given
+            max_length=self.info["max_target_length"] - 1,  # without BOS
             bos=self.info["bos"],
             eos=self.info["eos"],
             pad=self.info["pad"],
         )
         return tokens
 
-    # --- to analyse and export ---
+    # --- analysis and export ---
 
     def traced_cell(self) -> nn.Module:
         return self.encoder
 
     def graphs(self) -> dict[str, Graph]:
-        """The encoder, and the decoder for one step: it takes what attention reads and a state."""
+        """The encoder, and one step of the decoder, which takes a memory and a state."""
 
         def decode(token: Tensor, readout: Tensor, *rest: Tensor) -> Any:
             memory, state = Memory(*rest[:3]), rest[3:]

@@ -1,4 +1,4 @@
-"""The optimizer that the `optimizer` group names, built for a model's parameters."""
+"""Build the optimizer that the `optimizer` group names."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from lstmlab.schema import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Biases and gains get no weight decay and, if the optimizer takes matrices alone, AdamW."""
+    """Vectors (biases, gains) get no weight decay and, if the optimizer takes only matrices, AdamW."""
     parameters = list(parameters)
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
@@ -23,7 +23,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter])
 
 
 class TwoOptimizers(Optimizer):
-    """Two optimizers as one: they share its parameter groups, which a scheduler changes, and its state."""
+    """Several optimizers as one. They share its state and its parameter groups, which a scheduler changes."""
 
     def __init__(self, *parts: Optimizer):
         self.parts = parts
@@ -46,4 +46,5 @@ class TwoOptimizers(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._share()  # what was loaded are other objects
+        # Loading replaces the shared objects
+        self._share()

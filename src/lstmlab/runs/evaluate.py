@@ -1,4 +1,4 @@
-"""The metrics of a checkpoint on its validation and test data."""
+"""Evaluate a checkpoint on its validation and test data."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from lstmlab.schema import EvaluateConfig
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
-    """The metrics of checkpoint `config.ckpt` on its validation data, and on its test data if it has some.
+    """The metrics of checkpoint `config.ckpt` on its validation data and, if there are any, its test data.
 
-    Raises what `load_model` and the data module raise, and ValueError for a setting that does not fit.
+    Raises what `load_model` and the data module raise, and ValueError for a setting of another task.
     """
     model: Any = load_model(config.ckpt, config.backend, config.accelerator)
     if config.beam_size is not None:
         if "beam_size" not in type(model.config.model).model_fields:
             raise ValueError(
                 f"beam_size={config.beam_size} is for model=seq2seq; "
-                f"ckpt={config.ckpt} is of model={model.config.model.name}"
+                f"ckpt={config.ckpt} holds model={model.config.model.name}"
             )
         model.config = model.config.replace({"model.beam_size": config.beam_size})
 
-    datamodule = load_data(config, model)
+    datamodule = load_evaluation_data(config, model)
     trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=1,
@@ -39,11 +39,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     return {name: value for part in metrics for name, value in part.items()}
 
 
-def load_data(config: EvaluateConfig, model: Task) -> Any:
-    """The model's own data module, or what the `data` group of the command names in its place.
+def load_evaluation_data(config: EvaluateConfig, model: Task) -> Any:
+    """The data module that the model was trained with, changed by the `data` group of the command.
 
-    Raises ValueError if the text is no longer the one that was trained on: it would be cut elsewhere, so that
-    some of its validation part was trained on.
+    Raises ValueError if the text has changed: it would be split at another place, so the model may have been
+    trained on some of its validation part.
     """
     data = change_data(model.config.data, config.data.to_plain())
     datamodule = build_data(data, model.config.seed, model.info)
@@ -51,7 +51,7 @@ def load_data(config: EvaluateConfig, model: Task) -> Any:
         datamodule.prepare_data()
         if datamodule.info["source"] != model.info["source"]:
             raise ValueError(
-                f"ckpt={config.ckpt} was trained on {model.info['source']}, but here is "
-                f"{datamodule.info['source']}, some of whose validation part it may have been trained on"
+                f"ckpt={config.ckpt} was trained on {model.info['source']}, but this is "
+                f"{datamodule.info['source']}; the model may have been trained on its validation part"
             )
     return datamodule

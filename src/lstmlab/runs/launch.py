@@ -1,4 +1,4 @@
-"""Start a run in as many processes as it asks for, and end them together."""
+"""Start a run in one or several processes, and stop them together."""
 
 import multiprocessing
 import os
@@ -15,33 +15,34 @@ from lstmlab.config import USER_ERRORS, is_sweep
 from lstmlab.distributed import started_by_torchrun
 from lstmlab.schema import TrainConfig, TrainerConfig, check
 
-GRACE = 20  # seconds that the other processes get to end, once one has failed
+GRACE = 20  # seconds that the other processes have to exit once one has failed
 SIGTERM_CODE = 128 + signal.SIGTERM
 
 
 def launch(config: TrainConfig) -> dict[str, float]:
-    """Train in as many processes as `trainer.devices` asks for, this one if it is one; see `runs.train`.
+    """Train in this process or, with `trainer=ddp`, in `trainer.devices` new ones; see `runs.train`.
 
-    Raises what `train` raises, and ValueError if this process cannot start those of `trainer=ddp`.
+    Raises what `train` raises, and ValueError if this process cannot start the others.
     """
     if config.trainer.strategy == "ddp" and not started_by_torchrun():
         refuse_ddp(config.trainer)
         return launch_processes(config)
-    from lstmlab.runs.train import train  # with Lightning, which a launcher of processes does not need
+    # Imports Lightning, which the launcher of several processes does not need
+    from lstmlab.runs.train import train
 
     return train(config)
 
 
 def refuse_ddp(trainer: TrainerConfig) -> None:
-    """Raise ValueError, with the way to do it, if this process cannot start those of `trainer=ddp`."""
+    """Raise ValueError if this process cannot start those of `trainer=ddp`; the message says what to do."""
     if is_sweep():
         raise ValueError(
-            "trainer=ddp does not go with -m: start one run after the other, "
+            "trainer=ddp does not work with -m; start one run after the other: "
             "for seed in 0 1 2; do python src/train.py trainer=ddp seed=$seed; done"
         )
     if trainer.num_nodes > 1:
         raise ValueError(
-            f"trainer.num_nodes={trainer.num_nodes}: start it on each machine with torchrun "
+            f"trainer.num_nodes={trainer.num_nodes}: start the run on each machine with torchrun "
             f"--nnodes={trainer.num_nodes} --nproc-per-node={trainer.devices} "
             "--rdzv-backend=c10d --rdzv-endpoint=HOST:29500 src/train.py trainer=ddp …"
         )
@@ -51,24 +52,27 @@ def refuse_ddp(trainer: TrainerConfig) -> None:
         )
 
 
-def work(local_rank: int, settings: dict[str, Any], port: int, results: Any) -> None:
-    """The body of a process that `launch` started."""
-    os.setsid()  # the terminal's Ctrl-C is for the launcher, who passes it on
+def run_worker(local_rank: int, settings: dict[str, Any], port: int, results: Any) -> None:
+    """Train in a process that `launch_processes` started."""
+    # Ctrl-C in the terminal reaches the launcher only, which passes it on
+    os.setsid()
     launcher = multiprocessing.parent_process()
-    if launcher is None or not launcher.is_alive():  # from here on, the parent's death is delivered as SIGINT
+    # From here on, the death of the parent is delivered as SIGINT
+    if launcher is None or not launcher.is_alive():
         os._exit(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "lstmlab"}
     os.environ |= {"RANK": str(local_rank), "LOCAL_RANK": str(local_rank)}
     os.environ |= {"WORLD_SIZE": str(settings["trainer"]["devices"])}
 
-    # Lightning takes seconds to import, in which Ctrl-C must not reach this process
+    # Lightning takes seconds to import, during which Ctrl-C must not reach this process
     from lstmlab.runs.train import train
 
     try:
         metrics = train(check("train", settings))
     except USER_ERRORS as error:
         results.put((type(error), str(error)))
-        os._exit(1)  # at once: leaving the group would wait for the others
+        # Leaving the process group would wait for the others
+        os._exit(1)
     if local_rank == 0:
         results.put((None, metrics))
     dist.barrier()
@@ -76,10 +80,10 @@ def work(local_rank: int, settings: dict[str, Any], port: int, results: Any) -> 
 
 
 def launch_processes(config: TrainConfig) -> dict[str, float]:
-    """`train(config)` in `trainer.devices` processes of this machine; returns its metrics.
+    """Run `train(config)` in `trainer.devices` processes on this machine; returns its metrics.
 
-    Raises what a process raised, and ChildProcessError, which names it, if one was killed: the others then
-    end too. SIGTERM and Ctrl-C are passed on, and end in SystemExit as they do in a single process.
+    If one process fails, the others are stopped. Raises what that process raised, or ChildProcessError with
+    its number if it was killed. SIGTERM and Ctrl-C are passed on and end in SystemExit, as in one process.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -87,7 +91,7 @@ def launch_processes(config: TrainConfig) -> dict[str, float]:
     results = torch.multiprocessing.get_context("spawn").SimpleQueue()
     count = config.trainer.devices
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    context = spawn(work, (config.to_plain(), port, results), nprocs=count, join=False)
+    context = spawn(run_worker, (config.to_plain(), port, results), nprocs=count, join=False)
     assert context is not None
     code = None
 

@@ -1,4 +1,4 @@
-"""Resuming a run: from which checkpoint, and with which settings changed."""
+"""Resume a run: find its checkpoint, and check which settings have changed."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from lstmlab.checkpoint import load_checkpoint
 from lstmlab.config import is_sweep
 from lstmlab.schema import TrainConfig, check
 
-# A setting is named by its key or by the beginning of it.
-HARMLESS = (  # the result stays the same, bit for bit
+# Settings are named by their key or by the start of it.
+HARMLESS = (  # leave the result the same, bit for bit
     "resume",
     "exact",
     "run_dir",
     "logger",
-    "data.path",  # the same files elsewhere
+    "data.path",  # may name a copy of the same files
     "data.cache",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
@@ -30,7 +30,7 @@ HARMLESS = (  # the result stays the same, bit for bit
     "callbacks.gates",
 )
 LENGTH = ("trainer.max_epochs", "trainer.max_steps")
-CHANGEABLE = (  # may change within a run; any other change would mix two settings in one result
+CHANGEABLE = (  # may change with exact=false; any other change would mix two experiments in one result
     *LENGTH,
     "trainer.accelerator",
     "trainer.strategy",
@@ -49,19 +49,19 @@ CHANGEABLE = (  # may change within a run; any other change would mix two settin
     "deterministic",
     "threads",
 )
-FIXED = "callbacks.averaging"  # decides what `state_dict` in a checkpoint is
+FIXED = "callbacks.averaging"  # decides which weights the `state_dict` of a checkpoint holds
 
 
 class Start(NamedTuple):
-    """Where a run starts: at its first step, or where `checkpoint` was written."""
+    """Where a run starts: at its first step, or at the step of `checkpoint`."""
 
     config: TrainConfig
     path: str | None = None  # of the checkpoint
-    checkpoint: dict[str, Any] = {}  # noqa: RUF012  never written to
+    checkpoint: dict[str, Any] = {}  # noqa: RUF012  never modified
 
 
 def find_repeated_run(config: TrainConfig) -> TrainConfig | None:
-    """The settings of the run that this very command began in `run_dir`: a requeued job, or one of a sweep.
+    """The settings of the run in `run_dir` if the same command started it: a requeued job, or one of a sweep.
 
     Raises FileExistsError if the folder holds another run.
     """
@@ -70,38 +70,38 @@ def find_repeated_run(config: TrainConfig) -> TrainConfig | None:
         return None
 
     settings = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    there: TrainConfig = check("train", settings)
-    differences = find_other_settings(settings, config.to_plain()) if is_sweep() else {}
+    repeated: TrainConfig = check("train", settings)
+    differences = find_differences(settings, config.to_plain()) if is_sweep() else {}
     if "SLURM_RESTART_COUNT" in os.environ or (is_sweep() and not differences):
-        return there
+        return repeated
     first = "".join(f" with {key}={value}" for key, (value, _) in list(differences.items())[:1])
     raise FileExistsError(
-        f"run_dir={run_dir} holds a run already{first}; choose another, or resume={run_dir}"
+        f"run_dir={run_dir} already holds a run{first}; choose another folder, or resume={run_dir}"
     )
 
 
 def read_metrics(run_dir: str) -> dict[str, float] | None:
-    """What metrics.json holds, None if the run has not ended."""
+    """The content of metrics.json, or None if the run has not finished."""
     file = Path(run_dir) / "metrics.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def find_start(config: TrainConfig) -> Start:
-    """Where the run starts: anew, or from the checkpoint that `resume` names.
+    """Where the run starts: at its first step, or from the checkpoint that `resume` names.
 
-    Raises ValueError for a run that has ended, and for a setting that must not change or, with `exact`,
-    that would change the result; and what `load_checkpoint` raises.
+    Raises what `load_checkpoint` raises, and ValueError for a run that has finished, for a setting that must
+    not change and, with `exact`, for one that would change the result.
     """
     if config.resume is None:
         return Start(config.replace({"exact": True}))
 
     path = Path(config.resume)
-    of_run = path.is_dir()
-    if of_run:
+    is_folder = path.is_dir()
+    if is_folder:
         path /= "checkpoints/last.ckpt"
     exact = config.exact
     config = config.replace({"run_dir": str(path.absolute().parents[1]), "resume": None, "exact": True})
-    if of_run and not path.exists():
+    if is_folder and not path.exists():
         return Start(config)
 
     checkpoint = load_checkpoint(str(path))
@@ -109,14 +109,15 @@ def find_start(config: TrainConfig) -> Start:
         raise ValueError(f"resume={path} has no resume state: its run had callbacks.last=null")
     before = checkpoint["hyper_parameters"]["config"]
     changes = find_changes(before, config.to_plain())
-    longer = [key for key in changes if key in LENGTH]
-    if of_run and not longer and (Path(config.run_dir) / "metrics.json").exists():
+    new_length = [key for key in changes if key in LENGTH]
+    if is_folder and not new_length and (Path(config.run_dir) / "metrics.json").exists():
         raise ValueError(
-            f"resume={path.parents[1]}: this run has ended; to extend it, raise trainer.max_epochs"
+            f"resume={path.parents[1]}: this run has finished; to extend it, raise trainer.max_epochs"
         )
     refuse_changes(before, changes, checkpoint["global_step"], exact)
-    if len(longer) == 1:  # the other one was worked out from it
-        (other,) = set(LENGTH) - set(longer)
+    # The run worked out one length from the other
+    if len(new_length) == 1:
+        (other,) = set(LENGTH) - set(new_length)
         config = config.replace({other: None})
     return Start(config, str(path), checkpoint)
 
@@ -124,7 +125,7 @@ def find_start(config: TrainConfig) -> Start:
 def refuse_changes(
     before: dict[str, Any], changes: dict[str, tuple[Any, Any]], step: int, exact: bool
 ) -> None:
-    """Raise ValueError for the first change that a run, now at `step`, does not allow."""
+    """Raise ValueError for the first change that is not allowed in a run at `step`."""
     harmless: tuple[str, ...] = HARMLESS
     if before["scheduler"].get("name") != "cosine" and step < before["trainer"]["max_steps"]:
         harmless += LENGTH
@@ -135,8 +136,7 @@ def refuse_changes(
             raise ValueError(f"{key}={new} cannot change within a run, which began with {old}")
         if exact:
             raise ValueError(
-                f"{key}={new} in place of {old} would not end like a run without interruption; "
-                "exact=false resumes anyway"
+                f"{key}={new} instead of {old} would change the result of the run; exact=false resumes anyway"
             )
 
 
@@ -153,11 +153,11 @@ def find_changes(before: Any, after: Any, key: str = "") -> dict[str, tuple[Any,
     return {} if before == after else {key: (before, after)}
 
 
-def find_other_settings(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{key: (value there, value here)} of the settings that make the run of config.yaml another run."""
+def find_differences(recorded: dict[str, Any], typed: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{key: (recorded value, typed value)} of the settings in which a recorded run and the command differ."""
     filled_in = (*LENGTH, "logger")  # by the run, where they are null
     return {
         key: pair
-        for key, pair in find_changes(there, here).items()
+        for key, pair in find_changes(recorded, typed).items()
         if key != "run_dir" and not (pair[1] is None and key.startswith(filled_in))
     }

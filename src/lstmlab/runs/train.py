@@ -1,4 +1,4 @@
-"""One training run, in this process, from a checked configuration to its numbers."""
+"""One training run in this process, from the checked configuration to the final metrics."""
 
 import ctypes
 import gc
@@ -46,28 +46,28 @@ def train(config: TrainConfig) -> dict[str, float]:
     """Train, write the run's folder (`config.run_dir`) and return its metrics.
 
     The folder then holds config.yaml, metrics.csv, metrics.json, examples.md, checkpoints/best.ckpt and
-    last.ckpt; the metrics are those of best.ckpt, tested once if the task has a test set. With
-    `config.resume` the run in that folder resumes: on the CPU it ends as if it had never been interrupted.
+    checkpoints/last.ckpt. The metrics are those of best.ckpt, tested once if the task has a test set. With
+    `config.resume` the run in that folder resumes; on the CPU it ends as if it had never been interrupted.
 
     Raises:
-        FileExistsError: the folder holds a run already.
-        ValueError: the accelerator is not there, the data do not suit, a class that the configuration names
-            does not fit, or `find_start` finds fault.
+        FileExistsError: the folder already holds a run.
+        ValueError: the accelerator is missing, the data do not fit the task, a class that the configuration
+            names cannot be used, or `find_start` refuses to resume.
         OSError: the folder cannot be written to.
         SystemExit: after SIGTERM (code 143) or Ctrl-C (130).
     """
     if repeated := find_repeated_run(config):
         if metrics := read_metrics(config.run_dir):
-            print(f"{config.run_dir} has ended already")
+            print(f"{config.run_dir} has already finished")
             return metrics
         config = repeated.replace({"resume": config.run_dir})
 
     start = find_start(config)
     check_targets(start.config)
     config = set_up_process(start.config)
-    datamodule = load_data(config)
+    datamodule = load_training_data(config)
     config = with_step_limits(config, len(datamodule.train_dataloader()))
-    check_continues(config, start, datamodule.info)
+    check_resumable(config, start, datamodule.info)
     config = config.replace({"logger": add_wandb_ids(config.to_plain()["logger"])})
 
     model = build_model(config, datamodule.info)
@@ -76,15 +76,16 @@ def train(config: TrainConfig) -> dict[str, float]:
     trainer = build_trainer(config, callbacks, build_loggers(config, start.checkpoint.get("global_step")))
     print(describe_model(model), config.run_dir, sep="\n")
     if start.path is not None:
-        print(f"resuming after step {start.checkpoint['global_step']}")
+        print(f"Resuming after step {start.checkpoint['global_step']}")
 
     run_dir = Path(config.run_dir)
-    with closed(trainer.loggers), out_of_memory_explained(run_dir), stoppable(run_dir):
+    with finishing_wandb(trainer.loggers), explaining_out_of_memory(run_dir), handling_interrupts(run_dir):
         seconds = fit(trainer, model, datamodule, start)
         metrics = evaluate_best(trainer, model, datamodule)
     metrics = metrics | {"train/seconds": seconds}
 
-    print(f"\n{model.finish()}\n")
+    if sample := model.finish():
+        print(f"\n{sample}\n")
     if distributed.rank() == 0:
         with replace_file(run_dir / "metrics.json") as file:
             file.write((json.dumps(metrics, indent=2) + "\n").encode())
@@ -93,7 +94,7 @@ def train(config: TrainConfig) -> dict[str, float]:
 
 
 def check_targets(config: TrainConfig) -> None:
-    """Import the classes that the configuration names. Raises what `load_target` raises."""
+    """Import the classes that the configuration names. Raises what `Target.load` raises."""
     config.optimizer.load("optimizer", Optimizer, positional=1)
     if isinstance(config.scheduler, OwnSchedulerConfig):
         config.scheduler.load("scheduler", LRScheduler, positional=1)
@@ -105,33 +106,33 @@ def check_targets(config: TrainConfig) -> None:
 
 
 def set_up_process(config: TrainConfig) -> TrainConfig:
-    """Threads, seeds and memory of this process. The configuration comes back with the run's own folder."""
+    """Set threads, seeds and memory of this process. Returns the configuration with the run's folder."""
     if gc.get_freeze_count() == 0:
         # Exempt imported modules from collection: 2 ms a pass, not 250
         gc.freeze()
     find_device(config.trainer.accelerator)
     if config.trainer.strategy == "ddp":
         distributed.join_process_group(config.trainer.accelerator)
-        # Each process may have put another time into its name
+        # The name holds the time, which may differ between processes
         config = config.replace({"run_dir": distributed.gather_objects(config.run_dir)[0]})
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; nothing changes on the CPU
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs that have it; no effect on the CPU
     keep_freed_memory()
     L.seed_everything(config.seed, workers=True, verbose=False)
     return config
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory: it would return large tensors, and ask for them again at each step."""
+    """Make glibc keep freed memory instead of returning large tensors to the system at each step."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def load_data(config: TrainConfig) -> Any:
-    """The data module, ready to train. The first process fetches the data while the others wait."""
+def load_training_data(config: TrainConfig) -> Any:
+    """The data module, ready for training. The first process fetches the data while the others wait."""
     datamodule = build_data(config.data, config.seed)
     first = distributed.rank() == 0
     if first:
@@ -152,26 +153,26 @@ def load_data(config: TrainConfig) -> Any:
 
 
 def with_step_limits(config: TrainConfig, batches: int) -> TrainConfig:
-    """The configuration with the max_steps and max_epochs that the run will reach: schedules end with it."""
+    """The configuration with the max_epochs and max_steps that the run will reach, which schedules need."""
     trainer = config.trainer
     batches = min(batches, trainer.limit_train_batches or batches)
     steps_per_epoch = -(-batches // trainer.accumulate_grad_batches)
     max_epochs = trainer.max_epochs
     if max_epochs is None:
-        assert trainer.max_steps is not None  # by TrainConfig.conflict
+        assert trainer.max_steps is not None  # checked in TrainConfig.conflict
         max_epochs = -(-trainer.max_steps // steps_per_epoch)
     steps = max_epochs * steps_per_epoch
     limits = {"trainer.max_epochs": max_epochs, "trainer.max_steps": min(trainer.max_steps or steps, steps)}
     return config.replace(limits)
 
 
-def check_continues(config: TrainConfig, start: Start, info: dict[str, Any]) -> None:
-    """Raise ValueError if a resumed run is past its last step already, or its data have changed."""
+def check_resumable(config: TrainConfig, start: Start, info: dict[str, Any]) -> None:
+    """Raise ValueError if a resumed run is already past its last step, or its data have changed."""
     if not start.checkpoint:
         return
     step, max_steps = start.checkpoint["global_step"], config.trainer.max_steps
     if max_steps < step:
-        raise ValueError(f"trainer.max_steps={max_steps}, but the run is at step {step} already")
+        raise ValueError(f"trainer.max_steps={max_steps}, but the run is already at step {step}")
     if start.checkpoint["hyper_parameters"]["info"] != info:
         raise ValueError(f"data={config.data.name} has changed since the run began")
 
@@ -192,7 +193,7 @@ def write_config(config: TrainConfig, new: bool) -> None:
         return
     with replace_file(run_dir / "config.yaml") as file:
         file.write(yaml.safe_dump(config.to_plain(), sort_keys=False, allow_unicode=True).encode())
-    # An attempt that was interrupted before its first checkpoint has left rows of its own
+    # Left by an attempt that was interrupted before its first checkpoint
     stale = ("metrics.json", "metrics.csv", "examples.md", "doctor.md") if new else ("metrics.json",)
     for name in stale:
         (run_dir / name).unlink(missing_ok=True)
@@ -209,7 +210,7 @@ def build_trainer(config: TrainConfig, callbacks: list[L.Callback], loggers: lis
         plugins=[CheckpointIO()],
         default_root_dir=config.run_dir,
         profiler=settings.profiler or NoProfiler(),
-        # A number of batches is counted on from epoch to epoch, a share within each
+        # A number of batches is counted across epochs, a share within each epoch
         check_val_every_n_epoch=None if isinstance(settings.val_check_interval, int) else 1,
         use_distributed_sampler=False,  # it would shuffle the streams
         num_sanity_val_steps=0,
@@ -227,36 +228,36 @@ class NoProfiler(PassThroughProfiler):
 
 
 def fit(trainer: L.Trainer, model: Task, datamodule: Any, start: Start) -> float:
-    """Train; returns the seconds that it took, those before an interruption included."""
+    """Train. Returns the seconds that it took, including those before an interruption."""
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-    delete_requeued(trainer)
-    began = time.perf_counter()
+    delete_requeue_checkpoints(trainer)
+    start_time = time.perf_counter()
     trainer.fit(model, datamodule, ckpt_path=start.path, weights_only=True)
-    return time.perf_counter() - began + start.checkpoint.get("resume", {"seconds": 0})["seconds"]
+    return time.perf_counter() - start_time + start.checkpoint.get("resume", {"seconds": 0})["seconds"]
 
 
 def evaluate_best(trainer: L.Trainer, model: Task, datamodule: Any) -> dict[str, float]:
-    """The metrics of best.ckpt, whose weights the model then has; with those of the test, if there is one."""
+    """Load the weights of best.ckpt. Returns its metrics, with those of the test if there is one."""
     best = load_checkpoint(f"{trainer.default_root_dir}/checkpoints/best.ckpt")
     model.load_state_dict(best["state_dict"])
-    delete_requeued(trainer)
+    delete_requeue_checkpoints(trainer)
     metrics = best["metrics"]
     if is_overridden("test_step", model):
         metrics |= trainer.test(model, datamodule, verbose=False)[0]
     return metrics
 
 
-def delete_requeued(trainer: L.Trainer) -> None:
-    """Delete what Lightning saves in the middle of a step when SLURM is to requeue the job: it would load
-    that unasked, also to test it. The job resumes from last.ckpt."""
+def delete_requeue_checkpoints(trainer: L.Trainer) -> None:
+    """Delete what Lightning saves in the middle of a step before SLURM requeues the job: it would load that
+    by itself, even for the test. The job resumes from last.ckpt instead."""
     for path in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
         path.unlink()
 
 
 @contextmanager
-def stoppable(run_dir: Path) -> Iterator[None]:
-    """What to do when a run is interrupted. Ctrl-C becomes SIGTERM, after which Lightning and LastCheckpoint
-    stop between two steps; a second Ctrl-C stops at once. The exit code is 128 + the signal's number."""
+def handling_interrupts(run_dir: Path) -> Iterator[None]:
+    """Turn Ctrl-C into SIGTERM, after which Lightning and LastCheckpoint save and stop between two steps; a
+    second Ctrl-C stops at once. The exit code is 128 + the number of the signal."""
     code = 128 + signal.SIGTERM
     command = f"python src/train.py resume={run_dir}"
 
@@ -273,30 +274,30 @@ def stoppable(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except SIGTERMException:
-        print(f"\nStopped. To resume: {command}")
+        print(f"\nInterrupted. To resume: {command}")
         raise SystemExit(code) from None
     except OSError as error:
         if not run_dir.exists():
             raise FileNotFoundError(f"{run_dir} was deleted while the run was writing to it") from error
-        raise OSError(f"{error}. When that is fixed, resume: {command}") from error
+        raise OSError(f"{error}. Once that is fixed, resume the run: {command}") from error
     finally:
         if main_thread:
             signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
-def out_of_memory_explained(run_dir: Path) -> Iterator[None]:
+def explaining_out_of_memory(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         if is_oom_error(error):
-            raise MemoryError(f"out of memory; {run_dir / 'doctor.md'} says what to change") from error
+            raise MemoryError(f"out of memory; see {run_dir / 'doctor.md'} for what to change") from error
         raise
 
 
 @contextmanager
-def closed(loggers: list[Logger]) -> Iterator[None]:
-    """Finish the wandb run: a sweep's next job would continue it."""
+def finishing_wandb(loggers: list[Logger]) -> Iterator[None]:
+    """Finish the wandb run at the end: the next job of a sweep would otherwise continue it."""
     try:
         yield
     finally:
