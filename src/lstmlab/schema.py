@@ -256,6 +256,7 @@ class ShakespeareConfig(TextConfig, HubConfig):
 class TextFileConfig(TextConfig):
     name: Literal["textfile"]
     path: str
+    split: Literal["whole", "each_file"]
 
 
 class CopyConfig(DataConfig):
