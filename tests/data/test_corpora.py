@@ -1,4 +1,8 @@
 import gzip
+import platform
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +13,7 @@ from lstmlab.config import PROJECT
 from lstmlab.data import build_data
 from lstmlab.data import corpora as corpora_module
 from lstmlab.data.corpora import find_texts, read_characters
-from lstmlab.schema import TextFileConfig
+from lstmlab.schema import StdlibConfig, TextFileConfig
 
 SIZES = {"a": 300, "b": 90, "c": 7}
 BOOKS = {name: "".join(f"{name} of abc {n}: é电\n" for n in range(size)) for name, size in SIZES.items()}
@@ -120,6 +124,35 @@ def test_a_folder_of_too_many_files_is_a_mistake(folder, monkeypatch):
     monkeypatch.setattr(corpora_module, "MOST_FILES", 2)
     with pytest.raises(ValueError, match="holds more than 2 files; name a smaller folder"):
         find_texts(str(folder))
+
+
+@pytest.mark.parametrize(("val_fraction", "max_val_chars"), [(0.1, 50_000), (0.1, None), (0.4, None)])
+def test_stdlib_holds_out_whole_modules_of_all_sizes(tmp_path, val_fraction, max_val_chars):
+    settings = {"max_chars": 900_000, "val_fraction": val_fraction, "max_val_chars": max_val_chars}
+    written = OmegaConf.to_container(OmegaConf.load(PROJECT / "conf/data/stdlib.yaml"))
+    config = StdlibConfig.model_validate({**written, "cache": "", **settings})  # type: ignore[dict-item]
+    path, name, train = corpora_module.stdlib(config, tmp_path)
+    assert name == f"stdlib of Python {platform.python_version()}"
+    text = path.read_text(encoding="utf-8")
+    assert train == int(900_000 * (1 - val_fraction))
+    assert len(text) - train == (max_val_chars or 900_000 - train)
+
+    modules = [Path(sysconfig.get_path("stdlib")) / f"{name}.py" for name in sys.stdlib_module_names]
+    sources = [module.read_text(encoding="utf-8") for module in modules if module.is_file()]
+    sources.sort(key=len)
+    trained = [source in text[:train] for source in sources]
+    # A stretch from the middle of a module that is held out occurs in validation, and never in training
+    middles = [source[len(source) // 2 :][: 1 + len(source) // 200] for source in sources]
+    held_out = [
+        number
+        for number, middle in enumerate(middles)
+        if middle.strip() and middle in text[train:] and not trained[number]
+    ]
+    expected = round(len(sources) * val_fraction)
+    assert len(held_out) >= 0.9 * expected
+    for share in (0.25, 0.5, 0.75):  # of the modules by size: as many are held out below as there should be
+        below = sum(number < share * len(sources) for number in held_out)
+        assert abs(below - share * expected) <= 0.15 * expected + 2
 
 
 def test_a_name_with_stars_is_a_name(tmp_path):

@@ -183,9 +183,10 @@ def test_stdlib_is_the_same_every_time(tmp_path):
     assert metas[0]["total"] == 100_000
     folder = Path(sysconfig.get_path("stdlib"))
     modules = [path.stem for path in folder.glob("*.py") if path.stem in sys.stdlib_module_names]
-    first = min(modules, key=lambda name: hashlib.sha256(name.encode()).hexdigest())  # not by their names
-    source = (folder / f"{first}.py").read_text(encoding="utf-8")
-    assert decode(module, np.fromfile(module.encoded, metas[1]["dtype"])[: len(source)]) == source[:100_000]
+    modules.sort(key=lambda name: hashlib.sha256(name.encode()).hexdigest())  # not by their names
+    sources = [(folder / f"{name}.py").read_text(encoding="utf-8") for name in modules[:5]]
+    first = decode(module, np.fromfile(module.encoded, metas[1]["dtype"])[:200])
+    assert first in [source[:200] for source in sources]  # the first that is not held out
     version = ".".join(map(str, sys.version_info[:3]))
     assert version in module.info["source"] and metas[0]["sha256"][:12] in module.info["source"]
 

@@ -14,6 +14,8 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 from lstmlab.atomic import replace_file
 from lstmlab.schema import ShakespeareConfig, StdlibConfig, TextFileConfig
 
@@ -29,19 +31,33 @@ class Corpus(NamedTuple):
 
 
 def stdlib(config: StdlibConfig, cache: Path) -> Corpus:
-    """Write the interpreter's own top-level modules, mixed by a hash of their names, to one file."""
+    """Write the interpreter's own top-level modules, mixed by a hash of their names, to one file.
+
+    Whole modules are held out, the share `val_fraction` of them, small and large. The validation part is a
+    stretch from the middle of each of these, so that a limit leaves it as varied as it is.
+    """
     folder = Path(sysconfig.get_path("stdlib"))
     names = [name for name in sys.stdlib_module_names if (folder / f"{name}.py").is_file()]
     names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-    text, limit = "", config.max_chars
-    for name in names:
-        if len(text) < limit:
-            text += (folder / f"{name}.py").read_text(encoding="utf-8")
+    texts = {name: (folder / f"{name}.py").read_text(encoding="utf-8") for name in names}
+    by_size = sorted(names, key=lambda name: len(texts[name]))
+    counted = np.floor(np.arange(len(names) + 1) * config.val_fraction + 0.5)  # modules held out so far
+    held_out = {name for name, more in zip(by_size, np.diff(counted), strict=True) if more}
+    train = int(config.max_chars * (1 - config.val_fraction))
+    limit = min(config.max_chars - train, config.max_val_chars or config.max_chars)
+
+    first = "".join(texts[name] for name in names if name not in held_out)[:train]
+    parts = [texts[name] for name in names if name in held_out]
+    ends = np.cumsum([len(part) for part in parts])
+    lengths = np.diff(np.rint(ends * min(1, limit / ends[-1])).astype(int), prepend=0)
+    last = "".join(
+        part[(len(part) - length) // 2 :][:length] for part, length in zip(parts, lengths, strict=True)
+    )
     version = platform.python_version()
-    path = cache / f"stdlib-{version}-{config.max_chars}.txt"
+    path = cache / f"stdlib-{version}-{config.max_chars}-{config.val_fraction}-{config.max_val_chars}.txt"
     with replace_file(path) as file:
-        file.write(text[:limit].encode())
-    return Corpus(path, f"stdlib of Python {version}")
+        file.write((first + last).encode())
+    return Corpus(path, f"stdlib of Python {version}", len(first))
 
 
 def shakespeare(config: ShakespeareConfig, cache: Path) -> Corpus:
