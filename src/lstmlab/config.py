@@ -28,7 +28,8 @@ from lstmlab.help import CONF, format_help
 from lstmlab.schema import check
 
 PROJECT = CONF.parent
-RAW_KEYS = ("text", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
+FILE_KEYS = ("input", "output", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
+RAW_KEYS = ("text", *FILE_KEYS)
 # Of Lightning 2.6 and torchdata 0.11 about torch 2.13: nothing that a user could change
 warnings.filterwarnings("ignore", message=r".*(treespec, LeafSpec|'set_vital')")
 USER_ERRORS = (

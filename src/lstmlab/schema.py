@@ -645,7 +645,11 @@ class AskConfig(Group):
 
 
 class PredictConfig(AskConfig):
-    text: str
+    text: str | None
+    input: str | None
+    output: str | None
+    column: str | None
+    threads: PositiveInt | None
     length: PositiveInt
     temperature: NonNegativeFloat
     top_k: PositiveInt | None

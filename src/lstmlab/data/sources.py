@@ -140,8 +140,8 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_csv(path: Path, columns: list[str]) -> Columns:
-    """Columns of a file whose first line names them; every value is a string.
+def read_csv(path: Path, columns: list[str] | None = None) -> Columns:
+    """Columns, or all of them, of a file whose first line names them; every value is a string.
 
     A CSV file is separated by commas, semicolons or tabs, whichever its first line has most of. In a TSV file
     quotes are characters like any other, unless all fields that open with one are closed by one.
@@ -156,6 +156,7 @@ def read_csv(path: Path, columns: list[str]) -> Columns:
     lines.seek(text.find(first))
     header = next(csv.reader(lines, delimiter=separator, quoting=quoting), [])
     names = [name.strip() for name in header]
+    columns = names if columns is None else columns
     check_columns(columns, names, path, "; its first line must name the columns")
     numbered = [f"{number}" for number in range(len(header))]  # whatever the names are
 
@@ -179,8 +180,8 @@ def read_csv(path: Path, columns: list[str]) -> Columns:
     return {name: values[numbered[names.index(name)]] for name in columns}
 
 
-def read_json_lines(path: Path, columns: list[str]) -> Columns:
-    """Columns of a file with one JSON object per line."""
+def read_json_lines(path: Path, columns: list[str] | None = None) -> Columns:
+    """Columns, or all of them, of a file with one JSON object per line."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -191,23 +192,25 @@ def read_json_lines(path: Path, columns: list[str]) -> Columns:
             if not isinstance(row, dict):
                 raise ValueError(f'line {number} of {path} must be a JSON object such as {{"text": "…"}}')
             rows.append(row)
-    known = dict.fromkeys(key for row in rows for key in row)
+    known = list(dict.fromkeys(key for row in rows for key in row))
+    columns = known if columns is None else columns
     if rows:
         check_columns(columns, known, path)
     return {name: [row.get(name) for row in rows] for name in columns}
 
 
-def read_parquet(path: Path, columns: list[str]) -> Columns:
+def read_parquet(path: Path, columns: list[str] | None = None) -> Columns:
     from pyarrow.parquet import read_schema
 
     with explained(path):
         known = read_schema(path).names
+    columns = known if columns is None else columns
     whole = [name if name in known else name.partition(".")[0] for name in columns]
     check_columns([name for name, top in zip(columns, whole, strict=True) if top not in known], known, path)
     return read_dataset(path, "from_parquet", columns, columns=list(dict.fromkeys(whole)))
 
 
-READERS: dict[str, Callable[[Path, list[str]], Columns]] = {
+READERS: dict[str, Callable[..., Columns]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".jsonl": read_json_lines,

@@ -207,6 +207,17 @@ class Sentiment(Task):
             for weight, token in zip(top.values.tolist(), tokens[0, top.indices.cpu()].tolist(), strict=True):
                 yield f"\n{weight:.3f} {tokenizer.decode([token], skip_special_tokens=False) or '␣'}"
 
+    @torch.inference_mode()
+    def answer(self, texts: list[str], options: PredictConfig) -> list[dict[str, Any]]:
+        """The label of each text and the probability of each class."""
+        tokens, lengths = (tensor.to(self.device) for tensor in encode_reviews(self.info, texts))
+        p = self.probabilities(self(tokens, lengths)[0])
+        names = [f"p({label})" for label in self.labels]
+        return [
+            {"prediction": self.labels[best]} | dict(zip(names, row, strict=True))
+            for best, row in zip(p.argmax(1).tolist(), p.tolist(), strict=True)
+        ]
+
     # --- to analyse and export ---
 
     def traced_cell(self) -> nn.Module:
