@@ -1,6 +1,7 @@
 """Measure how fast it is, against what else there is; tables, bench.json and bench.png.
 
 python src/bench.py suite=cells        the cells against nn.LSTM: dense, ragged, step by step, in memory
+python src/bench.py suite=engines      each engine of cell=fused, and where cell.engine=auto is wrong here
 python src/bench.py suite=ladder       what each step from the equations to a fast cell is worth
 python src/bench.py suite=sample       sampling from a character model
 python src/bench.py suite=compile cell=fused   a training step under torch.compile against the same without
@@ -14,6 +15,7 @@ from lstmlab.schema import BenchConfig
 TIMED = {"suite", "rounds", "threads"}
 READ = {  # of each suite but train and compile
     "cells": TIMED,
+    "engines": TIMED | {"cell.kind"},
     "ladder": TIMED,
     "sample": TIMED | {"seed", "cell.hidden_size", "cell.num_layers"},
     "floors": {"suite", "data"}
@@ -36,10 +38,16 @@ def main(config: BenchConfig) -> None:
 
     import torch
 
-    from lstmlab.benchmarks import cells, compiled, ladder, sample, timing, train
+    from lstmlab.benchmarks import cells, compiled, engines, ladder, sample, timing, train
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    print(", ".join(f"{name} {value}" for name, value in timing.describe_machine().items()), flush=True)
+    if suite == "engines":
+        sections, wrong = engines.measure_engines(config.cell.kind, rounds)
+        print(timing.write_report(suite, sections, folder, wrong_choices=wrong))
+        print(*(wrong or ["No choice of an engine is wrong here."]), sep="\n")
+        return
     if suite == "cells":
         sections = cells.measure_cells(rounds)
     elif suite == "ladder":

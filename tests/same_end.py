@@ -1,9 +1,11 @@
 """Small runs in which everything has a state, processes to run them in, and whether two ended alike."""
 
 import csv
+import importlib
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ import yaml
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.config import PROJECT
+from lstmlab.models.base import Task
+from lstmlab.runs.launch import work
 from lstmlab.runs.train import train
 from lstmlab.schema import TrainConfig, check
 
@@ -62,6 +66,18 @@ def start(settings: TrainConfig) -> multiprocessing.process.BaseProcess:
     while process.is_alive() and not (Path(settings.run_dir) / "config.yaml").exists():
         time.sleep(0.001)
     return process
+
+
+def work_until(batch: int, rank: int, settings: TrainConfig, port: int, results: Any) -> None:
+    """`launch.work`, in which the second process gets SIGTERM as it begins this batch of the first epoch."""
+
+    def begin_batch(_: Task, __: Any, batch_idx: int) -> None:
+        if (rank, batch_idx) == (1, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    module, name = settings.model.module.split(".")
+    getattr(importlib.import_module(f"lstmlab.models.{module}"), name).on_train_batch_start = begin_batch
+    work(rank, settings.to_plain(), port, results)
 
 
 def overrides(name: str, text_file: Path) -> list[str]:

@@ -157,8 +157,7 @@ def load_model(path: str, backend: str | None = None, accelerator: str = "cpu") 
     checkpoint = load_checkpoint(path)
     config, state = read_config(checkpoint, path), checkpoint["state_dict"]
     if backend is not None:
-        recompute = config.cell.recompute and backend == "fused"
-        config = config.replace({"cell.backend": backend, "cell.recompute": recompute})
+        config = config.replace({"cell": config.cell.with_backend(backend).to_plain()})
     try:
         info = checkpoint["hyper_parameters"]["info"]
         refuse_misfit(config, info, state)

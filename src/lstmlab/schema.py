@@ -34,6 +34,7 @@ from lstmlab.cells.kinds import BACKENDS, KINDS  # torch-free
 
 Share = Annotated[float, Field(ge=0, lt=1)]  # of something dropped
 Backend = Literal["scratch", "fused", "torch"]
+TRACED = tuple(dict.fromkeys(name for kind in KINDS.values() for name in (*kind.gates, *kind.state._fields)))
 Frozen = AfterValidator(MappingProxyType), PlainSerializer(dict)  # of a mapping
 
 
@@ -141,6 +142,12 @@ class CellConfig(Group):
     forget_bias: float
     chrono_steps: Annotated[int, Field(ge=3)] | None
     recompute: bool
+    engine: Literal["auto", "native", "torch", "plain"] = "auto"
+
+    def with_backend(self, backend: str) -> Self:
+        """The same cell on another backend; what only `fused` can do is left out where it is not that."""
+        of_fused = {"recompute": False, "engine": "auto"} if backend != "fused" else {}
+        return self.replace({"backend": backend} | of_fused)
 
 
 # --- model --------------------------------------------------------------------------------------
@@ -534,7 +541,7 @@ CALLBACKS = (
 
 def target_tag(settings: Any) -> str:
     """Which of CALLBACKS describes a callback, or "other"."""
-    target = settings.get("_target_") if isinstance(settings, dict) else settings.target
+    target = settings.get("_target_") if isinstance(settings, dict) else getattr(settings, "target", None)
     known = [get_args(config.model_fields["target"].annotation)[0] for config in CALLBACKS]
     return str(target) if target in known else "other"
 
@@ -564,7 +571,7 @@ else:
 
 
 def scheduler_name(settings: Any) -> str:
-    return settings.get("name", "own") if isinstance(settings, dict) else settings.name
+    return settings.get("name", "own") if isinstance(settings, dict) else getattr(settings, "name", "own")
 
 
 class CheckpointConfig(Group):
@@ -606,6 +613,8 @@ class TrainConfig(CheckpointConfig):
             return f"cell={cell.backend} has no cell.kind={cell.kind}. There are {pairs}"
         if cell.recompute and cell.backend != "fused":
             return f"cell.recompute=true is for cell=fused, not cell={cell.backend}"
+        if cell.engine != "auto" and cell.backend != "fused":
+            return f"cell.engine={cell.engine} is for cell=fused, not cell={cell.backend}"
         if data.gives != model.reads:
             fitting = ", ".join(names_of_data(model.reads))
             return f"data={data.name} does not fit model={model.name}, which takes {fitting}"
@@ -632,6 +641,11 @@ class TrainConfig(CheckpointConfig):
             return "cell.init=chrono needs cell.chrono_steps, the longest dependency expected"
         if self.trainer.max_epochs is None and self.trainer.max_steps is None:
             return "trainer.max_epochs=null and trainer.max_steps=null would never end; set one of them"
+        if self.callbacks.get("best") is None:
+            return (
+                "callbacks.best=null would keep no best.ckpt, with whose metrics a run ends; "
+                "callbacks=[default,NAME] adds conf/callbacks/NAME.yaml to the callbacks that are there"
+            )
         pruning = self.callbacks.get("pruning")
         if isinstance(pruning, PruningConfig) and pruning.trial is None:
             return "sweep=optuna needs -m: python src/train.py -m sweep=optuna"
@@ -680,9 +694,7 @@ class AnalyzeConfig(Group):
     text: str | None
     folder: str | None
     page_steps: PositiveInt
-    page_values: (
-        Annotated[tuple[Literal["i", "f", "g", "o", "c", "h", "r", "z", "n"], ...], Strict(False)] | None
-    )
+    page_values: Annotated[tuple[Literal[TRACED], ...], Strict(False)] | None  # type: ignore[valid-type]
     probe_steps: NonNegativeInt
     language: Literal["python", "english"] | None
     data: OpenedDataConfig
@@ -702,7 +714,7 @@ class CompareConfig(Group):
 
 
 class BenchConfig(TrainConfig):
-    suite: Literal["cells", "ladder", "sample", "compile", "train", "floors"]
+    suite: Literal["cells", "engines", "ladder", "sample", "compile", "train", "floors"]
     rounds: PositiveInt
     steps: PositiveInt
 
@@ -712,6 +724,8 @@ class BenchConfig(TrainConfig):
                 return None
             known = ", ".join(names_of_data("text") + names_of_data("labelled texts"))
             return f"suite=floors has nothing for data={self.data.name}, only for data={known}"
+        if self.suite == "compile" and self.model.name != "charlm":
+            return f"suite=compile measures model=charlm, not model={self.model.name}"
         if self.trainer.strategy == "ddp":
             return "trainer=ddp is for train.py: bench.py measures one process"
         return super().conflict()
@@ -756,6 +770,8 @@ def check(command: str, config: dict[str, Any]) -> Any:
             if isinstance(node, dict) and (part in node or missing):
                 keys.append(str(part))
                 node = node.get(part)
+        if first["type"] == "missing":
+            raise ValueError(f"{'.'.join(keys)} is required: {'.'.join(keys)}=…") from None
         message, value = first["msg"][0].lower() + first["msg"][1:], first["input"]
         message = message.replace("tuple should", "list should").replace(" after validation", "")
         if first["type"] == "union_tag_invalid":  # data.name and the like, optimizer._target_
@@ -764,6 +780,10 @@ def check(command: str, config: dict[str, Any]) -> Any:
             message, value = f"input should be {first['ctx']['expected_tags']}", first["ctx"]["tag"]
         if first["type"] == "extra_forbidden":
             message = "no such key"
+        if first["type"] == "model_type":
+            message = "input should be a group of settings"
+            if keys[-1] == "_target_":  # of a callback or logger
+                message = "this belongs below a name of its own, as in NAME: {_target_: …}"
         raise ValueError(f"{'.'.join(keys)}={value}: {message}") from None
     if isinstance(checked, TrainConfig) and (conflict := checked.conflict()):
         raise ValueError(conflict)

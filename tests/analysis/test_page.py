@@ -33,6 +33,7 @@ def block(page: str, key: str) -> np.ndarray:
 def test_quantised_values_come_back(tmp_path):
     N, H = len(TOKENS), 5
     traces = made_up(N, 2, 2, H)
+    traces |= {"k": 3 * traces["c"], "h": 2 * traces["h"]}  # of a kind without tanh, whose k has no label
     features = {"position": np.arange(N, dtype=np.float32), "still": np.full(N, 3.0, np.float32)}
     half_lives = torch.full((2, 2, H), torch.inf)
     half_lives[0, 1, 2] = 1.2345
@@ -52,6 +53,7 @@ def test_quantised_values_come_back(tmp_path):
     assert (meta["title"], meta["subtitle"]) == ("Title <i>", "sub")
     assert (meta["layers"], meta["directions"], meta["units"]) == (2, 2, H)
     assert [(v["name"], v["gate"]) for v in meta["values"]] == [(name, name in "ifo") for name in traces]
+    assert {v["name"]: v["label"] for v in meta["values"]}["k"] == "k"
     assert meta["features"] == [
         {"name": "position", "low": 0, "high": N - 1},
         {"name": "still", "low": 3, "high": 3},

@@ -45,16 +45,17 @@ def test_gates():
         "f": torch.rand(2, 2, 130, 3),
         "c": 5 * torch.randn(2, 2, 130, 3),
         "h": torch.rand(2, 2, 130, 3),
+        "k": 3 * torch.randn(2, 2, 130, 3),  # a candidate without tanh
     }
     order, tokens = torch.tensor([2, 0, 1]), [*" \n\ta电\U000f0000" * 21, "no", *"more" * 3]
     figure = plots.draw_gates(traces, order, tokens)
     axes = [ax for ax in figure.axes if ax.get_ylabel().endswith(": units")]
-    assert [ax.get_ylabel()[0] for ax in axes] == ["f", "c", "h"]
+    assert [ax.get_ylabel()[0] for ax in axes] == ["f", "c", "h", "k"]
     for ax, (name, values) in zip(axes, traces.items(), strict=True):
         [image] = ax.images
         shown = values[1, 0, :120].T[[2, 0, 1]].numpy()
         np.testing.assert_array_equal(image.get_array(), shown)
-        limit = np.quantile(abs(shown), 0.99) if name == "c" else 1.0
+        limit = np.quantile(abs(shown), 0.99) if name in "ck" else 1.0
         assert image.get_clim() == pytest.approx((0 if name == "f" else -limit, limit))
         labels = [label.get_text() for label in ax.get_xticklabels()]
         assert labels == [*["␣", "⏎", "→", "a", "□", "□"] * 20]

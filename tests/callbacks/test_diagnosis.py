@@ -18,6 +18,7 @@ from lstmlab.callbacks.diagnosis import (
     find_exploding_gradient,
     find_flat_loss,
     find_oscillating_loss,
+    find_slow_bf16,
     find_slow_input,
     find_vanishing_gradient,
 )
@@ -311,6 +312,13 @@ def test_out_of_memory(config, settings):
     assert found.advice == ["cell.hidden_size=1", "precision=bf16"]
     settings = settings.replace({"precision.name": "bf16-mixed"})
     assert explain_out_of_memory(MemoryError(), settings).advice == ["cell.hidden_size=1"]
+
+
+def test_slow_bf16():
+    assert find_slow_bf16(0.0109, 0.01) is None
+    found = find_slow_bf16(0.02, 0.01)
+    assert found is not None and found.advice == ["precision=fp32"]
+    assert found.evidence == "a batch took the cells 20 ms in bf16 and 10 ms in float32"
 
 
 def test_kept_graph():

@@ -1,5 +1,6 @@
 """Each fault, provoked in a run, is named; of sound runs nothing is reported."""
 
+import copy
 import itertools
 import math
 import re
@@ -18,9 +19,10 @@ from lstmlab import checkpoint
 from lstmlab.callbacks import doctor
 from lstmlab.callbacks.diagnosis import Look, diagnose
 from lstmlab.callbacks.throughput import Throughput
+from lstmlab.cells.base import Recurrent
 from lstmlab.config import PROJECT
 from lstmlab.data import build_data, text
-from lstmlab.models import charlm
+from lstmlab.models import build_model, charlm
 from lstmlab.runs.train import train
 from lstmlab.schema import Limits, TrainConfig
 from same_end import resume
@@ -424,3 +426,28 @@ def test_long_strides_downhill_are_no_fault(config):
     assert [finding.name for finding in diagnose(level[:23], math.log(2), settings, limits)] == [
         "oscillating loss"
     ]
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_bf16_that_is_slower_than_float32(config, slow):
+    """On a cell that waits in one of the two precisions: which CPU this is does not matter."""
+
+    def wait(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, Recurrent) and torch.is_autocast_enabled("cpu") == slow:
+            time.sleep(0.02)
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(wait)
+    settings = config(*COPY, "precision=bf16", "trainer.max_steps=40")
+    train(settings)
+    hook.remove()
+    assert ("slow bf16" in findings(settings)) == slow
+
+
+def test_timing_the_precisions_leaves_the_run_as_it_is(config):
+    settings = config(*COPY, "cell.dropout=0.5", "cell.num_layers=2")
+    model = build_model(settings, build_data(settings.data).info)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert min(doctor.time_precisions(model)) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

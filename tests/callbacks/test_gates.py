@@ -57,7 +57,7 @@ def assert_shown(image: Image.Image, blocks: dict[str, np.ndarray], top: int) ->
     units, steps = next(iter(blocks.values())).shape
     assert image.size == (9 * (steps + 2), top + len(blocks) * 9 * (units + 1))
     for k, (name, values) in enumerate(blocks.items()):
-        limit = max(1, np.quantile(abs(values), 0.99)) if name == "c" else 1
+        limit = max(1, np.quantile(abs(values), 0.99))
         for unit, step in np.ndindex(units, steps):
             value = values[unit, step]
             if name in "ifozr":
@@ -75,6 +75,7 @@ def test_the_picture(tokens, top):
     f, h = np.array([[0.0, 1.0, 0.3], [0.5, 0.7, 0.2]]), np.array([[0.0, -1.0, 1.0], [0.5, -0.5, 0.25]])
     assert_shown(paint_gates({"f": f, "c": 4 * h, "h": h}, tokens), {"f": f, "c": 4 * h, "h": h}, top)
     assert_shown(paint_gates({"c": h / 4}, tokens), {"c": h / 4}, top)
+    assert_shown(paint_gates({"h": 7 * h}, tokens), {"h": 7 * h}, top)
 
 
 @pytest.mark.parametrize(

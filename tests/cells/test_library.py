@@ -13,7 +13,8 @@ import torch
 from torch.testing import assert_close
 
 from lstmlab.cells import build_cell
-from lstmlab.cells.library import CPU_FLAGS, load_kernel
+from lstmlab.cells.cpu import find_cpu
+from lstmlab.cells.library import FLAGS, choose_flags, load_kernel
 
 CALL = """
 import warnings, torch
@@ -68,7 +69,7 @@ def call(**environment: str) -> str:
     return run.stderr
 
 
-def test_without_a_compiler_it_says_so_once_and_runs_the_plain_path(empty_cache, monkeypatch):
+def test_without_a_compiler_it_says_so_once_and_does_without(empty_cache, monkeypatch):
     x = torch.randn(2, 5, 3)
     cell = build_cell("fused", 3, 4)
     expected = build_cell("scratch", 3, 4)
@@ -78,7 +79,7 @@ def test_without_a_compiler_it_says_so_once_and_runs_the_plain_path(empty_cache,
         assert_close(cell(x)[0], expected(x)[0])
         cell(x)
     assert [str(warning.message) for warning in said] == [
-        "cell=fused runs its plain path: no-such-compiler cannot build the native kernel "
+        "cell=fused does without its native kernel: no-such-compiler cannot build it "
         "([Errno 2] No such file or directory: 'no-such-compiler')"
     ]
 
@@ -112,7 +113,7 @@ def test_a_library_in_the_cache_needs_no_compiler(filled_cache):
 
 def test_processors_of_different_kinds_share_a_cache_but_no_library(filled_cache, compiler):
     """One that lacks an instruction would end the process at it: here PyTorch is told to use none of them."""
-    if torch.backends.cpu.get_cpu_capability() not in CPU_FLAGS:
+    if choose_flags(find_cpu()) == FLAGS:
         pytest.skip("the flags are the same for all processors of this kind")
     assert call(XDG_CACHE_HOME=str(filled_cache.parent.parent), ATEN_CPU_CAPABILITY="default") == ""
     keys = {path.name.split("-")[1] for path in filled_cache.parent.iterdir()}

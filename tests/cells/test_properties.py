@@ -77,8 +77,10 @@ def cells(draw) -> Any:
     if kind == "lstm" and H > 1 and draw(st.integers(0, 4)) == 0:
         options["proj_size"] = draw(st.integers(1, H - 1))
     cell: Any = build_cell(backend, I, H, **options)
-    if backend == "fused" and draw(st.integers(0, 4)) == 0:
-        cell.engine = "plain"
+    if backend == "fused" and draw(st.integers(0, 2)) == 0:
+        cell.engine = {"gru": "torch", "rnn": "torch", "lstm": draw(st.sampled_from(["torch", "plain"]))}.get(
+            kind, "plain"
+        )
     if kind == "layernorm" or draw(st.booleans()):  # 1/σ of few units magnifies rounding
         cell.double()
     with torch.no_grad():
@@ -86,7 +88,9 @@ def cells(draw) -> Any:
             parameter.add_(0.3 * torch.randn_like(parameter))
     names = [name for name, _ in cell.named_parameters()]
     for name in draw(st.lists(st.sampled_from(names), max_size=3, unique=True)):
-        change_weight(cell, name, draw(st.sampled_from(CHANGES)))
+        change = draw(st.sampled_from(CHANGES))
+        if not (kind == "layernorm" and change == "constant"):  # of rounding errors alone, 1/σ makes chaos
+            change_weight(cell, name, change)
     return cell
 
 

@@ -5,8 +5,9 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from lstmlab.cells import BACKENDS, KINDS, LSTMState, build_cell
-from lstmlab.cells.scratch import ScratchCell
+from lstmlab.cells import BACKENDS, KINDS, HiddenState, LSTMState, build_cell
+from lstmlab.cells.kinds import Kind
+from lstmlab.cells.scratch import STEPS, ScratchCell
 
 F64 = torch.float64
 LSTMS = [(backend, "lstm") for backend in BACKENDS] + [("scratch", "peephole")]
@@ -145,3 +146,39 @@ def test_the_gates_of_the_trace_make_its_states(kind, direction):
     else:
         assert_close(now["f"] * before["c"] + now["i"] * now["g"], now["c"])
         assert_close(now["o"] * now["c"].tanh(), now["h"])
+
+
+class MinGRU:
+    """Feng et al. 2024: gate and candidate see the input alone."""
+
+    def __init__(self, weight_ih, bias_ih):
+        (self.W_z, self.W_k), (self.b_z, self.b_k) = weight_ih.chunk(2), bias_ih.chunk(2)
+
+    def __call__(self, x, h):
+        z, k = (x @ self.W_z.T + self.b_z).sigmoid(), x @ self.W_k.T + self.b_k
+        return ((1 - z) * h + z * k,), {"z": z, "k": k}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_kind_whose_gates_do_not_see_the_hidden_state(monkeypatch, bias):
+    kind = Kind(("scratch",), HiddenState, "zk", "z", reads_h=False)
+    monkeypatch.setitem(KINDS, "mingru", kind)
+    monkeypatch.setitem(BACKENDS, "scratch", ("mingru",))
+    monkeypatch.setitem(STEPS, "mingru", MinGRU)
+    cell = build_cell("scratch", 3, 4, kind="mingru", bidirectional=True, init="torch", bias=bias).double()
+    names = ["weight_ih_l0", "bias_ih_l0"] if bias else ["weight_ih_l0"]
+    names += [f"{name}_reverse" for name in names]
+    assert list(cell.state_dict()) == names
+    x, h = torch.randn(2, 5, 3, dtype=F64), torch.randn(2, 2, 4, dtype=F64)
+    output, state = cell(x, h)
+    for d, suffix in enumerate(["", "_reverse"]):
+        now = h[d]
+        for t in range(5) if d == 0 else reversed(range(5)):
+            a = x[:, t] @ getattr(cell, f"weight_ih_l0{suffix}").T
+            a = a + getattr(cell, f"bias_ih_l0{suffix}") if bias else a
+            z = 1 / (1 + torch.exp(-a[:, :4]))
+            now = now + z * (a[:, 4:] - now)
+            assert_close(output[:, t, 4 * d : 4 * d + 4], now)
+        assert_close(state[d], now)
+    with pytest.raises(ValueError, match=r"^weight_drop=0.1 .* which kind=mingru does not have.$"):
+        build_cell("scratch", 3, 4, kind="mingru", weight_drop=0.1)

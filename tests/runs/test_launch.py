@@ -1,7 +1,6 @@
 """trainer=ddp through the real command: two processes, the numbers of one."""
 
 import csv
-import importlib
 import json
 import os
 import signal
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,11 +17,10 @@ from lstmlab import checkpoint
 from lstmlab.config import PROJECT
 from lstmlab.data.text import TextBatch
 from lstmlab.distributed import take_own_rows
-from lstmlab.models.base import Task
 from lstmlab.runs.launch import work
 from lstmlab.runs.train import train
 from lstmlab.schema import TrainConfig
-from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed
+from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed, work_until
 
 # a small step: Adam's amplify what adding in another order rounds off otherwise
 NO_DROPOUT = {name: ["optimizer.lr=0.005", "cell.dropout=0", "cell.weight_drop=0"] for name in TASKS}
@@ -107,18 +104,6 @@ def test_two_processes_give_the_numbers_of_one(name, config, text_file):
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def work_until(batch: int, rank: int, settings: TrainConfig, port: int) -> None:
-    """`work`, in which the second process gets SIGTERM as it begins this batch of the first epoch."""
-
-    def begin_batch(_: Task, __: Any, batch_idx: int) -> None:
-        if (rank, batch_idx) == (1, batch):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    module, name = settings.model.module.split(".")
-    getattr(importlib.import_module(f"lstmlab.models.{module}"), name).on_train_batch_start = begin_batch
-    work(rank, settings.to_plain(), port, RESULTS)
-
-
 @pytest.mark.parametrize("batch", [6, 7], ids=["in a step", "between steps"])
 @pytest.mark.parametrize("name", TASKS)
 def test_the_end_is_the_same(name, batch, config, text_file):
@@ -127,7 +112,7 @@ def test_the_end_is_the_same(name, batch, config, text_file):
     whole, broken = (config(*overrides(name, text_file), *DDP, *more) for _ in range(2))
     assert codes(two(whole)) == [0, 0]
     port = free_port()
-    assert codes([fork(work_until, batch, rank, broken, port) for rank in (0, 1)]) == [143, 143]
+    assert codes([fork(work_until, batch, rank, broken, port, RESULTS) for rank in (0, 1)]) == [143, 143]
 
     loaded = checkpoint.load_checkpoint(f"{broken.run_dir}/checkpoints/last.ckpt")
     assert loaded["global_step"] == (batch + 1) // 2

@@ -17,7 +17,7 @@ from torch import Tensor
 from lstmlab.analysis.gates import SIGMOIDS
 
 TEMPLATE = Path(__file__).with_name("page.html")
-LABELS = {  # in the order in which the page offers them
+LABELS = {  # in the order in which the page offers them; any other letter comes last, as it is
     "c": "cell state c",
     "h": "hidden state h",
     "f": "forget gate f",
@@ -34,13 +34,11 @@ def quantise(name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values (N, H) → bytes (H, N) and each unit's scale (H,).
 
     For gates between 0 and 1, byte = 255 · value. For others, byte = 128 + 127 · value / scale, so that 0
-    stays 0; scale is the largest |value| of the unit for a cell state, and otherwise 1.
+    stays 0; scale is the largest |value| of the unit, but at least 1 unless it is a cell state.
     """
-    scale = np.ones(values.shape[1], np.float32)
     if name in SIGMOIDS:
-        return np.rint(255 * values.T).astype(np.uint8), scale
-    if name == "c":
-        scale = np.maximum(np.abs(values).max(0), 1e-6)
+        return np.rint(255 * values.T).astype(np.uint8), np.ones(values.shape[1], np.float32)
+    scale = np.maximum(np.abs(values).max(0), 1e-6 if name == "c" else 1)
     return np.rint(128 + 127 * (values / scale).T).astype(np.uint8), scale
 
 
@@ -86,7 +84,7 @@ def write_page(
         "layers": L,
         "directions": D,
         "units": H,
-        "values": [{"name": n, "label": LABELS[n], "gate": n in SIGMOIDS} for n in traces],
+        "values": [{"name": n, "label": LABELS.get(n, n), "gate": n in SIGMOIDS} for n in traces],
         "scales": scales,
         "features": [
             {"name": name, "low": float(label.min()), "high": float(label.max())}

@@ -62,7 +62,8 @@ def draw_gates(traces: Mapping[str, Tensor], order: Tensor, tokens: list[str]) -
     figure, axes = grid(len(traces), 1, 2 + len(shown) * 0.14, 1.9)
     for (name, values), [ax] in zip(traces.items(), axes, strict=True):
         sigmoid = name in SIGMOIDS
-        limit = 1.0 if name != "c" else float(values[-1, 0, :SHOWN].abs().quantile(0.99))
+        largest = float(values[-1, 0, :SHOWN].abs().quantile(0.99))
+        limit = largest if name == "c" else max(1.0, largest)
         image = ax.imshow(
             values[-1, 0, :SHOWN].T[order].numpy(),
             aspect="auto",

@@ -41,7 +41,7 @@ def analyze(config: AnalyzeConfig) -> Path:
     rows = held_out if config.text is None else model.read_text(config.text)
     rows = rows.head(config.page_steps)
     values, text = trace(model, rows), model.token_texts(rows)
-    shown = config.page_values or [n for n in LABELS if n in values]
+    shown = config.page_values or [n for n in dict.fromkeys([*LABELS, *values]) if n in values]
     if unknown := [n for n in shown if n not in values]:
         raise ValueError(f"page_values holds {unknown[0]}, but this cell has {', '.join(values)}")
 

@@ -5,6 +5,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from lstmlab.benchmarks.timing import Contenders, Section, TimingRow, check_agreement, time_in_turn
+from lstmlab.benchmarks.timing import (
+    Contenders,
+    Section,
+    TimingRow,
+    check_agreement,
+    run_jobs,
+    time_in_turn,
+)
 from lstmlab.cells import build_cell
 from lstmlab.cells.stack import Stack
 
@@ -26,30 +34,47 @@ Forward = Callable[[Tensor], Sequence[Tensor]]
 
 def measure_cells(rounds: int) -> list[Section]:
     """Measure all sections of suite=cells. Raises RuntimeError if contenders disagree."""
-    sections = []
+    jobs: list[tuple[str, float, Callable[[], TimingRow]]] = []
     for training in (True, False):
-        work = "training (forward and backward)" if training else "forward"
-        dense = [time_dense(*size, training, rounds) for size in DENSE]
-        subjects = {
-            "fused": ("nn.LSTM", "nn.LSTMCell loop", "scratch"),
-            "fused without a compiler": ("nn.LSTM",),
-            "fused peephole": ("nn.LSTM", "scratch peephole"),
-            "fused layernorm": ("nn.LSTM", "scratch layernorm"),
-        }
-        for subject, others in subjects.items():
-            rows = [select_contenders(row, (subject, *others)) for row in dense]
-            sections.append(Section(f"Dense {work}", subject, rows))
-        ragged = [time_ragged(*size, training, rounds) for size in RAGGED]
-        sections.append(Section(f"Ragged {work}", "fused", ragged))
-
-    mixed = [time_bf16(*size, rounds) for size in DENSE]
-    sections.append(Section("Dense training in bf16 autocast", "fused", mixed))
-    steps = [time_step(H, rounds) for H in STEP]
-    sections.append(Section("One step, B 1, I = H, no gradient", "fused", steps))
+        jobs += [
+            (f"dense {size}", work(*size), partial(time_dense, *size, training, rounds)) for size in DENSE
+        ]
+    for training in (True, False):
+        jobs += [
+            (f"ragged {size}", work(*size), partial(time_ragged, *size, training, rounds)) for size in RAGGED
+        ]
+    jobs += [(f"bf16 {size}", 0.2 * work(*size), partial(time_bf16, *size, rounds)) for size in DENSE]
+    jobs += [(f"one step of {H}", 1e6, partial(time_step, H, rounds)) for H in STEP]
     if sys.platform == "linux":
-        memory = [measure_memory(layers) for layers in (1, 4)]
+        jobs += [(f"memory of {layers} layers", 1e9, partial(measure_memory, layers)) for layers in (1, 4)]
+    rows = iter(run_jobs(jobs))
+
+    def take(number: int) -> list[TimingRow]:
+        return list(islice(rows, number))
+
+    names = ("training (forward and backward)", "forward")
+    subjects = {
+        "fused": ("nn.LSTM", "nn.LSTMCell loop", "scratch"),
+        "fused without a compiler": ("nn.LSTM",),
+        "fused peephole": ("nn.LSTM", "scratch peephole"),
+        "fused layernorm": ("nn.LSTM", "scratch layernorm"),
+    }
+    sections = []
+    for name, dense in zip(names, [take(len(DENSE)), take(len(DENSE))], strict=True):
+        for subject, others in subjects.items():
+            selected = [select_contenders(row, (subject, *others)) for row in dense]
+            sections.append(Section(f"Dense {name}", subject, selected))
+    sections += [Section(f"Ragged {name}", "fused", take(len(RAGGED))) for name in names]
+    sections.append(Section("Dense training in bf16 autocast", "fused", take(len(DENSE))))
+    sections.append(Section("One step, B 1, I = H, no gradient", "fused", take(len(STEP))))
+    if memory := list(rows):
         sections.append(Section("Peak memory of a training step", "fused", memory, unit="MB"))
     return sections
+
+
+def work(B: int, T: int, I: int, H: int) -> float:
+    """What a call takes, relatively: products, and some microseconds for each step of a loop in Python."""
+    return B * T * H * (I + H) + 1e5 * T
 
 
 def select_contenders(row: TimingRow, names: Sequence[str]) -> TimingRow:
@@ -75,11 +100,11 @@ def run_cell(cell: nn.Module, x: Tensor) -> Sequence[Tensor]:
     return cell(x)[:1]
 
 
-def copy_without_kernel(cell: Any) -> Any:
-    """A copy of a fused cell that shares its parameters and runs its plain path."""
-    plain = copy.copy(cell)
-    plain.engine = "plain"
-    return plain
+def copy_with_engine(cell: Any, engine: str) -> Any:
+    """A copy of a fused cell that shares its parameters and runs on this engine."""
+    forced = copy.copy(cell)
+    forced.engine = engine
+    return forced
 
 
 def loop_over_steps(cell: nn.LSTMCell, x: Tensor) -> Tensor:
@@ -146,7 +171,7 @@ def time_dense(B: int, T: int, I: int, H: int, training: bool, rounds: int) -> T
     lstm_cell, fused = build_lstm_cell(reference), cells["fused"]
     add("nn.LSTM", reference, lambda x: reference(x)[:1])
     add("nn.LSTMCell loop", lstm_cell, lambda x: [loop_over_steps(lstm_cell, x)])
-    add("fused without a compiler", fused, partial(run_cell, copy_without_kernel(fused)))
+    add("fused without a compiler", fused, partial(run_cell, copy_with_engine(fused, "torch")))
     for name, cell in cells.items():
         add(name, cell, partial(run_cell, cell))
     for kind in ("peephole", "layernorm"):

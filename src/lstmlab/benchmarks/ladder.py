@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
-from lstmlab.benchmarks.cells import build_contender, copy_without_kernel
-from lstmlab.benchmarks.timing import Section, TimingRow, check_agreement, time_in_turn
+from lstmlab.benchmarks.cells import build_contender, copy_with_engine, work
+from lstmlab.benchmarks.timing import Section, TimingRow, check_agreement, run_jobs, time_in_turn
 from lstmlab.cells import build_cell
 
 SIZES = [(32, 100, 64, 128), (64, 128, 64, 256)]
@@ -63,14 +63,15 @@ RUNGS: dict[str, Callable[[Any, Tensor], Sequence[Tensor]]] = {
     "one product per gate": run_four_products,
     "one product for all gates": run_one_product,
     "the input's share before the loop": run_hoisted,
-    "a hand-written backward pass": lambda cell, x: copy_without_kernel(cell)(x)[:1],
+    "a hand-written backward pass": lambda cell, x: copy_with_engine(cell, "plain")(x)[:1],
     "a native loop": lambda cell, x: cell(x)[:1],
 }
 
 
 def measure_ladder(rounds: int) -> Section:
     """Time each rung against the one before and against the first."""
-    rows = [row for size in SIZES for row in time_rungs(*size, rounds)]
+    jobs = [(f"rungs at {size}", work(*size), partial(time_rungs, *size, rounds)) for size in SIZES]
+    rows = [row for rungs in run_jobs(jobs) for row in rungs]
     return Section("From the equations to a fast cell, training", "this", rows)
 
 

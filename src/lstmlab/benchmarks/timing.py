@@ -4,16 +4,21 @@ import json
 import math
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lstmlab.cells.cpu import find_cpu
 from lstmlab.tables import markdown
+
+T = TypeVar("T")
 
 WARM_UP = 2  # calls that are not counted
 SHORTEST = 0.02  # seconds; a faster contender is called several times per round
@@ -52,29 +57,54 @@ def check_agreement(contenders: Contenders, atol: float = 1e-4) -> None:
 
 
 def time_in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds per call of each contender. After a warm-up they take turns, `rounds` times."""
+    """Median milliseconds per call of each contender."""
+    return {name: statistics.median(values) for name, values in time_rounds(contenders, rounds).items()}
+
+
+def time_rounds(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds per call of each contender in each round. After a warm-up they take turns."""
     calls = {}
     for name, run in contenders.items():
         for _ in range(WARM_UP):
             start = time.perf_counter()
             run()
             calls[name] = max(1, math.ceil(SHORTEST / (time.perf_counter() - start)))
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
             start = time.perf_counter()
             for _ in range(calls[name]):
                 run()
-            seconds[name].append((time.perf_counter() - start) / calls[name])
-    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+            times[name].append(1e3 * (time.perf_counter() - start) / calls[name])
+    return times
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The median, and the ends of its 95 % interval: of n ordered values, those between which it lies
+    whatever the distribution; of five or fewer, the first and the last."""
+    ordered, n = sorted(values), len(values)
+    chances = [sum(math.comb(n, j) for j in range(k + 1)) / 2**n for k in range(n)]  # at most k lie below it
+    k = max(0, sum(chance <= 0.025 for chance in chances) - 1)
+    return statistics.median(ordered), ordered[k], ordered[n - 1 - k]
+
+
+def run_jobs(jobs: Sequence[tuple[str, float, Callable[[], T]]]) -> list[T]:
+    """Run each job (its name, its share of the work, what it does) and say on stderr what is left."""
+    results: list[T] = []
+    total, done, start = sum(work for _, work, _ in jobs), 0.0, time.perf_counter()
+    for number, (name, work, run) in enumerate(jobs, 1):
+        results.append(run())
+        done += work
+        left = (time.perf_counter() - start) * (total - done) / done
+        print(f"[{number}/{len(jobs)}] {name}; about {left / 60:.1f} min left", file=sys.stderr, flush=True)
+    return results
 
 
 def describe_machine() -> dict[str, str | int]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    cpu = find_cpu()
     return {
-        "cpu": names[0] if names else platform.processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cpu": cpu.model,
+        "instructions": " ".join(cpu.instruction_sets),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
@@ -137,9 +167,8 @@ def write_results(suite: str, folder: str, **results: object) -> None:
     (Path(folder) / "bench.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_report(suite: str, sections: Sequence[Section], folder: str) -> str:
+def write_report(suite: str, sections: Sequence[Section], folder: str, **results: object) -> str:
     """Write bench.json and bench.png into the folder. Returns the tables in Markdown."""
-    write_results(suite, folder, sections=[asdict(section) for section in sections])
+    write_results(suite, folder, sections=[asdict(section) for section in sections], **results)
     draw_sections(sections).savefig(Path(folder) / "bench.png", dpi=150)
-    facts = ", ".join(f"{name} {value}" for name, value in describe_machine().items())
-    return "\n\n".join([facts, *(format_section(section) for section in sections)]) + f"\n\n{folder}"
+    return "\n\n".join(format_section(section) for section in sections) + f"\n\n{folder}"

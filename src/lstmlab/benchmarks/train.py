@@ -6,13 +6,14 @@ import io
 import statistics
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
-from lstmlab.benchmarks.timing import Section, TimingRow
+from lstmlab.benchmarks.timing import Section, TimingRow, run_jobs
 from lstmlab.cells import BACKENDS
 from lstmlab.data import build_data
 from lstmlab.models import build_model
@@ -33,12 +34,15 @@ def measure_training(config: BenchConfig) -> Section:
         "enable_progress_bar": False,
     }
     run = config.replace({f"trainer.{key}": value for key, value in trainer.items()})
-    for number in range(config.rounds):
+
+    def run_round(number: int) -> None:
         rates["a bare loop"].append(time_bare_loop(run))
         if cell.kind in BACKENDS[other]:
-            changed = run.replace({"cell.backend": other, "cell.recompute": False})
-            rates[f"a bare loop, cell={other}"].append(time_bare_loop(changed))
+            swapped = run.replace({"cell": cell.with_backend(other).to_plain()})
+            rates[f"a bare loop, cell={other}"].append(time_bare_loop(swapped))
         rates["train.py"].append(time_run(run.replace({"run_dir": f"{config.run_dir}/{number}"})))
+
+    run_jobs([(f"round {k}", 1.0, partial(run_round, k)) for k in range(config.rounds)])
     medians = {name: statistics.median(values) for name, values in rates.items()}
     size = f"{config.model.name} on {config.data.name}, cell={cell.backend}"
     return Section("Training steps", "train.py", [TimingRow(size, medians)], unit="tokens/s")

@@ -1,10 +1,12 @@
 """Watches a run as an experienced colleague would, and reports each fault once, with what to type."""
 
+import copy
 import math
 import os
 import re
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any, NoReturn
 
 import lightning as L
@@ -20,8 +22,11 @@ from lstmlab.callbacks.diagnosis import (
     explain_kept_graph,
     explain_not_finite,
     explain_out_of_memory,
+    find_slow_bf16,
 )
+from lstmlab.cells.base import Recurrent
 from lstmlab.loggers import show
+from lstmlab.models.base import Task
 from lstmlab.schema import Limits
 
 
@@ -136,7 +141,10 @@ class Doctor(L.Callback):
         waiting = self.waited / (time.perf_counter() - self.begun)
         self.looks.append(Look(trainer.global_step, sum(losses) / count, share, highest, gradients, waiting))
         baseline = self.baseline or self.looks[0].loss
-        for finding in diagnose(self.looks, baseline, pl_module.config, self.limits):
+        findings = diagnose(self.looks, baseline, pl_module.config, self.limits)
+        if len(self.looks) == 1 and trainer.precision == "bf16-mixed" and pl_module.device.type == "cpu":
+            findings += filter(None, [find_slow_bf16(*time_precisions(pl_module))])
+        for finding in findings:
             self.report(trainer, pl_module, finding)
         self.begin_stretch(trainer, pl_module)
 
@@ -202,6 +210,27 @@ class Doctor(L.Callback):
         # what was found after that checkpoint will be found again
         if self.report_path.exists():
             os.truncate(self.report_path, state_dict["bytes"])
+
+
+def time_precisions(model: Task) -> tuple[float, float]:
+    """Seconds that the cells take for a batch, both ways, in bf16 and in float32: medians of three.
+
+    Copies of the cells run, on noise: the model and the random states stay as they are.
+    """
+    cells = [copy.deepcopy(module) for module in model.modules() if isinstance(module, Recurrent)]
+    B, T = model.config.data.batch_size, getattr(model.config.data, "sequence_length", 64)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        inputs = [torch.randn(B, T, cell.input_size) for cell in cells]
+        for _ in range(4):  # the first is to warm up
+            for bf16, taken in seconds.items():
+                start = time.perf_counter()
+                for cell, x in zip(cells, inputs, strict=True):
+                    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                        output, _ = cell(x)
+                    output.sum().backward()
+                taken.append(time.perf_counter() - start)
+    return median(seconds[True][1:]), median(seconds[False][1:])
 
 
 def layer_of(name: str) -> str:

@@ -42,7 +42,7 @@ class Gates(L.Callback):
             with suppress(Unsupported):
                 rows = pl_module.rows_of_batch(batch)
                 self.rows = Rows(rows.ids[:1], rows.lengths[:1]).head(self.steps)
-                cell = pl_module.config.cell.replace({"backend": "scratch", "recompute": False})
+                cell = pl_module.config.cell.with_backend("scratch")
                 config = pl_module.config.model_copy(update={"cell": cell})
                 # initial weights are drawn, but not from the run's own random numbers
                 with torch.random.fork_rng():
@@ -73,8 +73,9 @@ class Gates(L.Callback):
 def paint_gates(values: dict[str, np.ndarray], tokens: list[str]) -> Image.Image:
     """Values (U, T) by name, one block each, under the tokens.
 
-    Values between 0 and 1 run from dark to light. Signed values are blue below 0 and red above; for c, the
-    colours end at the absolute value that 1 % exceed. Painted in 30 ms: matplotlib takes two seconds.
+    Values between 0 and 1 run from dark to light. Signed values are blue below 0 and red above; the colours
+    end at 1 or, if it is more, at the absolute value that 1 % exceed. Painted in 30 ms: matplotlib takes two
+    seconds.
     """
     labels = [VISIBLE.get(token, token.strip())[:WORD] for token in tokens]
     words = max(map(len, labels)) > 1
@@ -92,7 +93,7 @@ def paint_gates(values: dict[str, np.ndarray], tokens: list[str]) -> Image.Image
     image.paste(strip, (2 * PIXEL, 0))
     for k, (name, value) in enumerate(values.items()):
         y = top + k * (units + 1) * PIXEL
-        limit = max(1.0, float(np.quantile(np.abs(value), 0.99))) if name == "c" else 1.0
+        limit = max(1.0, float(np.quantile(np.abs(value), 0.99)))
         sigmoid = name in SIGMOIDS
         colours = colormaps["viridis"](value) if sigmoid else colormaps["RdBu_r"](value / limit / 2 + 0.5)
         block = Image.fromarray((colours[..., :3] * 255).astype(np.uint8))

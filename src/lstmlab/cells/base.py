@@ -70,6 +70,7 @@ class Recurrent(nn.Module):
     chrono_steps: int | None
     batch_first: bool
     recompute: bool
+    engine: str
 
     _state_type: type[State]
     _shapes: list[dict[str, tuple[int, ...]]]
@@ -88,12 +89,11 @@ class Recurrent(nn.Module):
         layers = []
         for layer, direction in product(range(self.num_layers), range(self._num_directions)):
             columns = self.input_size if layer == 0 else self._num_directions * output_size
-            shapes: dict[str, tuple[int, ...]] = {
-                "weight_ih": (rows, columns),
-                "weight_hh": (rows, output_size),
-            }
+            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns)}
+            if kind.reads_h:
+                shapes |= {"weight_hh": (rows, output_size)}
             if self.bias:
-                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                shapes |= {name.replace("weight", "bias"): (rows,) for name in shapes}
             if self.proj_size:
                 shapes |= {"weight_hr": (self.proj_size, H)}
             shapes |= {name: tuple(n * H for n in shape) for name, shape in kind.own.items()}
@@ -233,8 +233,8 @@ class Recurrent(nn.Module):
                     weight = F.dropout(weight, self.weight_drop)
                 weights.append(weight)
             if not self.bias:
-                zeros = weights[0].new_zeros(len(weights[0]))
-                weights[2:2] = [zeros, zeros]
+                matrices = 2 if KINDS[self.kind].reads_h else 1
+                weights[matrices:matrices] = [weights[0].new_zeros(len(weights[0]))] * matrices
             layers.append(weights)
         return layers
 

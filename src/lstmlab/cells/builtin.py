@@ -1,5 +1,6 @@
 """nn.LSTM, nn.GRU and nn.RNN under the contract of the other cells."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from .base import Recurrent, Weights
 from .options import CellOptions
 
 OPERATORS: dict[str, Any] = {"lstm": torch.lstm, "gru": torch.gru, "rnn": torch.rnn_tanh}
+STEP_OPERATORS: dict[str, Any] = {"lstm": torch.lstm_cell, "gru": torch.gru_cell, "rnn": torch.rnn_tanh_cell}
+# cuDNN copies weights that are not its own, as dropped or padded ones, and advises against it at each call.
+warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+CLOSED = -1e4  # a pre-activation at which a gate is exactly 0, and its opposite exactly 1, in every precision
 
 
 def run_operator(
@@ -46,18 +51,76 @@ def _call_operator(
     """One call of the operator, for all layers whose weights are given."""
     operator, D = OPERATORS[cell.kind], cell._num_directions
     flat = [weight for layer in weights for weight in layer]
-    options = (flat, True, len(weights) // D, dropout, cell.training, cell.bidirectional)
+    differentiable = cell.training or torch.is_grad_enabled()  # cuDNN has no backward pass otherwise
+    dropout = dropout if cell.training else 0.0
+    options = (flat, True, len(weights) // D, dropout, differentiable, cell.bidirectional)
     if lengths is None or x.size(0) == 0:
         output, *final = operator(x, tuple(state) if len(state) == 2 else state[0], *options, True)
         return output, final
-    packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-    data, batch_sizes, sorted_rows, unsorted_rows = packed
-    assert sorted_rows is not None and unsorted_rows is not None
-    state = [s.index_select(1, sorted_rows) for s in state]
+    # Not by pack_padded_sequence, which would wait until the order of the rows has reached the device.
+    lengths, order = lengths.sort(descending=True)
+    rows, back = order.to(x.device, non_blocking=True), order.argsort().to(x.device, non_blocking=True)
+    data, batch_sizes, _, _ = pack_padded_sequence(x.index_select(0, rows), lengths, batch_first=True)
+    state = [s.index_select(1, rows) for s in state]
     data, *final = operator(data, batch_sizes, tuple(state) if len(state) == 2 else state[0], *options)
-    packed = PackedSequence(data, batch_sizes, sorted_rows, unsorted_rows)
-    output, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.size(1))
-    return output, [s.index_select(1, unsorted_rows) for s in final]
+    output, _ = pad_packed_sequence(PackedSequence(data, batch_sizes), True, total_length=x.size(1))
+    return output.index_select(0, back), [s.index_select(1, back) for s in final]
+
+
+def run_operator_scan(
+    kind: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    lengths: Tensor | None,
+    weights: Sequence[Tensor],
+    reverse: bool,
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """One layer in one direction by PyTorch's operator, with what `Stack._scan_layer` takes and returns.
+
+    Ragged rows stay padded: the operator for packed ones is slower on the CPU, and needs lengths that have
+    been fetched from the device. An LSTM's c is held in the padding by more inputs, which are 1 there and
+    close the gates i and o and open f. They are 16, because an odd size would slow the products down.
+    """
+    if lengths is None:
+        y, final = _call_layer(kind, x.flip(1) if reverse else x, state, weights)
+        return y.flip(1) if reverse else y, final
+    B, T, _ = x.shape
+    lengths = lengths.to(x.device, non_blocking=True).long().clamp(0, T).unsqueeze(1)  # unchecked on a GPU
+    t = torch.arange(T, device=x.device)
+    padding = (t >= lengths).unsqueeze(-1)  # (B, T, 1)
+    first = torch.arange(0, B * T, T, device=x.device).unsqueeze(1)  # each row's first step among all
+    x = x.masked_fill(padding, 0)  # NaN in the padding must not reach a gradient.
+    if reverse:
+        order = (first + torch.where(t < lengths, lengths - 1 - t, t)).flatten()
+        x = x.flatten(0, 1).index_select(0, order).view_as(x)
+    if kind == "lstm":
+        closed = weights[0].new_full((len(weights[0]) // 4, 16), CLOSED / 16)
+        x = torch.cat([x, padding.to(x.dtype).expand(-1, -1, 16)], -1)
+        weights = [torch.cat([weights[0], torch.cat([closed, -closed, closed, closed])], 1), *weights[1:]]
+    y, (_, *c) = _call_layer(kind, x, state, weights)
+    last = (first + (lengths - 1).clamp(min=0)).flatten()
+    h = torch.where(lengths > 0, y.flatten(0, 1).index_select(0, last), state[0])
+    y = y.masked_fill(padding, 0)
+    if reverse:
+        y = y.flatten(0, 1).index_select(0, order).view_as(y)
+    return y, [h, *c]
+
+
+def _call_layer(
+    kind: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """All steps of a layer. The operator for a single one costs less, but it has no oneDNN, and it would read
+    numbers from tensors of the meta device."""
+    one_step = x.size(1) == 1 and len(weights) == 4
+    dense = one_step and all(t.is_cpu and t.layout is torch.strided for t in (x, *state, *weights))
+    if dense and (kind != "lstm" or x.size(0) <= 32 or torch.is_autocast_enabled("cpu")):
+        final = STEP_OPERATORS[kind](x[:, 0], tuple(state) if len(state) == 2 else state[0], *weights)
+        final = (final,) if isinstance(final, Tensor) else final
+        return final[0].unsqueeze(1), final
+    state = [s.unsqueeze(0).contiguous() for s in state]
+    hx = tuple(state) if len(state) == 2 else state[0]
+    y, *final = OPERATORS[kind](x, hx, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
+    return y, [s.squeeze(0) for s in final]
 
 
 class _Builtin(Recurrent):

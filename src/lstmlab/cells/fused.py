@@ -1,8 +1,5 @@
-"""The fast cell: one matrix product for all gates of a step, and its own backward pass.
-
-On the CPU a native kernel runs the recurrence (`native`). Elsewhere, without a C++ compiler, and in bf16 on a
-CPU without AVX512-BF16, `recurrence` runs it in plain PyTorch.
-"""
+"""The fast cell. For each call it takes the engine that `engines` names: the native kernel for the CPU
+(`native`), PyTorch's operator (`builtin`), or a loop in plain PyTorch (`recurrence`)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,21 +10,22 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import native, operators
-from .admission import PLAIN_TYPES, admit
-from .base import Weights, is_traced
-from .builtin import run_operator
+from .admission import CAST_BY_AUTOCAST, admit, is_watched
+from .base import Weights
+from .builtin import OPERATORS, run_operator, run_operator_scan
+from .cpu import find_cpu
+from .engines import Call, choose_engine, operator_casts_to_bf16
 from .recurrence import run_recurrence
 from .scratch import run_steps
 from .stack import LayerScan, Stack
 
 
 class FusedCell(Stack):
-    """Any kind of cell, fast. It refuses second derivatives and forward-mode differentiation.
+    """Any kind of cell, fast. The native kernel and the plain loop refuse second derivatives and forward-mode
+    differentiation.
 
-    engine: auto, or plain to do without the native kernel.
+    Raises ValueError if the option `engine` forces one that cannot take the tensors of a call.
     """
-
-    engine = "auto"
 
     def _run_layers(
         self,
@@ -37,23 +35,33 @@ class FusedCell(Stack):
         weights: list[Weights],
         scan: LayerScan | None = None,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        if self.proj_size:
-            return run_operator(self, x, state, lengths, weights)
-        if self.engine == "plain" or not x.is_cpu:
-            return super()._run_layers(x, state, lengths, weights)
-        if lengths is not None:
+        if x.is_cpu and lengths is not None:
             lengths = lengths.cpu().long().contiguous()
         flat = [weight for layer in weights for weight in layer]
-        precision, plain = admit(x, state, lengths, flat)
-        if precision is None:
+        precision, plain = None, False
+        if x.is_cpu and not self.proj_size:
+            precision, plain = admit(x, state, lengths, flat)
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *flat))
+        if plain or (precision is None and not is_watched([x, *state, *flat])):
+            engine = self._choose_engine(x, lengths, precision is not None, differentiable)
+        elif precision is not None:
+            engine = "native"
+        elif self.kind in OPERATORS and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return self._run_untraced_operator(x, state, lengths, weights)
+        else:
+            equations = partial(self._scan_layer, steps=self._run_equations)
+            return super()._run_layers(x, state, lengths, weights, equations)
+        if engine == "torch":
+            return self._run_operator(x, state, lengths, weights)
+        if engine == "plain":
             return super()._run_layers(x, state, lengths, weights)
 
+        assert precision is not None
         dtype = flat[0].dtype
         x = x if x.dtype is dtype else x.to(dtype)
         state = [s if s.dtype is dtype and s.is_contiguous() else s.to(dtype).contiguous() for s in state]
         if self.kind == "peephole":
             weights = [[*layer[:4], torch.cat(list(layer[4:]))] for layer in weights]
-        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *flat))
         drops = self.training and self.dropout > 0 and self.num_layers > 1
         one_step = x.size(1) == 1 and lengths is None and not self.bidirectional and not drops
         if plain and one_step and not differentiable:  # as in decoding
@@ -64,17 +72,52 @@ class FusedCell(Stack):
             x, state, lengths, weights, self._checkpointed(scan) if differentiable else scan
         )
 
+    def _choose_engine(self, x: Tensor, lengths: Tensor | None, compiled: bool, differentiable: bool) -> str:
+        if self.engine == "native" and not compiled and x.numel() > 0:
+            raise ValueError(
+                f"engine=native has no kernel for input of {x.dtype} on {x.device}: it takes float32 and "
+                "float64 on the CPU, needs a C++ compiler, and has no proj_size. Use engine=auto."
+            )
+        if self.engine != "auto":
+            return self.engine if compiled or self.engine != "native" else "torch"
+        (B, T, I), ragged = x.shape, lengths is not None
+        bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        call = Call(x.device.type, self.kind, bf16, ragged, differentiable, B, T, I, self.hidden_size)
+        return choose_engine(call, find_cpu(), compiled)
+
+    def _run_operator(
+        self, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """By PyTorch's operator, without waiting for the device."""
+        packable = lengths is None or (x.is_cuda and lengths.is_cpu)
+        if packable and not x.is_cpu and not self.recompute:
+            return run_operator(self, x, state, lengths, weights)  # cuDNN runs the layers beside each other.
+        scan = self._checkpointed(partial(run_operator_scan, self.kind))
+        if not x.is_cpu or not torch.is_autocast_enabled("cpu"):
+            return super()._run_layers(x, state, lengths, weights, scan)
+        dtype = weights[0][0].dtype
+        state = [s.to(dtype) for s in state]
+        if torch.get_autocast_dtype("cpu") is torch.bfloat16 and operator_casts_to_bf16(find_cpu()):
+            return super()._run_layers(x, state, lengths, weights, scan)
+        x = x.to(dtype) if x.dtype in CAST_BY_AUTOCAST else x
+        weights = [[weight.to(dtype) for weight in layer] for layer in weights]
+        with torch.autocast("cpu", enabled=False):
+            return super()._run_layers(x, state, lengths, weights, scan)
+
+    @torch._disable_dynamo  # which cannot trace it, and breaks its graph here
+    def _run_untraced_operator(self, *arguments: Any) -> tuple[Tensor, Sequence[Tensor]]:
+        return self._run_operator(*arguments)
+
     def _run_steps(
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        tensors = [x, *state, *weights]
-        # A tracer would not see into an autograd Function, so it sees the equations.
-        if is_traced() or not all(
-            type(tensor) in PLAIN_TYPES and not torch._is_functional_tensor(tensor) for tensor in tensors
-        ):
-            states = [state for state, _ in run_steps(self.kind, x, state, mask, weights)]
-            return torch.stack([h for h, *_ in states]), states[-1]
         return self._checkpointed(run_recurrence)(self.kind, x, state, mask, weights)
+
+    def _run_equations(
+        self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        states = [state for state, _ in run_steps(self.kind, x, state, mask, weights)]
+        return torch.stack([h for h, *_ in states]), states[-1]
 
     def _checkpointed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function; with recompute=True, its backward pass computes again what it else would store."""

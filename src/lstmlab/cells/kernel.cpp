@@ -112,7 +112,14 @@ template <class E, class R> static void forward(const Scan<R> &scan) {
   }
 }
 
-// One step (T = 1) without gradients: packing the weights would take longer than using them.
+// Whether packing the weights would take longer than one step without gradients that uses them as they are:
+// for a few rows, and for weights far larger than the L2 cache.
+template <class R> static bool uses_unpacked_weights(const Scan<R> &scan) {
+  const bool large = scan.N() * (scan.I + scan.H) * sizeof(R) > 4 << 20;
+  return scan.T == 1 && !scan.gates && (scan.B < 24 || large);
+}
+
+// One step (T = 1) without gradients, with the weights as they are.
 template <class R> static void step(const Scan<R> &scan) {
   const int64_t B = scan.B, I = scan.I, H = scan.H, G = scan.G();
   const int64_t shared = scan.kind == GRU ? 2 * H : G;  // gates whose two products are summed
@@ -232,7 +239,7 @@ template <class E, class R> static void backward(const Scan<R> &scan) {
 template <class E, class R> static int forward_each(const Scan<R> *scans, int n) {
   for (const Scan<R> *scan = scans; scan < scans + n; scan++) {
     if (!scan->has_addresses()) return 1;
-    scan->T == 1 && !scan->gates ? step(*scan) : forward<E>(*scan);
+    uses_unpacked_weights(*scan) ? step(*scan) : forward<E>(*scan);
   }
   return 0;
 }

@@ -35,6 +35,7 @@ class Kind:
     gates: one letter each, in the order in which nn.LSTM, nn.GRU and nn.RNN stack them in their weights.
     sigmoids: the gates whose values lie between 0 and 1.
     retains: the gate that multiplies the old state, if there is one.
+    reads_h: whether its gates see the old hidden state; if not, there are no weight_hh and bias_hh.
     own: the parameters that it has beside weight_ih, weight_hh, bias_ih and bias_hh, by name, with their
         shapes in units of H: (4,) is (4H,). `init.initialise_parameters` says what they start as.
     """
@@ -44,6 +45,7 @@ class Kind:
     gates: str
     sigmoids: str
     retains: str | None = None
+    reads_h: bool = True
     own: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 

@@ -12,11 +12,11 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import torch
+from .cpu import Cpu, find_cpu
 
 SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "scan.h", "cell.h", "gemm.h")]
 # Not -march=native: several machines may share the cache folder.
-CPU_FLAGS = {"AVX512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
+CPU_FLAGS = {"AVX-512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
 FLAGS = [
     "-std=c++17",
     "-O3",
@@ -27,14 +27,17 @@ FLAGS = [
     "-fno-signed-zeros",
 ]
 
-if torch.cpu._is_avx512_bf16_supported():
-    CPU_FLAGS["AVX512"].append("-mavx512bf16")
+
+def choose_flags(cpu: Cpu) -> list[str]:
+    """The compiler's flags. Only with the last one has the kernel products in bf16."""
+    found = next((flags for name, flags in CPU_FLAGS.items() if name in cpu.instruction_sets), [])
+    return [*FLAGS, *found, *(["-mavx512bf16"] if cpu.multiplies_bf16_fast else [])]
 
 
 @functools.cache
 def load_kernel() -> ctypes.CDLL | None:
     """The kernel, or None with one warning if the cache holds none and no compiler can build it."""
-    flags = FLAGS + CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])
+    flags = choose_flags(find_cpu())
     key = digest(b"".join(source.read_bytes() for source in SOURCES) + repr(flags).encode())
     try:
         return load_cached(key) or compile_kernel(key, flags)
@@ -42,7 +45,7 @@ def load_kernel() -> ctypes.CDLL | None:
         reason = getattr(error, "stderr", None) or error
         # Not the logging module, which Hydra's settings may have switched off.
         warnings.warn(
-            f"cell=fused runs its plain path: {compiler()[0]} cannot build the native kernel ({reason})",
+            f"cell=fused does without its native kernel: {compiler()[0]} cannot build it ({reason})",
             stacklevel=2,
         )
         return None

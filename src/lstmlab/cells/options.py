@@ -24,6 +24,8 @@ class CellOptions:
     chrono_steps: the longest dependency in steps (T_max), for init=chrono.
     batch_first: input and output are (B, T, ·); False: (T, B, ·).
     recompute: fused alone: compute the gates again in the backward pass instead of storing them.
+    engine: fused alone: what runs it, see `engines`; auto: the fastest for each call. torch is for the kinds
+        that PyTorch has, plain for the LSTM kinds.
 
     Raises ValueError for a pair of backend and kind that does not exist and for a value out of range.
     """
@@ -43,6 +45,7 @@ class CellOptions:
     chrono_steps: int | None = None
     batch_first: bool = True
     recompute: bool = False
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         if self.kind not in BACKENDS.get(self.backend, ()):
@@ -60,6 +63,10 @@ class CellOptions:
         for name in ("dropout", "weight_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1.")
+        if self.weight_drop and not KINDS[self.kind].reads_h:
+            raise ValueError(
+                f"weight_drop={self.weight_drop} drops from weight_hh, which kind={self.kind} does not have."
+            )
         if self.init not in INITS:
             raise ValueError(f"init={self.init!r} is unknown; there are {', '.join(INITS)}.")
         gates = KINDS[self.kind].gates
@@ -73,3 +80,10 @@ class CellOptions:
             raise ValueError("init=chrono sets biases, of which bias=False has none.")
         if self.recompute and self.backend != "fused":
             raise ValueError(f"recompute=true is for backend=fused, not {self.backend}.")
+        kind = KINDS[self.kind]
+        engines = ["auto", "native", *(["torch"] if "torch" in kind.backends else [])]
+        engines += ["plain"] if "c" in kind.state._fields else []
+        if self.engine not in engines:
+            raise ValueError(
+                f"engine={self.engine!r} is not for kind={self.kind}: it takes {', '.join(engines)}."
+            )

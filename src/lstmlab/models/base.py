@@ -205,9 +205,18 @@ class Task(L.LightningModule):
             self.trainer.should_stop = True
 
     def on_validation_epoch_end(self) -> None:
-        """Show the plateau scheduler each validation; Lightning would show it one per epoch."""
-        if self.plateau is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.plateau.step(self.trainer.callback_metrics[self.config.model.monitor])
+        """Show the plateau scheduler each validation; Lightning would show it one per epoch.
+
+        A task with an `on_validation_epoch_end` of its own calls this last, when all metrics are logged.
+        """
+        if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
+            return
+        metrics, monitor = self.trainer.callback_metrics, self.config.model.monitor
+        if monitor not in metrics:
+            known = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
+            raise ValueError(f"model.monitor={monitor} is none of the metrics of a validation: {known}")
+        if self.plateau is not None:
+            self.plateau.step(metrics[monitor])
 
     # --- checkpoint ---
 

@@ -96,9 +96,9 @@ class CharLM(Task):
         self.log(name, loss, prog_bar=True, batch_size=count, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
-        super().on_validation_epoch_end()
         loss = self.trainer.callback_metrics["val/loss_stateful"]
         self.log_dict({"val/perplexity": loss.exp(), "val/bits_per_character": loss / math.log(2)})
+        super().on_validation_epoch_end()
 
     def count_tokens(self, batch: TextBatch) -> int:
         return batch.inputs.numel()

@@ -42,6 +42,7 @@ CHANGEABLE = (  # may change within a run; any other change would mix two settin
     "clipping",
     "callbacks",
     "cell.backend",
+    "cell.engine",
     "cell.dropout",
     "model.dropout",
     "model.word_dropout",

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -28,6 +29,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lstmlab import distributed
 from lstmlab.atomic import replace_file
+from lstmlab.cells import engines
 from lstmlab.checkpoint import CheckpointIO, find_device, load_checkpoint
 from lstmlab.data import build_data
 from lstmlab.loggers import add_wandb_ids, build_loggers
@@ -138,6 +140,8 @@ def load_data(config: TrainConfig) -> Any:
     if not first:
         datamodule.prepare_data()
     datamodule.setup("fit")
+    if not hasattr(datamodule.train_dataloader(), "state_dict"):
+        raise ValueError(f"data={config.data.name} cannot resume within an epoch: it needs a TrainingLoader")
 
     if count := config.trainer.overfit_batches:  # Lightning would ask the data set for items 0, 1, …
         batches: Any = list(islice(datamodule.train_dataloader(), count))
@@ -197,19 +201,29 @@ def write_config(config: TrainConfig, new: bool) -> None:
 def build_trainer(config: TrainConfig, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     settings = config.trainer
     return L.Trainer(
-        **settings.model_dump(exclude={"overfit_batches"}),
+        **settings.model_dump(exclude={"overfit_batches", "profiler"}),
         precision=config.precision.name,
         deterministic=config.deterministic,
         logger=loggers,
         callbacks=callbacks,
         plugins=[CheckpointIO()],
         default_root_dir=config.run_dir,
+        profiler=settings.profiler or NoProfiler(),
         # A number of batches is counted on from epoch to epoch, a share within each
         check_val_every_n_epoch=None if isinstance(settings.val_check_interval, int) else 1,
         use_distributed_sampler=False,  # it would shuffle the streams
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning enters a profiler about a hundred times a step: here each time costs next to nothing."""
+
+    nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self.nothing
 
 
 def fit(trainer: L.Trainer, model: Task, datamodule: Any, start: Start) -> float:
@@ -292,7 +306,9 @@ def closed(loggers: list[Logger]) -> Iterator[None]:
 
 
 def describe_model(model: Task) -> str:
-    """The model and its size, and which data it learns from."""
-    parameters = sum(p.numel() for p in model.parameters())
-    source = model.info.get("source", model.config.data.name)
-    return f"{type(model).__name__} with {parameters:,} parameters; data: {source}"
+    """The model and its size, which data it learns from, and what computes its cells."""
+    config, parameters = model.config, sum(p.numel() for p in model.parameters())
+    source = model.info.get("source", config.data.name)
+    device, bf16 = find_device(config.trainer.accelerator), config.precision.name == "bf16-mixed"
+    cells = engines.describe(model, device, bf16, config.data.batch_size)
+    return f"{type(model).__name__} with {parameters:,} parameters; data: {source}\n{cells}".rstrip()
