@@ -25,9 +25,9 @@ def beam_search(
     step: tokens (B, K) and a state, K hypotheses a search → logits (B, K, V) of the next ones, new state.
     state: tensors (·, B, ·) at the start, (·, B·K, ·) in `step`: there the K of a search stand together.
 
-    The K = `size` most probable hypotheses go on. One that ends in EOS is kept and holds its place, so the
-    search grows narrower until all have ended or are `max_length` tokens long, EOS counted; with K = 1 it
-    is greedy. The best of the K has the highest log p / ((5 + length) / 6)^length_penalty (Wu et al.
+    The K = `size` most probable hypotheses are continued. One that ends in EOS is kept and holds its place,
+    so the search grows narrower until all have ended or are `max_length` tokens long, EOS counted; with
+    K = 1 it is greedy. The best of the K has the highest log p / ((5 + length) / 6)^length_penalty (Wu et al.
     2016, equation 14). BOS and padding are never proposed.
     """
     B, K = state[0].size(1), size
