@@ -82,7 +82,8 @@ class Sentiment(Task):
             }
         )
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
-        self.confusion = MulticlassConfusionMatrix(C)
+        # Of several processes each validates on all data: summed, every text would count several times
+        self.confusion = MulticlassConfusionMatrix(C, sync_on_compute=False)
         self.confused: Tensor | None = None  # (C, C) of the latest validation: rows are the truth
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -152,7 +153,7 @@ class Sentiment(Task):
         self.confusion.update(self.probabilities(logits).argmax(1), batch.labels.long())
 
     def on_validation_epoch_end(self) -> None:
-        self.confused = self.confusion.compute()  # here, in every process: a picture is drawn in one
+        self.confused = self.confusion.compute()
         super().on_validation_epoch_end()
 
     def test_step(self, batch: SentimentBatch, index: int) -> None:
