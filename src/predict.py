@@ -1,9 +1,11 @@
 """Get predictions from a trained model.
 
-python src/predict.py ckpt=RUN/checkpoints/best.ckpt text="ROMEO:" length=500 temperature=0.8
+python src/predict.py ckpt=RUN text="ROMEO:" length=500 temperature=0.8
+python src/predict.py ckpt=RUN input=reviews.csv output=answers.csv
 """
 
 import sys
+from collections.abc import Iterable
 
 from lstmlab.config import entry_point, refuse_unread
 from lstmlab.schema import PredictConfig
@@ -11,15 +13,34 @@ from lstmlab.schema import PredictConfig
 
 @entry_point("predict")
 def main(config: PredictConfig) -> None:
-    from lstmlab.checkpoint import load_model
+    import torch
 
-    text = sys.stdin.read() if config.text == "-" else config.text
+    from lstmlab.checkpoint import load_model
+    from lstmlab.runs.predict import predict_file
+
+    if (config.text is None) == (config.input is None):
+        raise ValueError("give a text, text=TEXT, or a file of texts, input=FILE output=FILE")
+    if (config.input is None) != (config.output is None):
+        raise ValueError("input=FILE and output=FILE go together")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     model = load_model(config.ckpt, config.backend, config.accelerator)
-    read = {"ckpt", "text", "backend", "accelerator", *model.options}
+    read = {"ckpt", "text", "input", "output", "column", "threads", "backend", "accelerator", *model.options}
     refuse_unread(read, of=f"model={model.config.model.name}")
-    for piece in model.respond(text, config):
-        print(piece, end="", flush=True)
-    print()
+
+    if config.input is not None:
+        print(f"{config.output}: {predict_file(model, config):,} answers")
+        return
+    if config.text == "-" and not model.writes_text:
+        lines: Iterable[str] = (line.rstrip("\r\n") for line in sys.stdin)
+    else:
+        lines = [sys.stdin.read() if config.text == "-" else str(config.text)]
+    for line in lines:
+        if line.strip() or config.text != "-":
+            for piece in model.respond(line, config):
+                print(piece, end="", flush=True)
+            config = config.replace({"attention_map": None})  # is of the first line
+        print(flush=True)
 
 
 if __name__ == "__main__":

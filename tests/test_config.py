@@ -206,7 +206,11 @@ WRONG = [
     ("train", "model=sentiment data=stdlib", "data=stdlib does not fit model=sentiment, which takes imdb"),
     ("train", "data=textfile", "data.path is required: data.path=…"),
     ("train", "data=textfile data.path=/no/such/file", "data.path=/no/such/file: no such file"),
-    ("train", "data=textfile data.path=/", "data.path=/: a folder, not a file"),
+    (
+        "train",
+        "data=textfile data.path=/no/*.such",
+        "data.path=/no/*.such: no such file, and none that matches",
+    ),
     ("train", "data=textfile data.path={empty}", "{empty} is empty"),
     ("train", "data=textfile data.path={short}", "characters to train on, fewer than data.batch_size=16"),
     ("train", "data=textfile data.path={latin1}", "{latin1} is not UTF-8 text"),

@@ -28,7 +28,8 @@ from lstmlab.help import CONF, format_help
 from lstmlab.schema import check
 
 PROJECT = CONF.parent
-RAW_KEYS = ("text", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
+FILE_KEYS = ("input", "output", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
+RAW_KEYS = ("text", *FILE_KEYS)
 # Lightning 2.6 and torchdata 0.11 warn about torch 2.13; users can do nothing about it
 warnings.filterwarnings("ignore", message=r".*(treespec, LeafSpec|'set_vital')")
 USER_ERRORS = (

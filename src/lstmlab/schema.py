@@ -263,6 +263,7 @@ class ShakespeareConfig(TextConfig, HubConfig):
 class TextFileConfig(TextConfig):
     name: Literal["textfile"]
     path: str
+    split: Literal["whole", "each_file"]
 
 
 class CopyConfig(DataConfig):
@@ -658,7 +659,11 @@ class AskConfig(Group):
 
 
 class PredictConfig(AskConfig):
-    text: str
+    text: str | None
+    input: str | None
+    output: str | None
+    column: str | None
+    threads: PositiveInt | None
     length: PositiveInt
     temperature: NonNegativeFloat
     top_k: PositiveInt | None

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from conftest import compose_train
+from lstmlab.benchmarks.floors import score_classifiers
 from lstmlab.data import build_data, change_data
 from lstmlab.data.sentiment import encode_reviews
 
@@ -160,6 +161,11 @@ def test_wrong_values(module, tmp_path, line, said):
     (tmp_path / "a.jsonl").write_text(line + "\n")
     with pytest.raises(ValueError, match=said):
         module("classes", path=f"{tmp_path}/a.jsonl")
+
+
+def test_floors_are_of_two_classes(module, folder):
+    with pytest.raises(ValueError, match="suite=floors tells two classes apart, but the data have 3"):
+        score_classifiers(module("classes", path=str(folder)))
 
 
 def test_labels_of_other_parts_occur_in_training(module, folder):

@@ -150,6 +150,8 @@ def score_classifiers(module: SentimentData) -> list[dict]:
         raise ValueError(message) from error
 
     splits = module.read()
+    if len(module.classes) > 2:
+        raise ValueError(f"suite=floors tells two classes apart, but the data have {len(module.classes)}")
     texts = {split: [clean(text) for text in column] for split, (column, _) in splits.items()}
     labels = {split: np.array(column) for split, (_, column) in splits.items()}
     rows = []

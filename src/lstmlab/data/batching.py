@@ -135,7 +135,7 @@ class BucketedData(L.LightningDataModule):
     encoded with that checkpoint's tokenizer.
     """
 
-    described: dict[str, str] = {}  # noqa: RUF012  of a user's own data: see `lstmlab.data.sources`
+    described: dict[str, str] = {}  # noqa: RUF012  of a user's own data: see `lstmlab.data.parts`
 
     def __init__(self, config: TokensConfig, seed: int = 0, info: dict | None = None):
         super().__init__()

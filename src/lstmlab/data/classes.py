@@ -5,17 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from lstmlab.data.parts import check_texts, complete_parts, describe_parts, hash_parts, take_rows
 from lstmlab.data.sentiment import SentimentData
-from lstmlab.data.sources import (
-    Columns,
-    check_texts,
-    complete_parts,
-    describe_parts,
-    describe_source,
-    hash_parts,
-    read_parts,
-    take_rows,
-)
+from lstmlab.data.sources import Columns, describe_source, read_parts
 from lstmlab.schema import ClassesConfig
 
 

@@ -2,14 +2,8 @@
 
 import numpy as np
 
-from lstmlab.data.sources import (
-    check_texts,
-    complete_parts,
-    describe_parts,
-    describe_source,
-    hash_parts,
-    read_parts,
-)
+from lstmlab.data.parts import check_texts, complete_parts, describe_parts, hash_parts
+from lstmlab.data.sources import describe_source, read_parts
 from lstmlab.data.translation import TranslationData
 from lstmlab.schema import PairsConfig
 

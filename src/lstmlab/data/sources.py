@@ -5,7 +5,6 @@ reads, the encoding is checked, since its errors name no line.
 """
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -16,8 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lstmlab.data.hub import load_all_splits
 from lstmlab.schema import SourceConfig
 
@@ -26,7 +23,6 @@ Columns = dict[str, list[Any]]  # the values by name; None where there is none
 NAMES = {"train": ("train", "training"), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 PART = re.compile(rf"(?<![a-z0-9])({'|'.join(name for names in NAMES.values() for name in names)})(?![a-z])")
 QUOTED = re.compile(r'(?:^|\t)"((?:[^"]|"")*"(?=\t|\r?$))?', re.MULTILINE)  # group 1: it is closed
-SEED = 0  # of what is split off: the same rows for every seed of a run
 
 
 class WrongColumns(ValueError):
@@ -140,8 +136,8 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_csv(path: Path, columns: list[str]) -> Columns:
-    """Columns of a file whose first line names them; every value is a string.
+def read_csv(path: Path, columns: list[str] | None = None) -> Columns:
+    """Columns, or all of them, of a file whose first line names them; every value is a string.
 
     A CSV file is separated by commas, semicolons or tabs, whichever its first line has most of. In a TSV file
     quotes are characters like any other, unless all fields that open with one are closed by one.
@@ -156,6 +152,7 @@ def read_csv(path: Path, columns: list[str]) -> Columns:
     lines.seek(text.find(first))
     header = next(csv.reader(lines, delimiter=separator, quoting=quoting), [])
     names = [name.strip() for name in header]
+    columns = names if columns is None else columns
     check_columns(columns, names, path, "; its first line must name the columns")
     numbered = [f"{number}" for number in range(len(header))]  # whatever the names are
 
@@ -179,8 +176,8 @@ def read_csv(path: Path, columns: list[str]) -> Columns:
     return {name: values[numbered[names.index(name)]] for name in columns}
 
 
-def read_json_lines(path: Path, columns: list[str]) -> Columns:
-    """Columns of a file with one JSON object per line."""
+def read_json_lines(path: Path, columns: list[str] | None = None) -> Columns:
+    """Columns, or all of them, of a file with one JSON object per line."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -191,23 +188,25 @@ def read_json_lines(path: Path, columns: list[str]) -> Columns:
             if not isinstance(row, dict):
                 raise ValueError(f'line {number} of {path} must be a JSON object such as {{"text": "…"}}')
             rows.append(row)
-    known = dict.fromkeys(key for row in rows for key in row)
+    known = list(dict.fromkeys(key for row in rows for key in row))
+    columns = known if columns is None else columns
     if rows:
         check_columns(columns, known, path)
     return {name: [row.get(name) for row in rows] for name in columns}
 
 
-def read_parquet(path: Path, columns: list[str]) -> Columns:
+def read_parquet(path: Path, columns: list[str] | None = None) -> Columns:
     from pyarrow.parquet import read_schema
 
     with explained(path):
         known = read_schema(path).names
+    columns = known if columns is None else columns
     whole = [name if name in known else name.partition(".")[0] for name in columns]
     check_columns([name for name, top in zip(columns, whole, strict=True) if top not in known], known, path)
     return read_dataset(path, "from_parquet", columns, columns=list(dict.fromkeys(whole)))
 
 
-READERS: dict[str, Callable[[Path, list[str]], Columns]] = {
+READERS: dict[str, Callable[..., Columns]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".jsonl": read_json_lines,
@@ -280,85 +279,3 @@ def read_hub(config: SourceConfig, columns: list[str]) -> dict[str, Columns]:
     if "train" not in parts:
         raise ValueError(f"data.hub={config.hub} has no split train, only {', '.join(splits)}")
     return parts
-
-
-# --- what all such data sets check and split ---
-
-
-def check_texts(parts: dict[str, Columns], columns: list[str], source: str) -> None:
-    """Raise ValueError for the first value that is no text or an empty one."""
-    for part, table in parts.items():
-        for name in columns:
-            for row, value in enumerate(table[name], 1):
-                if not isinstance(value, str):
-                    what = "nothing" if value is None else f"{value!r}"
-                    raise ValueError(
-                        f"row {row} of {part} of {source} has {what} for its {name}, which must be a text"
-                    )
-                if not value.strip():
-                    raise ValueError(
-                        f"row {row} of {part} of {source} has an empty {name}; fill it in or remove the row"
-                    )
-
-
-def split_missing(
-    parts: dict[str, Columns], config: SourceConfig, groups: np.ndarray
-) -> tuple[dict[str, Columns], list[str]]:
-    """All three parts; what is missing is split off from train, whose rows are of `groups` (n,).
-
-    Each group gives the same share, and keeps two rows. Beside the parts come the names of those split off.
-    """
-    rng, rows = np.random.default_rng(SEED), np.arange(len(groups))
-    train, parts, made = parts["train"], dict(parts), []
-    for part, fraction in (("test", config.test_fraction), ("val", config.val_fraction)):
-        if part in parts:
-            continue
-        shuffled = rng.permutation(rows)
-        held: list[np.ndarray] = []
-        for group in np.unique(groups):
-            members = shuffled[groups[shuffled] == group]
-            count = max(1, round(fraction * np.count_nonzero(groups == group)))
-            held.append(members[: max(0, min(count, len(members) - 2))])
-        chosen = np.sort(np.concatenate(held))
-        if not len(chosen):
-            raise ValueError(
-                f"{describe_source(config)} has {len(groups)} rows, too few to split off {part}; "
-                f"give it with data.{part}=FILE"
-            )
-        rows = np.setdiff1d(rows, chosen)
-        parts[part] = take_rows(train, chosen)
-        made.append(part)
-    parts["train"] = take_rows(train, rows)
-    return {part: parts[part] for part in NAMES}, made
-
-
-def take_rows(table: Columns, rows: Iterable[int]) -> Columns:
-    rows = list(rows)
-    return {name: [values[row] for row in rows] for name, values in table.items()}
-
-
-def complete_parts(
-    parts: dict[str, Columns], config: SourceConfig, info: dict | None, groups: np.ndarray
-) -> tuple[dict[str, Columns], list[str]]:
-    """All three parts, and the names of those that were split off: see `split_missing`.
-
-    info: that of a checkpoint, or None. Where that was trained on other data than these, a single file is
-    validated and tested on as a whole.
-    """
-    if info is not None and info["digest"] != hash_parts(parts) and parts.keys() == {"train"}:
-        return dict.fromkeys(NAMES, parts["train"]), []
-    return split_missing(parts, config, groups)
-
-
-def describe_parts(config: SourceConfig, parts: dict[str, Columns], made: list[str], notes: list[str]) -> str:
-    """One line: the source, the size of each part and what was done."""
-    sizes = ", ".join(
-        f"{len(next(iter(table.values()))):,} rows to {verb}" + " (split off)" * (part in made)
-        for (part, table), verb in zip(parts.items(), ("train", "validate", "test"), strict=True)
-    )
-    return "; ".join([f"{describe_source(config)}: {sizes}", *notes])
-
-
-def hash_parts(parts: dict[str, Columns]) -> str:
-    """The first digits of the sha256 of all that was read, by which changed data are noticed."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:12]

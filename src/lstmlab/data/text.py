@@ -1,13 +1,10 @@
-"""Text for the character language model: three corpora, one way from a file to streams of ids."""
+"""Text for the character language model, from a corpus to streams of ids."""
 
 import hashlib
 import json
-import platform
-import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import lightning as L
 import numpy as np
@@ -19,10 +16,10 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from lstmlab import distributed
 from lstmlab.atomic import replace_file
 from lstmlab.data.batching import evaluation_loader
-from lstmlab.schema import ShakespeareConfig, StdlibConfig, TextConfig, TextFileConfig
+from lstmlab.data.corpora import CORPORA, Corpus
+from lstmlab.schema import TextConfig
 
 UNKNOWN = "\ufffd"  # id 0: a character that the training part does not hold. Never generated
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 COLD_WINDOW = 256  # characters, as nanoGPT reports it
 STATEFUL_WINDOW = 1024  # the state is carried on, so the length changes nothing but the speed
 CHUNK = 1 << 22  # characters held in memory at once
@@ -75,7 +72,7 @@ class ColdWindows(Dataset):
 
 
 class TextData(L.LightningDataModule):
-    """`stdlib`, `shakespeare` or `textfile`: the first part of the text trains, the last validates.
+    """`stdlib`, `shakespeare` or `textfile`: the first part of the corpus trains, the last validates.
 
     The vocabulary is that of the training part, or that of a checkpoint's `info`.
     Raises ValueError or OSError, in one sentence, for a text that is missing, not UTF-8 or too short.
@@ -90,12 +87,9 @@ class TextData(L.LightningDataModule):
         config = self.config
         cache = Path(config.cache)
         cache.mkdir(parents=True, exist_ok=True)
-        corpus: Any = {"stdlib": stdlib, "shakespeare": shakespeare, "textfile": textfile}[config.name]
-        path = corpus(config, cache)
-        self.encoded, self.meta = encode(path, config.val_fraction, cache, self.vocabulary)
-        source = f"{config.name}, sha256 {self.meta['sha256'][:12]}"
-        if config.name == "stdlib":
-            source += f", Python {platform.python_version()}"
+        corpus = CORPORA[config.name](config, cache)
+        self.encoded, self.meta = encode(corpus, config.val_fraction, cache, self.vocabulary)
+        source = f"{corpus.name}, sha256 {self.meta['sha256'][:12]}"
         self.info = {"vocabulary": self.meta["vocabulary"], "source": source}
 
     def setup(self, stage: str) -> None:
@@ -138,53 +132,6 @@ class TextData(L.LightningDataModule):
         return [evaluation_loader(val_set) for val_set in self.val_sets]
 
 
-def stdlib(config: StdlibConfig, cache: Path) -> Path:
-    """Write the interpreter's own top-level modules, mixed by a hash of their names, to one file."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    names = [name for name in sys.stdlib_module_names if (folder / f"{name}.py").is_file()]
-    names.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
-    text, limit = "", config.max_chars
-    for name in names:
-        if len(text) < limit:
-            text += (folder / f"{name}.py").read_text(encoding="utf-8")
-    path = cache / f"stdlib-{platform.python_version()}-{config.max_chars}.txt"
-    with replace_file(path) as file:
-        file.write(text[:limit].encode())
-    return path
-
-
-def shakespeare(config: ShakespeareConfig, cache: Path) -> Path:
-    """Find Tiny Shakespeare in data.path or fetch it from the hub, and check that it is the one."""
-    if config.path is not None:
-        path = Path(config.path)
-        path = path / "input.txt" if path.is_dir() else path
-        if not path.is_file():
-            raise FileNotFoundError(f"data.path={config.path}: no file input.txt there")
-    else:
-        path = cache / "shakespeare.txt"
-        if not path.exists():
-            from lstmlab.data.files import read_splits  # with pyarrow, which no other text needs
-
-            files = {split: f"{split}/*.parquet" for split in ("train", "validation", "test")}
-            splits = read_splits(config, files, {"text": str}, "data=stdlib")
-            with replace_file(path) as file:
-                file.writelines("".join(part["text"]).encode() for part in splits.values())
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != SHAKESPEARE_SHA256:
-        raise ValueError(f"{path} is not Tiny Shakespeare: its sha256 is {found}, not {SHAKESPEARE_SHA256}")
-    return path
-
-
-def textfile(config: TextFileConfig, cache: Path) -> Path:
-    """The file that data.path names."""
-    path = Path(config.path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"data.path={path}: {'a folder, not a file' if path.is_dir() else 'no such file'}"
-        )
-    return path
-
-
 def characters(path: Path, limit: int | None = None) -> Iterator[np.ndarray]:
     """The code points of a UTF-8 file, at most `limit` of them, in chunks of uint32."""
     with path.open(encoding="utf-8", newline="") as file:
@@ -193,20 +140,23 @@ def characters(path: Path, limit: int | None = None) -> Iterator[np.ndarray]:
             yield np.frombuffer(chunk.encode("utf-32-le"), np.uint32)
 
 
-def encode(path: Path, val_fraction: float, cache: Path, vocabulary: str | None = None) -> tuple[Path, dict]:
+def encode(
+    corpus: Corpus, val_fraction: float, cache: Path, vocabulary: str | None = None
+) -> tuple[Path, dict]:
     """Encode a text once into a file of ids that can be memory-mapped, keyed by its content.
 
     Without a `vocabulary`, it is made of the characters of the training part. Returns that file and
     what describes it: `vocabulary` (a string; the id is the index, 0 is UNKNOWN), `dtype`, `train` and
     `total` (characters), `sha256`.
     """
+    path = corpus.path
     digest, total = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(CHUNK):
             digest.update(block)
             bytes_ = np.frombuffer(block, np.uint8)
             total += int(np.count_nonzero(bytes_ & 0xC0 != 0x80))  # all but continuation bytes
-    key = f"{digest.hexdigest()[:16]}-{val_fraction}"
+    key = f"{digest.hexdigest()[:16]}-{corpus.train or val_fraction}"
     if vocabulary is not None:
         key += "-" + hashlib.sha256(vocabulary.encode()).hexdigest()[:8]
     encoded, described = cache / f"{key}.bin", cache / f"{key}.json"
@@ -215,7 +165,7 @@ def encode(path: Path, val_fraction: float, cache: Path, vocabulary: str | None 
     if total == 0:
         raise ValueError(f"{path} is empty")
 
-    train = int(total * (1 - val_fraction))
+    train = corpus.train or int(total * (1 - val_fraction))
     try:
         if vocabulary is None:
             seen = np.zeros(0x110000, bool)  # one flag a code point

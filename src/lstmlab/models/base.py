@@ -85,6 +85,10 @@ class Task(L.LightningModule):
         """The answer to `text`, piece by piece; `options` are the keys of conf/predict.yaml."""
         raise self.unsupported("has no answer to a text")
 
+    def answer(self, texts: list[str], options: PredictConfig) -> list[dict[str, Any]]:
+        """The answers to a few texts, computed together: for each its values by name, plain ones."""
+        raise self.unsupported("has no answer to a list of texts")
+
     def examples(self, batch: Any) -> tuple[list[str], list[list]]:
         """Column names and a few rows: the output of the model on a validation batch, beside the truth."""
         raise self.unsupported("has no examples to show")

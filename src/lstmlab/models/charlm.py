@@ -165,6 +165,11 @@ class CharLM(Task):
         yield text
         yield from self.sample(text, **{key: getattr(options, key) for key in self.options})
 
+    def answer(self, texts: list[str], options: PredictConfig) -> list[dict[str, Any]]:
+        """What follows each text, which is drawn as by `sample`."""
+        how = {key: getattr(options, key) for key in self.options}
+        return [{"continuation": "".join(self.sample(text, **how))} for text in texts]
+
     def examples(self, batch: TextBatch) -> tuple[list[str], list[list]]:
         prompts = [self.decode(row) or self.vocabulary[1] for row in batch.inputs[:3, :40]]
         return ["prompt", "sample"], [[p, "".join(self.sample(p, 80, temperature=0.8))] for p in prompts]

@@ -82,7 +82,8 @@ class Sentiment(Task):
             }
         )
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
-        self.confusion = MulticlassConfusionMatrix(C)
+        # Of several processes each validates on all data: summed, every text would count several times
+        self.confusion = MulticlassConfusionMatrix(C, sync_on_compute=False)
         self.confused: Tensor | None = None  # (C, C) of the latest validation: rows are the truth
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -152,7 +153,7 @@ class Sentiment(Task):
         self.confusion.update(self.probabilities(logits).argmax(1), batch.labels.long())
 
     def on_validation_epoch_end(self) -> None:
-        self.confused = self.confusion.compute()  # here, in every process: a picture is drawn in one
+        self.confused = self.confusion.compute()
         super().on_validation_epoch_end()
 
     def test_step(self, batch: SentimentBatch, index: int) -> None:
@@ -206,6 +207,17 @@ class Sentiment(Task):
             top = weights[0].topk(min(SHOWN, tokens.shape[1]))
             for weight, token in zip(top.values.tolist(), tokens[0, top.indices.cpu()].tolist(), strict=True):
                 yield f"\n{weight:.3f} {tokenizer.decode([token], skip_special_tokens=False) or '␣'}"
+
+    @torch.inference_mode()
+    def answer(self, texts: list[str], options: PredictConfig) -> list[dict[str, Any]]:
+        """The label of each text and the probability of each class."""
+        tokens, lengths = (tensor.to(self.device) for tensor in encode_reviews(self.info, texts))
+        p = self.probabilities(self(tokens, lengths)[0])
+        names = [f"p({label})" for label in self.labels]
+        return [
+            {"prediction": self.labels[best]} | dict(zip(names, row, strict=True))
+            for best, row in zip(p.argmax(1).tolist(), p.tolist(), strict=True)
+        ]
 
     # --- to analyse and export ---
 

@@ -140,6 +140,15 @@ class Seq2Seq(EncoderDecoder):
             pairs = zip(part, translations, strict=True)
             yield "\n" * (start > 0) + "\n".join(found if line.strip() else "" for line, found in pairs)
 
+    def answer(self, texts: list[str], options: PredictConfig) -> list[dict[str, Any]]:
+        """The translation of each text; that of an empty one is empty."""
+        source, lengths = (tensor.to(self.device) for tensor in encode_sources(self.info, texts))
+        translations = self.translate(source, lengths, options.beam_size, options.length_penalty)
+        return [
+            {"translation": translation if text.strip() else ""}
+            for text, translation in zip(texts, translations, strict=True)
+        ]
+
     def examples(self, batch: TranslationBatch) -> tuple[list[str], list[list]]:
         source, lengths, target = batch.source[:5], batch.source_lengths[:5], batch.target[:5]
         texts = decode_targets(self.info, source.tolist())
