@@ -1,5 +1,5 @@
-"""What README.md says of additions, done in a copy of the project: a kind of cell takes two edits, a task and
-a data set three each."""
+"""The additions that README.md describes, made in a copy of the project: a cell kind takes two edits, a task
+and a data set three each."""
 
 import base64
 import json
@@ -147,7 +147,7 @@ def run(project, *command, code=0):
     return done.stderr
 
 
-def test_a_kind_of_cell(project):
+def test_add_a_cell_kind(project):
     edit(project / "src/lstmlab/cells/scratch.py", "\ndef run_steps(", EQUATIONS)
     edit(project / "src/lstmlab/cells/kinds.py", "KINDS = {", ENTRY)
     run(
@@ -174,7 +174,7 @@ def test_a_kind_of_cell(project):
     assert asked == "error: ckpt=no_run: no such file\n"
 
 
-def test_a_task_and_a_data_set(project):
+def test_add_a_task_and_a_data_set(project):
     (project / "src/lstmlab/models/forecast.py").write_text(TASK)
     (project / "conf/model/forecast.yaml").write_text(TASK_YAML)
     data = project / "src/lstmlab/data/sines.py"

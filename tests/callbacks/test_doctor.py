@@ -432,8 +432,8 @@ def test_large_strides_while_the_loss_falls_are_fine(config):
 
 
 @pytest.mark.parametrize("slow", [True, False])
-def test_bf16_that_is_slower_than_float32(config, slow):
-    """On a cell that waits in one of the two precisions: which CPU this is does not matter."""
+def test_slow_bf16_is_reported(config, slow):
+    """With a cell that sleeps in one of the two precisions, so that the CPU does not matter."""
 
     def wait(module: torch.nn.Module, _: Any) -> None:
         if isinstance(module, Recurrent) and torch.is_autocast_enabled("cpu") == slow:
@@ -446,7 +446,7 @@ def test_bf16_that_is_slower_than_float32(config, slow):
     assert ("slow bf16" in read_findings(settings)) == slow
 
 
-def test_timing_the_precisions_leaves_the_run_as_it_is(config):
+def test_timing_the_precisions_does_not_change_the_run(config):
     settings = config(*COPY, "cell.dropout=0.5", "cell.num_layers=2")
     model = build_model(settings, build_data(settings.data).info)
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()

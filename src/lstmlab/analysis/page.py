@@ -17,7 +17,7 @@ from torch import Tensor
 from lstmlab.analysis.gates import SIGMOIDS
 
 TEMPLATE = Path(__file__).with_name("page.html")
-LABELS = {  # in the order of the page's menu; any other letter comes last, as it is
+LABELS = {  # in the order of the page's menu; any other letter comes last, without a label
     "c": "cell state c",
     "h": "hidden state h",
     "f": "forget gate f",

@@ -222,13 +222,13 @@ def explain_out_of_memory(error: BaseException, config: TrainConfig) -> Finding:
 
 
 def find_slow_bf16(bf16: float, float32: float) -> Finding | None:
-    """bf16, float32: seconds that the cells take for the same batch in each precision."""
+    """bf16, float32: seconds of the cells for the same batch in each precision."""
     if bf16 <= 1.1 * float32:
         return None
     return Finding(
         "slow bf16",
         f"a batch took the cells {1e3 * bf16:.3g} ms in bf16 and {1e3 * float32:.3g} ms in float32",
-        "this CPU multiplies bf16 no faster, and each step converts the weights",
+        "this CPU is no faster in bf16, and each step converts the weights",
         ["precision=fp32"],
     )
 

@@ -213,16 +213,16 @@ class Doctor(L.Callback):
 
 
 def time_precisions(model: Task) -> tuple[float, float]:
-    """Seconds that the cells take for a batch, both ways, in bf16 and in float32: medians of three.
+    """Seconds for a forward and backward pass of the cells, in bf16 and in float32: medians of three.
 
-    Copies of the cells run, on noise: the model and the random states stay as they are.
+    It runs copies of the cells on noise, and changes neither the model nor the random states.
     """
     cells = [copy.deepcopy(module) for module in model.modules() if isinstance(module, Recurrent)]
     B, T = model.config.data.batch_size, getattr(model.config.data, "sequence_length", 64)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         inputs = [torch.randn(B, T, cell.input_size) for cell in cells]
-        for _ in range(4):  # the first is to warm up
+        for _ in range(4):  # the first one warms up
             for bf16, taken in seconds.items():
                 start = time.perf_counter()
                 for cell, x in zip(cells, inputs, strict=True):

@@ -74,8 +74,8 @@ def paint_gates(values: dict[str, np.ndarray], tokens: list[str]) -> Image.Image
     """Paint values (U, T) by name, one block each, under the tokens.
 
     Values between 0 and 1 run from dark to light. Signed values are blue below 0 and red above; the colours
-    end at 1 or, if it is more, at the absolute value that 1 % exceed. It takes 30 ms; matplotlib would take
-    two seconds.
+    end at the larger of 1 and the absolute value that 1 % exceed. It takes 30 ms; matplotlib would take two
+    seconds.
     """
     labels = [VISIBLE.get(token, token.strip())[:WORD] for token in tokens]
     words = max(map(len, labels)) > 1

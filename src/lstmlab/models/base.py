@@ -207,14 +207,14 @@ class Task(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Step the plateau scheduler at each validation; Lightning would step it once per epoch.
 
-        A task with an `on_validation_epoch_end` of its own calls this last, when all metrics are logged.
+        A task that overrides this method calls it last, when all metrics are logged.
         """
         if self.trainer.state.fn != "fit" or self.trainer.sanity_checking:
             return
         metrics, monitor = self.trainer.callback_metrics, self.config.model.monitor
         if monitor not in metrics:
             known = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
-            raise ValueError(f"model.monitor={monitor} is none of the metrics of a validation: {known}")
+            raise ValueError(f"model.monitor={monitor} is not a metric of validation; choose one of {known}")
         if self.plateau is not None:
             self.plateau.step(metrics[monitor])
 

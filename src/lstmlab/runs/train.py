@@ -219,7 +219,7 @@ def build_trainer(config: TrainConfig, callbacks: list[L.Callback], loggers: lis
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning enters a profiler about a hundred times a step: here each time costs next to nothing."""
+    """A profiler that costs almost nothing: Lightning enters it about a hundred times per step."""
 
     nothing = nullcontext()
 
@@ -307,7 +307,7 @@ def finishing_wandb(loggers: list[Logger]) -> Iterator[None]:
 
 
 def describe_model(model: Task) -> str:
-    """The model and its size, which data it learns from, and what computes its cells."""
+    """The model and its size, its data, and the engines of its cells."""
     config, parameters = model.config, sum(p.numel() for p in model.parameters())
     source = model.info.get("source", config.data.name)
     device, bf16 = find_device(config.trainer.accelerator), config.precision.name == "bf16-mixed"
