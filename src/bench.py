@@ -20,7 +20,8 @@ READ = {
     "ladder": TIMED,
     "sample": TIMED | {"seed", "cell.hidden_size", "cell.num_layers"},
     "floors": {"suite", "data"}
-    | {f"data.{key}" for key in ("path", "cache", "val_fraction", "max_val_chars", "max_chars")}
+    | {f"data.{key}" for key in ("path", "cache", "val_fraction", "max_val_chars", "max_chars", "split")}
+    | {f"data.{key}" for key in ("train", "val", "test", "hub", "text", "label")}
     | {f"data.{part}_size" for part in ("train", "val", "test")},
 }
 

@@ -5,12 +5,9 @@ import gc
 import json
 import logging
 import platform
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,8 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning.pytorch.utilities.memory import is_oom_error
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -35,6 +30,7 @@ from lstmlab.data import build_data
 from lstmlab.loggers import add_wandb_ids, build_loggers
 from lstmlab.models import build_model
 from lstmlab.models.base import Task
+from lstmlab.runs.endings import explaining_out_of_memory, finishing_wandb, handling_interrupts
 from lstmlab.runs.resume import Start, find_repeated_run, find_start, read_metrics
 from lstmlab.schema import OwnSchedulerConfig, TrainConfig
 
@@ -252,58 +248,6 @@ def delete_requeue_checkpoints(trainer: L.Trainer) -> None:
     by itself, even for the test. The job resumes from last.ckpt instead."""
     for path in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
         path.unlink()
-
-
-@contextmanager
-def handling_interrupts(run_dir: Path) -> Iterator[None]:
-    """Turn Ctrl-C into SIGTERM, after which Lightning and LastCheckpoint save and stop between two steps; a
-    second Ctrl-C stops at once. The exit code is 128 + the number of the signal."""
-    code = 128 + signal.SIGTERM
-    command = f"python src/train.py resume={run_dir}"
-
-    def interrupt(*_: Any) -> None:
-        nonlocal code
-        again, code = code == 128 + signal.SIGINT, 128 + signal.SIGINT
-        if again or signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            raise SystemExit(code)
-        signal.raise_signal(signal.SIGTERM)
-
-    main_thread = threading.current_thread() is threading.main_thread()
-    if main_thread:
-        before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    except SIGTERMException:
-        print(f"\nInterrupted. To resume: {command}")
-        raise SystemExit(code) from None
-    except OSError as error:
-        if not run_dir.exists():
-            raise FileNotFoundError(f"{run_dir} was deleted while the run was writing to it") from error
-        raise OSError(f"{error}. Once that is fixed, resume the run: {command}") from error
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def explaining_out_of_memory(run_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if is_oom_error(error):
-            raise MemoryError(f"out of memory; see {run_dir / 'doctor.md'} for what to change") from error
-        raise
-
-
-@contextmanager
-def finishing_wandb(loggers: list[Logger]) -> Iterator[None]:
-    """Finish the wandb run at the end: the next job of a sweep would otherwise continue it."""
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            if isinstance(logger, WandbLogger) and distributed.rank() == 0:
-                logger.experiment.finish()
 
 
 def describe_model(model: Task) -> str:
