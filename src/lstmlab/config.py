@@ -5,6 +5,7 @@ function with the checked object. A mistake in the settings ends with one senten
 HYDRA_FULL_ERROR=1 in the environment shows the traceback instead.
 """
 
+import difflib
 import functools
 import os
 import re
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from lstmlab.cells.kinds import KINDS
 from lstmlab.help import CONF, format_help
 from lstmlab.schema import check
 
@@ -64,13 +67,40 @@ def describe_error(error: BaseException) -> str:
     node = getattr(cause, "parent_node", None)
     if isinstance(node, DictConfig) and isinstance(error, HydraException):
         allowed = ", ".join(sorted(str(key) for key in node))
-        return f"{str(error).splitlines()[0]} Allowed here: {allowed}"
+        sentence = str(error).splitlines()[0]
+        hint = suggest_setting(sentence.split("'")[1], node)
+        return f"{sentence}{hint} Allowed here: {allowed}"
     if isinstance(cause, MissingMandatoryValue):
         return f"{cause.full_key} is required: {cause.full_key}=…"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {str(error).splitlines()[0]}"
-    text = str(error).split("Config search path:")[0].split("full_key:")[0]
-    return " ".join(text.split())
+    text = " ".join(str(error).split("Config search path:")[0].split("full_key:")[0].split())
+    if (option := re.search(r"Could not find '\w+/(\w+)'", text)) and option[1] in KINDS:
+        return f"{text}. Did you mean cell.kind={option[1]}?"
+    return text
+
+
+def suggest_setting(typed: str, group: DictConfig) -> str:
+    """A sentence with what may have been meant by key `typed`, which `group` does not have, or nothing."""
+    parent, _, name = typed.rpartition(".")
+    if parent == "optimizer":
+        return f" An argument of its class is added by +{typed}=…."
+    for_group = sorted(CONF.glob(f"{parent}/*.yaml")) if parent else []
+    if having := [
+        file.stem for file in for_group if name in yaml.safe_load(file.read_text(encoding="utf-8"))
+    ]:
+        return f" It belongs to {' and '.join(f'{parent}={option}' for option in having)}."
+
+    # The keys of the same group, or those of all groups where none was typed
+    paths = [f"{parent}.{key!s}".removeprefix(".") for key in group]
+    if not parent:
+        nodes = {key: group._get_node(key) for key in group if key != "hydra"}
+        inner = {key: node for key, node in nodes.items() if isinstance(node, DictConfig)}
+        paths += [f"{key!s}.{known!s}" for key, node in inner.items() for known in node]
+    names = {path.rpartition(".")[2] for path in paths} - {"recommends"}
+    close = [name] if name in names else difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    meant = [path for path in paths if path.rpartition(".")[2] in close]
+    return f" Did you mean {' or '.join(meant)}?" if meant else ""
 
 
 def is_sweep() -> bool:
