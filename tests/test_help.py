@@ -41,7 +41,7 @@ def test_help_shows_every_comment_of_the_composed_files():
         "model/seq2seq",
         "data/multi30k",
         "base/cell",
-        "cell/torch",
+        "cell/fused",
         "callbacks/default",
     ]
     for comments in (read_comments(CONF / f"{file}.yaml") for file in files):
@@ -142,7 +142,7 @@ def test_help_imports_no_torch(flag):
     ("typed", "message"),
     [
         ("cell=cudnn", "error: In 'train': Could not find 'cell/cudnn' Available options in 'cell': fused"),
-        ("cell.size=3", "error: Could not override 'cell.size'. Allowed here: backend"),
+        ("cell.size=3", "error: Could not override 'cell.size'. Did you mean cell.hidden_size? Allowed here: backend"),
         ("cell.size=[3", "error: cell.size=[3: no viable alternative"),
     ],
 )

@@ -186,7 +186,7 @@ def test_a_mistake_in_a_process_ends_in_one_sentence(tmp_path):
     missing = ["data=textfile", f"data.path={tmp_path}/none.txt", f"data.cache={tmp_path}"]
     code, out, err = wait_for(start_command(tmp_path, *DDP, *missing, "data.batch_size=4"))
     assert (code, out) == (1, "")
-    assert err == f"error: data.path={tmp_path}/none.txt: no such file\n"
+    assert err == f"error: data.path={tmp_path}/none.txt: no such file, and none that matches\n"
 
 
 @pytest.mark.parametrize(

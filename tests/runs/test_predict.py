@@ -130,7 +130,7 @@ def test_the_column_of_the_texts(sentiment, trained, command, tmp_path):
         ),
         (["input=latin1.csv", "output=o.csv"], "line 2 of latin1.csv is not UTF-8 text"),
         (["text=a", "threads=0"], "threads=0: input should be greater than 0"),
-        (["text=a", "beam_size=3"], "beam_size= means nothing to model=sentiment"),
+        (["text=a", "beam_size=3"], "beam_size= has no effect on model=sentiment"),
     ],
 )
 def test_wrong_files(sentiment, command, tmp_path, arguments, said):

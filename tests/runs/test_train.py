@@ -343,8 +343,8 @@ def test_tensorboard_and_wandb_side_by_side(config, small):
     assert list(folder.glob("tensorboard/events.out.tfevents.*"))
     records = read_wandb_run(folder)
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
-    assert run.display_name == "charlm-torch-lstm-2x8-textfile-seed0" and run.run_group == "mine"
-    assert list(run.tags) == ["charlm", "torch", "lstm", "textfile"]
+    assert run.display_name == "charlm-fused-lstm-2x8-textfile-seed0" and run.run_group == "mine"
+    assert list(run.tags) == ["charlm", "fused", "lstm", "textfile"]
     logged = {item.key or "/".join(item.nested_key) for r in records for item in r.history.item}
     assert {"train/loss", "val/loss_stateful", "train/grad_norm", "train/lr"} <= logged
     defined = {r.metric.name: r.metric for r in records if r.WhichOneof("record_type") == "metric"}
