@@ -142,7 +142,7 @@ def test_help_imports_no_torch(flag):
     ("typed", "message"),
     [
         ("cell=cudnn", "error: In 'train': Could not find 'cell/cudnn' Available options in 'cell': fused"),
-        ("cell.size=3", "error: Could not override 'cell.size'. Did you mean cell.hidden_size? Allowed here: backend"),
+        ("cell.size=3", "error: Could not override 'cell.size'. Did you mean cell.hidden_size?"),
         ("cell.size=[3", "error: cell.size=[3: no viable alternative"),
     ],
 )
