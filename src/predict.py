@@ -18,10 +18,6 @@ def main(config: PredictConfig) -> None:
     from lstmlab.checkpoint import load_model
     from lstmlab.runs.predict import predict_file
 
-    if (config.text is None) == (config.input is None):
-        raise ValueError("give a text, text=TEXT, or a file of texts, input=FILE output=FILE")
-    if (config.input is None) != (config.output is None):
-        raise ValueError("input=FILE and output=FILE go together")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     model = load_model(config.ckpt, config.backend, config.accelerator)

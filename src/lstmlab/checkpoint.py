@@ -154,7 +154,13 @@ def load_model(path: str, backend: str | None = None, accelerator: str = "cpu") 
 
     Raises what `load_checkpoint` raises, and ValueError if weights and configuration do not fit together.
     """
-    checkpoint = load_checkpoint(path)
+    return rebuild_model(load_checkpoint(path), path, backend, accelerator)
+
+
+def rebuild_model(
+    checkpoint: dict[str, Any], path: str, backend: str | None = None, accelerator: str = "cpu"
+) -> Task:
+    """`load_model` for a checkpoint that has been read from `path` already."""
     config, state = read_config(checkpoint, path), checkpoint["state_dict"]
     if backend is not None:
         config = config.replace({"cell": config.cell.with_backend(backend).to_plain()})

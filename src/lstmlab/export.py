@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lstmlab.atomic import replace_file
 from lstmlab.cells.base import Recurrent, State
-from lstmlab.checkpoint import FORMAT, compute_digest, find_run_folder, load_checkpoint, load_model
+from lstmlab.checkpoint import FORMAT, compute_digest, find_run_folder, load_checkpoint, rebuild_model
 from lstmlab.models.base import Graph, Task
 from lstmlab.schema import ExportConfig
 
@@ -39,12 +39,12 @@ def export(config: ExportConfig) -> list[Path]:
     Writes nothing unless all files can be built. Raises what `load_checkpoint` raises, and ValueError if the
     task has no graph, a cell has no ONNX operator or a package is missing.
     """
-    model = load_model(config.ckpt)
+    checkpoint = load_checkpoint(config.ckpt)
+    model = rebuild_model(checkpoint, config.ckpt)
     folder = Path(config.folder or find_run_folder(config.ckpt) / "export")
 
-    hyper_parameters = load_checkpoint(config.ckpt)["hyper_parameters"]
     build = build_onnx_files if config.format == "onnx" else build_safetensors_files
-    contents = build(model, hyper_parameters)
+    contents = build(model, checkpoint["hyper_parameters"])
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         with replace_file(folder / name) as file:

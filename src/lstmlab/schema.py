@@ -71,6 +71,10 @@ class Group(BaseModel):
             group[name] = value
         return type(self).model_validate(settings)
 
+    def conflict(self) -> str | None:
+        """A sentence about the first settings that contradict each other, or None."""
+        return None
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self
 
@@ -229,10 +233,6 @@ class DataConfig(Group):
     name: str
     batch_size: PositiveInt
 
-    def conflict(self) -> str | None:
-        """The first settings that do not go together, as a sentence."""
-        return None
-
 
 class HubConfig(Group):
     """Files of the Hugging Face hub, or the same files in the folder `path`."""
@@ -329,8 +329,12 @@ class DatesConfig(TokensConfig):
 
 
 class SourceConfig(TokensConfig):
-    """A user's own data: files, or any data set of the hub. See `lstmlab.data.sources`."""
+    """A user's own data: files, or any data set of the hub. See `lstmlab.data.sources`.
 
+    `columns`: the keys that name its two columns.
+    """
+
+    columns: ClassVar[tuple[str, str]]
     path: str | None
     train: str | None
     val: str | None
@@ -342,6 +346,9 @@ class SourceConfig(TokensConfig):
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
 
     def conflict(self) -> str | None:
+        first, second = self.columns
+        if (name := getattr(self, first)) == getattr(self, second):
+            return f"data.{first}={name} and data.{second}={name} are one column; name two"
         sources = {key: value for key in ("path", "train", "hub") if (value := getattr(self, key))}
         given = [f"data.{key}={value}" for key, value in sources.items()]
         if not given:
@@ -367,29 +374,21 @@ class SourceConfig(TokensConfig):
 class ClassesConfig(SourceConfig):
     module = "classes.Classes"
     gives = "labelled texts"
+    columns = ("text", "label")
     name: Literal["classes"]
     text: str
     label: str
     strip_markup: bool
 
-    def conflict(self) -> str | None:
-        if self.text == self.label:
-            return f"data.text={self.text} and data.label={self.label} are one column; name two"
-        return super().conflict()
-
 
 class PairsConfig(SourceConfig):
     module = "pairs.Pairs"
     gives = "pairs"
+    columns = ("source", "target")
     name: Literal["pairs"]
     source: str
     target: str
     tokenizer: Literal["char", "bpe"]  # decoding gives back the very text
-
-    def conflict(self) -> str | None:
-        if self.source == self.target:
-            return f"data.source={self.source} and data.target={self.target} are one column; name two"
-        return super().conflict()
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -606,7 +605,6 @@ class TrainConfig(CheckpointConfig):
     run_dir: str
 
     def conflict(self) -> str | None:
-        """A sentence about the first settings that contradict each other, or None."""
         cell, model, data = self.cell, self.model, self.data
         if cell.kind not in BACKENDS[cell.backend]:
             pairs = "; ".join(f"{backend}: {', '.join(kinds)}" for backend, kinds in BACKENDS.items())
@@ -671,6 +669,13 @@ class PredictConfig(AskConfig):
     length_penalty: NonNegativeFloat
     attention_map: str | None
     seed: NonNegativeInt
+
+    def conflict(self) -> str | None:
+        if (self.text is None) == (self.input is None):
+            return "give a text, text=TEXT, or a file of texts, input=FILE output=FILE"
+        if (self.input is None) != (self.output is None):
+            return "input=FILE and output=FILE go together"
+        return None
 
 
 class OpenedDataConfig(Group):
@@ -786,6 +791,6 @@ def check(command: str, config: dict[str, Any]) -> Any:
             if keys[-1] == "_target_":  # of a callback or logger
                 message = "this belongs below a name of its own, as in NAME: {_target_: …}"
         raise ValueError(f"{'.'.join(keys)}={value}: {message}") from None
-    if isinstance(checked, TrainConfig) and (conflict := checked.conflict()):
+    if conflict := checked.conflict():
         raise ValueError(conflict)
     return checked

@@ -19,6 +19,7 @@ from lstmlab.benchmarks.timing import (
     time_rounds,
 )
 from lstmlab.cells import KINDS, build_cell
+from lstmlab.cells.builtin import as_hx
 from lstmlab.cells.cpu import find_cpu
 from lstmlab.cells.engines import Call, choose_engine
 from lstmlab.cells.library import load_kernel
@@ -130,7 +131,7 @@ def build_contenders(
     layer, one_step = MODULES[kind]
     module = layer(I, H, batch_first=True)
     module.load_state_dict(fused.state_dict())
-    name, hx = f"nn.{layer.__name__}", state if state is None or len(state) == 2 else state[0]
+    name, hx = f"nn.{layer.__name__}", None if state is None else as_hx(state)
     if lengths is None:
         add(name, module, lambda x: module(x, hx)[0])
     else:
@@ -144,8 +145,7 @@ def build_contenders(
     if state is not None:
         cell = one_step(I, H)
         cell.load_state_dict({key.removesuffix("_l0"): weight for key, weight in fused.state_dict().items()})
-        first = [s[0] for s in state]
-        cell_hx = tuple(first) if len(first) == 2 else first[0]
+        cell_hx = as_hx([s[0] for s in state])
 
         def run_one_step(x: Tensor) -> Tensor:
             final = cell(x[:, 0], cell_hx)

@@ -18,6 +18,11 @@ warnings.filterwarnings("ignore", "RNN module weights are not part of single con
 CLOSED = -1e4  # a pre-activation at which a gate is exactly 0, and its opposite exactly 1, in every precision
 
 
+def as_hx(state: Sequence[Tensor]) -> Any:
+    """A state as PyTorch's operators and modules take it: (h, c), or h alone."""
+    return tuple(state) if len(state) == 2 else state[0]
+
+
 def run_operator(
     cell: Recurrent, x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: list[Weights]
 ) -> tuple[Tensor, Sequence[Tensor]]:
@@ -55,14 +60,14 @@ def _call_operator(
     dropout = dropout if cell.training else 0.0
     options = (flat, True, len(weights) // D, dropout, differentiable, cell.bidirectional)
     if lengths is None or x.size(0) == 0:
-        output, *final = operator(x, tuple(state) if len(state) == 2 else state[0], *options, True)
+        output, *final = operator(x, as_hx(state), *options, True)
         return output, final
     # Not by pack_padded_sequence, which would wait until the order of the rows has reached the device.
     lengths, order = lengths.sort(descending=True)
     rows, back = order.to(x.device, non_blocking=True), order.argsort().to(x.device, non_blocking=True)
     data, batch_sizes, _, _ = pack_padded_sequence(x.index_select(0, rows), lengths, batch_first=True)
     state = [s.index_select(1, rows) for s in state]
-    data, *final = operator(data, batch_sizes, tuple(state) if len(state) == 2 else state[0], *options)
+    data, *final = operator(data, batch_sizes, as_hx(state), *options)
     output, _ = pad_packed_sequence(PackedSequence(data, batch_sizes), True, total_length=x.size(1))
     return output.index_select(0, back), [s.index_select(1, back) for s in final]
 
@@ -114,11 +119,10 @@ def _call_layer(
     one_step = x.size(1) == 1 and len(weights) == 4
     dense = one_step and all(t.is_cpu and t.layout is torch.strided for t in (x, *state, *weights))
     if dense and (kind != "lstm" or x.size(0) <= 32 or torch.is_autocast_enabled("cpu")):
-        final = STEP_OPERATORS[kind](x[:, 0], tuple(state) if len(state) == 2 else state[0], *weights)
+        final = STEP_OPERATORS[kind](x[:, 0], as_hx(state), *weights)
         final = (final,) if isinstance(final, Tensor) else final
         return final[0].unsqueeze(1), final
-    state = [s.unsqueeze(0).contiguous() for s in state]
-    hx = tuple(state) if len(state) == 2 else state[0]
+    hx = as_hx([s.unsqueeze(0).contiguous() for s in state])
     y, *final = OPERATORS[kind](x, hx, weights, True, 1, 0.0, torch.is_grad_enabled(), False, True)
     return y, [s.squeeze(0) for s in final]
 

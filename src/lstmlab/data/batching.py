@@ -141,6 +141,7 @@ class BucketedData(L.LightningDataModule):
         super().__init__()
         self.config: Any = config  # each data set reads keys of its own
         self.seed = seed
+        self.checkpoint = info
         self.trained = None if info is None else info["tokenizer"]
         self.datasets: dict[str, Any] = {}
 

@@ -21,7 +21,6 @@ class Classes(SentimentData):
 
     def __init__(self, config: ClassesConfig, seed: int = 0, info: dict | None = None):
         super().__init__(config, seed, info)
-        self.checkpoint = info
         self.strip_markup = config.strip_markup
 
     def read(self) -> dict[str, tuple[list[str], list[int]]]:

@@ -5,7 +5,6 @@ import numpy as np
 from lstmlab.data.parts import check_texts, complete_parts, describe_parts, hash_parts
 from lstmlab.data.sources import describe_source, read_parts
 from lstmlab.data.translation import TranslationData
-from lstmlab.schema import PairsConfig
 
 
 class Pairs(TranslationData):
@@ -13,10 +12,6 @@ class Pairs(TranslationData):
 
     What has no part of its own to validate or to test on is split off from training, with a fixed seed.
     """
-
-    def __init__(self, config: PairsConfig, seed: int = 0, info: dict | None = None):
-        super().__init__(config, seed, info)
-        self.checkpoint = info
 
     def read(self) -> dict[str, tuple[list[str], list[str]]]:
         config, source = self.config, describe_source(self.config)

@@ -13,7 +13,7 @@ SEED = 0  # of what is split off: the same rows for every seed of a run
 
 
 def check_texts(parts: dict[str, Columns], columns: list[str], source: str) -> None:
-    """Raise ValueError for the first value that is no text or an empty one."""
+    """Raise ValueError at the first value that is not a text, or is an empty one."""
     for part, table in parts.items():
         for name in columns:
             for row, value in enumerate(table[name], 1):

@@ -149,8 +149,8 @@ class Sentiment(Task):
         self.confusion.reset()
 
     def validation_step(self, batch: SentimentBatch, index: int) -> None:
-        logits = self.log_measures("val", self.val_metrics, batch)
-        self.confusion.update(self.probabilities(logits).argmax(1), batch.labels.long())
+        p = self.log_measures("val", self.val_metrics, batch)
+        self.confusion.update(p.argmax(1), batch.labels.long())
 
     def on_validation_epoch_end(self) -> None:
         self.confused = self.confusion.compute()
@@ -160,12 +160,13 @@ class Sentiment(Task):
         self.log_measures("test", self.test_metrics, batch)
 
     def log_measures(self, part: str, metrics: MetricCollection, batch: SentimentBatch) -> Tensor:
+        """Log the loss and the metrics; returns the probabilities (B, C)."""
         loss, logits = self.loss(batch)
-        p = logits.sigmoid() if logits.dim() == 1 else logits.softmax(1)
-        metrics.update(p, batch.labels.long())
+        p = self.probabilities(logits)
+        metrics.update(p[:, 1] if logits.dim() == 1 else p, batch.labels.long())
         self.log(f"{part}/loss", loss, batch_size=len(batch.labels))
         self.log_dict(metrics, prog_bar=True)
-        return logits
+        return p
 
     def count_tokens(self, batch: SentimentBatch) -> Tensor:
         return batch.lengths.sum()
