@@ -146,7 +146,7 @@ class CellConfig(Group):
     forget_bias: float
     chrono_steps: Annotated[int, Field(ge=3)] | None
     recompute: bool
-    engine: Literal["auto", "native", "torch", "plain"] = "auto"
+    engine: Literal["auto", "native", "amx", "torch", "plain"] = "auto"
 
     def with_backend(self, backend: str) -> Self:
         """The same cell on another backend; what only `fused` can do is left out where it is not that."""
@@ -613,6 +613,8 @@ class TrainConfig(CheckpointConfig):
             return f"cell.recompute=true is for cell=fused, not cell={cell.backend}"
         if cell.engine != "auto" and cell.backend != "fused":
             return f"cell.engine={cell.engine} is for cell=fused, not cell={cell.backend}"
+        if cell.engine == "amx" and self.precision.name != "bf16-mixed":
+            return "cell.engine=amx multiplies in bf16, so it needs precision=bf16"
         if data.gives != model.reads:
             fitting = ", ".join(names_of_data(model.reads))
             return f"data={data.name} does not fit model={model.name}, which takes {fitting}"

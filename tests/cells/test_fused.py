@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lstmlab.cells import BACKENDS, KINDS, build_cell
+from lstmlab.cells import BACKENDS, KINDS, build_cell, fused
 from lstmlab.cells.admission import find_precision
-from lstmlab.cells.library import load_kernel
+from lstmlab.cells.cpu import Cpu
+from lstmlab.cells.library import load_amx_kernel, load_kernel
 
 F64 = torch.float64
 every_kind = pytest.mark.parametrize("kind", BACKENDS["fused"])
@@ -307,6 +308,60 @@ def test_bf16_autocast(path, kind, D, lengths):
         products_alone = find_precision(torch.float32) == "bf16"  # all else in float32
     for found, expected in zip(*gradients, strict=True):
         assert (found - expected).norm() < (0.02 if products_alone else 0.05) * expected.norm()
+
+
+@pytest.fixture
+def amx(monkeypatch):
+    """The tiles of AMX, emulated where the CPU has none."""
+    if load_amx_kernel() is None:
+        pytest.skip("no C++ compiler, or no AVX-512")
+    monkeypatch.setattr(fused, "find_cpu", lambda: Cpu("any", "GenuineIntel", ("AVX-512", "AMX-BF16")))
+
+
+@every_kind
+@pytest.mark.parametrize(
+    "B, T, D, H, lengths",
+    [(3, 6, 7, 33, None), (33, 4, 66, 17, "ragged"), (70, 9, 40, 64, "ragged"), (2, 530, 5, 20, None)],
+)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_tiles(amx, kind, B, T, D, H, lengths, bidirectional):
+    """Blocks of one and of two tiles, whole and not; more than 512 steps; NaN in the padding."""
+    options = {"kind": kind, "init": "torch", "bidirectional": bidirectional}
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(B, T, D, generator=generator) * (7 / D) ** 0.5
+    if lengths:
+        lengths = torch.randint(1, T + 1, (B,), generator=generator)
+        x[torch.arange(T) >= lengths[:, None]] = torch.nan
+    tiled = build_cell("fused", D, H, engine="amx", **options)
+    scratch = build_cell("scratch", D, H, **options)
+    scratch.load_state_dict(tiled.state_dict())
+    found = []
+    for cell in (tiled, scratch):
+        x = x.detach().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=cell is tiled):
+            output, state = cell(x, None, lengths)
+        gradients = torch.autograd.grad(output.square().sum() + state[0].sum(), [x, *cell.parameters()])
+        found.append([output, *state, *gradients])
+    for mine, theirs in zip(*found, strict=True):
+        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
+@every_kind
+def test_sums_in_tiles_are_float32(amx, kind):
+    """Two steps of which bf16 can hold all factors but the second h: no sum is rounded before it ends."""
+    cell, exact = (
+        build("fused", 77, 33, kind=kind, engine="amx"),
+        build("scratch", 77, 33, kind=kind).double(),
+    )
+    for mine, theirs in zip(cell.parameters(), exact.parameters(), strict=True):
+        mine.data = mine.data.bfloat16().float()
+        theirs.data = mine.data.double()
+    x, h, c = (torch.randn(40, n).bfloat16().float() for n in (77, 33, 33))
+    state = (h[None], c[None])[: len(KINDS[kind].state._fields)]
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = cell(torch.stack([x, x], 1), state)
+    expected, _ = exact(x.double()[:, None], tuple(s.double() for s in state))
+    assert_close(output[:, :1], expected, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
 def test_backward_multiplies_what_forward_did(path):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import is_traced
-from .library import load_kernel
+from .library import find_kernel
 
 # The precision of the products by the type of the weights, without autocast.
 PRECISIONS = {torch.float32: "f32", torch.float64: "f64"}
@@ -30,15 +30,16 @@ def are_plain(tensors: Sequence[Tensor]) -> bool:
 
 
 def admit(
-    x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: Sequence[Tensor]
+    x: Tensor, state: Sequence[Tensor], lengths: Tensor | None, weights: Sequence[Tensor], amx: bool = False
 ) -> tuple[str | None, bool]:
     """The precision in which the kernel takes these tensors, or None if it does not take them; and whether it
     may have them as they are. If not, PyTorch makes them plain for an operator (`operators`).
 
+    amx: see `find_precision`.
     weights: of all layers. `Recurrent._check_arguments` and `Recurrent._weights` have checked the shapes.
     """
     dtype = weights[0].dtype
-    precision = find_precision(dtype)
+    precision = find_precision(dtype, amx)
     if precision is None or x.numel() == 0:
         return None, False
     tensors = [x, *state, *weights] if lengths is None else [x, *state, *weights, lengths]
@@ -55,21 +56,22 @@ def admit(
     return precision, plain
 
 
-def find_precision(dtype: torch.dtype) -> str | None:
+def find_precision(dtype: torch.dtype, amx: bool = False) -> str | None:
     """The precision in which the kernel computes the products of weights of this type; None: it cannot.
 
     Under autocast those of float32 weights are of bf16 numbers, summed in float32, if it asks for bf16 and
-    the CPU multiplies that fast. All else is in float32.
+    the CPU multiplies that fast, or amx asks for tiles. All else is in float32.
     """
     name = PRECISIONS.get(dtype)
     if torch.is_autocast_enabled("cpu"):
         if dtype is not torch.float32:
             return None
-        if torch.get_autocast_dtype("cpu") is torch.bfloat16 and is_compiled("bf16"):
-            return "bf16"
+        products = "amx" if amx else "bf16"
+        if torch.get_autocast_dtype("cpu") is torch.bfloat16 and is_compiled(products):
+            return products
     return name if name and is_compiled(name) else None
 
 
 @torch.compiler.assume_constant_result
 def is_compiled(precision: str) -> bool:
-    return hasattr(load_kernel(), f"forward_{precision}")
+    return hasattr(find_kernel(precision), f"forward_{precision}")

@@ -1,6 +1,7 @@
 """Which engine runs a call of `fused`: the fastest one that computes the same numbers.
 
 native  the kernel for the CPU (`native.py`)
+amx     the same with bf16 products on AMX tiles (`tiles.h`); never measured, so only cell.engine=amx takes it
 torch   PyTorch's operator (oneDNN on the CPU, cuDNN, MPS), for the kinds that it has
 plain   a loop in PyTorch with a backward pass of its own (`recurrence.py`), for the other kinds
 
@@ -75,14 +76,23 @@ def _describe_cell(cell: Any, device: str, bf16: bool, batch_size: int) -> str:
     compiled = device == "cpu" and not cell.proj_size and load_kernel() is not None
     call = Call(device, cell.kind, bf16, False, True, batch_size, 100, cell.input_size, cell.hidden_size)
     engine = choose_engine(call, cpu, compiled) if cell.engine == "auto" else cell.engine
-    words = [{"native": "native kernel", "torch": "PyTorch's operator", "plain": "plain PyTorch"}[engine]]
-    if engine == "native":
+    words = [
+        {
+            "native": "native kernel",
+            "amx": "native kernel",
+            "torch": "PyTorch's operator",
+            "plain": "plain PyTorch",
+        }[engine]
+    ]
+    if engine == "amx" and bf16:
+        words += ["AMX-BF16"]
+    elif engine in ("native", "amx"):
         fast = bf16 and cpu.multiplies_bf16_fast
         words += [name for name in cpu.instruction_sets if name.endswith("BF16") is fast][-1:]
     elif device != "cpu":
         words += ["cuDNN" if (engine, device) == ("torch", "cuda") else device]
     if bf16 and device == "cpu":
-        in_bf16 = cpu.multiplies_bf16_fast if engine == "native" else operator_casts_to_bf16(cpu)
+        in_bf16 = {"amx": True, "native": cpu.multiplies_bf16_fast}.get(engine, operator_casts_to_bf16(cpu))
         words += ["in bf16" if in_bf16 else "in float32"]
     if cell.engine != "auto":
         words += [f"cell.engine={cell.engine}"]

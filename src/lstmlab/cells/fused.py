@@ -40,7 +40,7 @@ class FusedCell(Stack):
         flat = [weight for layer in weights for weight in layer]
         precision, plain = None, False
         if x.is_cpu and not self.proj_size:
-            precision, plain = admit(x, state, lengths, flat)
+            precision, plain = admit(x, state, lengths, flat, self.engine == "amx")
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *flat))
         if plain or (precision is None and not is_watched([x, *state, *flat])):
             engine = self._choose_engine(x, lengths, precision is not None, differentiable)
@@ -73,13 +73,15 @@ class FusedCell(Stack):
         )
 
     def _choose_engine(self, x: Tensor, lengths: Tensor | None, compiled: bool, differentiable: bool) -> str:
-        if self.engine == "native" and not compiled and x.numel() > 0:
+        if self.engine in ("native", "amx") and not compiled and x.numel() > 0:
             raise ValueError(
-                f"engine=native has no kernel for input of {x.dtype} on {x.device}: it takes float32 and "
-                "float64 on the CPU, needs a C++ compiler, and has no proj_size. Use engine=auto."
+                f"engine={self.engine} has no kernel for input of {x.dtype} on {x.device}: it takes float32 "
+                "and float64 on the CPU, needs a C++ compiler, and has no proj_size. Use engine=auto."
             )
+        if self.engine == "amx" and "AMX-BF16" not in find_cpu().instruction_sets:
+            raise ValueError(f"engine=amx needs a CPU with AMX, not {find_cpu().model}. Use engine=auto.")
         if self.engine != "auto":
-            return self.engine if compiled or self.engine != "native" else "torch"
+            return self.engine if compiled or self.engine not in ("native", "amx") else "torch"
         (B, T, I), ragged = x.shape, lengths is not None
         bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
         call = Call(x.device.type, self.kind, bf16, ragged, differentiable, B, T, I, self.hidden_size)

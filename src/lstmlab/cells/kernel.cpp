@@ -9,8 +9,13 @@
 // strides.
 #include <omp.h>
 
+#ifdef AMX
+#include "tiles.h"
+#else
 #include "gemm.h"
+#endif
 #include "scan.h"
+#include "unpacked.h"
 
 template <class R>
 static void cell_forward(const Scan<R> &scan, int64_t b, int64_t s, R *a, R *norms, const R *c_before, R *c,
@@ -235,7 +240,7 @@ template <class E, class R> static void backward(const Scan<R> &scan) {
   }
 }
 
-// 0, or 1 if a tensor has no address.
+// 0, or 1 if a tensor has no address, or 2 if the system gives no tiles.
 template <class E, class R> static int forward_each(const Scan<R> *scans, int n) {
   for (const Scan<R> *scan = scans; scan < scans + n; scan++) {
     if (!scan->has_addresses()) return 1;
@@ -252,6 +257,10 @@ template <class E, class R> static int backward_one(const Scan<R> &scan) {
 extern "C" {
 int64_t size_of_scan() { return sizeof(Scan<float>); }
 // n scans, one after the other
+#ifdef AMX
+int forward_amx(const Scan<float> *scans, int n) { return allow_tiles() ? forward_each<Pair>(scans, n) : 2; }
+int backward_amx(const Scan<float> *scan, int) { return allow_tiles() ? backward_one<Pair>(*scan) : 2; }
+#else
 int forward_f32(const Scan<float> *scans, int n) { return forward_each<float>(scans, n); }
 int forward_f64(const Scan<double> *scans, int n) { return forward_each<double>(scans, n); }
 int backward_f32(const Scan<float> *scan, int) { return backward_one<float>(*scan); }
@@ -259,5 +268,6 @@ int backward_f64(const Scan<double> *scan, int) { return backward_one<double>(*s
 #ifdef __AVX512BF16__
 int forward_bf16(const Scan<float> *scans, int n) { return forward_each<Pair>(scans, n); }
 int backward_bf16(const Scan<float> *scan, int) { return backward_one<Pair>(*scan); }
+#endif
 #endif
 }

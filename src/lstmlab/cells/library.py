@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .cpu import Cpu, find_cpu
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", "scan.h", "cell.h", "gemm.h")]
+HEADERS = ("scan.h", "cell.h", "gemm.h", "tiles.h", "packed.h", "unpacked.h")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", *HEADERS)]
 # Not -march=native: several machines may share the cache folder.
 CPU_FLAGS = {"AVX-512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}
 FLAGS = [
@@ -28,16 +29,34 @@ FLAGS = [
 ]
 
 
-def choose_flags(cpu: Cpu) -> list[str]:
-    """The compiler's flags. Only with the last one has the kernel products in bf16."""
+def choose_flags(cpu: Cpu, amx: bool = False) -> list[str]:
+    """The compiler's flags. Only with the last one has the kernel products in bf16.
+
+    amx: for those products alone, on AMX tiles or, where the CPU has none, in an emulation of them.
+    """
     found = next((flags for name, flags in CPU_FLAGS.items() if name in cpu.instruction_sets), [])
+    if amx:
+        return [*FLAGS, *found, "-DAMX", *([] if "AMX-BF16" in cpu.instruction_sets else ["-DEMULATED"])]
     return [*FLAGS, *found, *(["-mavx512bf16"] if cpu.multiplies_bf16_fast else [])]
+
+
+def find_kernel(precision: str) -> ctypes.CDLL | None:
+    """The kernel that has, if any does, products in this precision: f32, f64, bf16 or amx."""
+    return load_amx_kernel() if precision == "amx" else load_kernel()
+
+
+@functools.cache
+def load_amx_kernel() -> ctypes.CDLL | None:
+    return _load(choose_flags(find_cpu(), amx=True)) if "AVX-512" in find_cpu().instruction_sets else None
 
 
 @functools.cache
 def load_kernel() -> ctypes.CDLL | None:
     """The kernel, or None with one warning if the cache holds none and no compiler can build it."""
-    flags = choose_flags(find_cpu())
+    return _load(choose_flags(find_cpu()))
+
+
+def _load(flags: list[str]) -> ctypes.CDLL | None:
     key = digest(b"".join(source.read_bytes() for source in SOURCES) + repr(flags).encode())
     try:
         return load_cached(key) or compile_kernel(key, flags)
@@ -46,7 +65,7 @@ def load_kernel() -> ctypes.CDLL | None:
         # Not the logging module, which Hydra's settings may have switched off.
         warnings.warn(
             f"cell=fused does without its native kernel: {compiler()[0]} cannot build it ({reason})",
-            stacklevel=2,
+            stacklevel=3,
         )
         return None
 
@@ -79,7 +98,7 @@ def compile_kernel(key: str, flags: list[str]) -> ctypes.CDLL:
         except (OSError, RuntimeError) as error:
             warnings.warn(
                 f"the native kernel was compiled for this process alone: it cannot be stored ({error})",
-                stacklevel=3,
+                stacklevel=4,
             )
             return ctypes.CDLL(str(linked))
 

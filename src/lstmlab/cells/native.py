@@ -13,7 +13,7 @@ from torch import Tensor
 from .admission import PRECISIONS, are_plain
 from .derivatives import refuse_other_derivatives
 from .kinds import KINDS
-from .library import load_kernel
+from .library import find_kernel
 
 T = TypeVar("T")
 
@@ -167,8 +167,12 @@ def run_scan_backward(
 
 
 def _call_kernel(function: str, precision: str, *calls: Scan) -> None:
-    if getattr(load_kernel(), f"{function}_{precision}")((Scan * len(calls))(*calls), len(calls)):
+    run = getattr(find_kernel(precision), f"{function}_{precision}")
+    error = run((Scan * len(calls))(*calls), len(calls))
+    if error == 1:
         raise RuntimeError("cell=fused got a tensor without memory of its own.")
+    if error == 2:
+        raise RuntimeError("engine=amx: the operating system does not allow AMX. Use engine=auto.")
 
 
 def _contiguous_rows(x: Tensor) -> Tensor:
