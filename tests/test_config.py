@@ -87,6 +87,7 @@ WRONG = [
         "model=copytask cell=fused cell.kind=gru cell.init=chrono",
         "init=chrono sets input and forget",
     ),
+    ("train", "cell.engine=amx", "cell.engine=amx multiplies in bf16, so it needs precision=bf16"),
     ("train", "cell=torch cell.recompute=true", "cell.recompute=true is for cell=fused, not cell=torch"),
     ("train", "cell.bidirectional=1", "cell.bidirectional=1: input should be a valid boolean"),
     ("train", "cell.hidden_size='8'", "cell.hidden_size=8: input should be a valid integer"),

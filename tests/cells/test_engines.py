@@ -11,7 +11,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from lstmlab.cells import BACKENDS, KINDS, build_cell, engines
+from lstmlab.cells import BACKENDS, KINDS, build_cell, engines, fused
 from lstmlab.cells.builtin import run_operator_scan
 from lstmlab.cells.cpu import Cpu
 from lstmlab.cells.engines import Call, choose_engine, operator_casts_to_bf16
@@ -291,6 +291,13 @@ def test_a_forced_kernel_that_cannot_take_the_tensors_is_refused(dtype):
         projected(torch.randn(2, 3, 3))
 
 
+def test_tiles_are_refused_on_a_cpu_without_them(monkeypatch):
+    monkeypatch.setattr(fused, "find_cpu", lambda: ZEN5)
+    cell = build_cell("fused", 3, 5, engine="amx")
+    with pytest.raises(ValueError, match=r"engine=amx needs a CPU with AMX, not .*\. Use engine=auto"):
+        cell(torch.randn(2, 3, 3))
+
+
 @needs_kernel
 def test_what_a_run_says_of_its_engines(monkeypatch):
     def said(*kinds: str, cpu: Cpu = ZEN5, H: int = 512, engine: str = "auto", **how: Any) -> str:
@@ -307,6 +314,8 @@ def test_what_a_run_says_of_its_engines(monkeypatch):
     assert said("lstm", device="mps") == "fused: PyTorch's operator, mps"
     assert said("peephole", device="cuda") == "fused: plain PyTorch, cuda"
     assert said("lstm", engine="torch") == "fused: PyTorch's operator, cell.engine=torch"
+    tiles = said("lstm", engine="amx", bf16=True, cpu=AMX)
+    assert tiles == "fused: native kernel, AMX-BF16, in bf16, cell.engine=amx"
     assert said("lstm", "peephole", device="cuda").count("\n") == 1
     assert engines.describe(nn.ModuleList([nn.Linear(2, 3), build_cell("torch", 3, 5)])) == ""
     monkeypatch.setattr(engines, "load_kernel", lambda: None)

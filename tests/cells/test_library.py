@@ -1,6 +1,7 @@
 """The compiled library: built once, verified when it is loaded, done without where there is no compiler."""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lstmlab.cells import build_cell
-from lstmlab.cells.cpu import find_cpu
-from lstmlab.cells.library import FLAGS, choose_flags, load_kernel
+from lstmlab.cells import build_cell, library
+from lstmlab.cells.cpu import Cpu, find_cpu
+from lstmlab.cells.library import FLAGS, SOURCES, choose_flags, load_kernel
 
 CALL = """
 import warnings, torch
@@ -147,3 +148,16 @@ def test_without_a_cache_it_compiles_for_itself_and_says_so_once(compiler, monke
     assert len(said) == 1
     assert list(private.iterdir()) == []
     load_kernel.cache_clear()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="AMX is of x86")
+def test_the_kernel_for_amx_compiles(built, tmp_path):
+    """Its instructions, which the emulation does not reach."""
+    flags = choose_flags(Cpu("", "GenuineIntel", ("AVX-512", "AMX-BF16")), amx=True)
+    command = [*library.compiler(), *flags, "-S", str(SOURCES[0]), "-o", str(tmp_path / "kernel.s")]
+    subprocess.run(command, check=True)
+    assembly = (tmp_path / "kernel.s").read_text()
+    assert all(
+        f"tdpbf16ps %tmm{b}, %tmm{a}, %tmm{c}" in assembly
+        for c, a, b in ((0, 4, 6), (1, 4, 7), (2, 5, 6), (3, 5, 7))
+    )
