@@ -270,10 +270,10 @@ def test_operators_have_second_derivatives():
 @pytest.mark.parametrize(
     "kind, engine, allowed",
     [
-        ("peephole", "torch", "auto, native, plain"),
-        ("layernorm", "torch", "auto, native, plain"),
-        ("gru", "plain", "auto, native, torch"),
-        ("lstm", "cudnn", "auto, native, torch, plain"),
+        ("peephole", "torch", "auto, native, amx, plain"),
+        ("layernorm", "torch", "auto, native, amx, plain"),
+        ("gru", "plain", "auto, native, amx, torch"),
+        ("lstm", "cudnn", "auto, native, amx, torch, plain"),
     ],
 )
 def test_an_engine_that_a_kind_does_not_have_is_refused(kind, engine, allowed):
