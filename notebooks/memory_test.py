@@ -17,10 +17,12 @@ with app.setup:
     from lstmlab.analysis.gradient_flow import count_steps_reached, measure_initial_flows
     from lstmlab.analysis.plots import draw_gradient_flows
     from lstmlab.cells import build_cell
-    from lstmlab.data.copy_task import copy_batch
+    from lstmlab.data.generated import GeneratedDataset
+    from lstmlab.data.sequence_tasks import Copy
     from lstmlab.tables import markdown
 
     SYMBOLS, LENGTH = 2, 4  # bits to remember
+    SEQUENCES = GeneratedDataset(Copy(SYMBOLS, LENGTH))
     CELLS: dict[str, dict[str, Any]] = {
         "RNN": {"kind": "rnn"},
         # σ(4) = 0.98. With a forget bias of 1 the memory would be lost before anything is learnt
@@ -133,7 +135,7 @@ def train_copier(options: dict, hidden: int, delay: int, steps: int, bar: Any) -
     parameters = [*cell.parameters(), *projection.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-2 if options["kind"] == "lstm" else 2e-3)
     for step in range(steps):
-        batch = copy_batch((0, step), 32, SYMBOLS, LENGTH, (0, delay))
+        batch = SEQUENCES[(0, step), 32, (0, delay)]
         logits = recall(cell, projection, batch.tokens)  # (B, K, SYMBOLS)
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
         optimizer.zero_grad()
@@ -156,7 +158,7 @@ def recall(cell: nn.Module, projection: nn.Linear, tokens: torch.Tensor) -> torc
 @torch.inference_mode()
 def accuracy(cell: nn.Module, projection: nn.Linear, delay: int) -> float:
     """The share of bits that are right in 200 new sequences."""
-    batch = copy_batch((1, delay), 200, SYMBOLS, LENGTH, delay)
+    batch = SEQUENCES[(1, delay), 200, delay]
     return (recall(cell, projection, batch.tokens).argmax(-1) == batch.targets).float().mean().item()
 
 

@@ -54,7 +54,7 @@ def compose_train(*overrides: str) -> TrainConfig:
 
 def ask(ckpt: str, backend: str | None = None, **data: Any) -> EvaluateConfig:
     """The configuration of evaluate.py; `data` are keys of its data group."""
-    settings = {"path": None, "cache": "unused", "test_delay": None} | data
+    settings = {"path": None, "cache": "unused", "test_delay": None, "test_length": None} | data
     how = {"accelerator": "cpu", "beam_size": None}
     return check("evaluate", {"ckpt": ckpt, "backend": backend, "data": settings, **how})
 

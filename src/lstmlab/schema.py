@@ -49,6 +49,7 @@ def check_plain(value: Any) -> Any:
 
 Plain = Annotated[Any, AfterValidator(check_plain)]
 Delay = NonNegativeInt | Annotated[tuple[NonNegativeInt, ...], Strict(False)]
+Length = PositiveInt | Annotated[tuple[PositiveInt, ...], Strict(False)]
 
 
 class Group(BaseModel):
@@ -189,7 +190,7 @@ class CharLMConfig(ModelConfig):
 
 class CopyTaskConfig(ModelConfig):
     module = "copytask.CopyTask"
-    reads = "copies"
+    reads = "sequences"
     name: Literal["copytask"]
 
 
@@ -266,18 +267,57 @@ class TextFileConfig(TextConfig):
     split: Literal["whole", "each_file"]
 
 
-class CopyConfig(DataConfig):
-    module = "copy_task.CopyData"
-    gives = "copies"
+class GeneratedConfig(DataConfig):
+    """Sequences of a task in `data/sequence_tasks.py`, which is built with the keys `of_task`."""
+
+    module = "generated.GeneratedData"
+    gives = "sequences"
+    of_task: ClassVar[tuple[str, ...]] = ()
+    train_batches: PositiveInt
+    val_size: PositiveInt
+    test_size: PositiveInt
+    num_workers: NonNegativeInt
+
+
+class CopyConfig(GeneratedConfig):
+    of_task = ("symbols", "length")
     name: Literal["copy"]
     symbols: Annotated[int, Field(ge=2)]
     length: PositiveInt
     delay: Delay
     test_delay: Delay | None
-    train_batches: PositiveInt
-    val_size: PositiveInt
-    test_size: PositiveInt
-    num_workers: NonNegativeInt
+
+
+class TrackingConfig(GeneratedConfig):
+    length: Length
+    test_length: Length | None
+
+
+class SelectiveCopyConfig(TrackingConfig):
+    of_task = ("symbols", "items")
+    name: Literal["selective_copy"]
+    symbols: Annotated[int, Field(ge=2)]
+    items: PositiveInt
+
+    def conflict(self) -> str | None:
+        lengths = [
+            n for key in (self.length, self.test_length) for n in (key if isinstance(key, tuple) else [key])
+        ]
+        if shorter := [n for n in lengths if n is not None and n < self.items]:
+            return f"data.length={shorter[0]} has no room for data.items={self.items}"
+        return super().conflict()
+
+
+class ParityConfig(TrackingConfig):
+    name: Literal["parity"]
+
+
+class FlipFlopConfig(TrackingConfig):
+    name: Literal["flipflop"]
+
+
+class S5Config(TrackingConfig):
+    name: Literal["s5"]
 
 
 class TokensConfig(DataConfig):
@@ -689,6 +729,7 @@ class OpenedDataConfig(Group):
 
 class EvaluateDataConfig(OpenedDataConfig):
     test_delay: Delay | None
+    test_length: Length | None
 
 
 class EvaluateConfig(AskConfig):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lstmlab.data.features import bits_held, english, position_in_line, position_in_text, python
+from lstmlab.data.features import english, position_in_line, position_in_text, python, symbols_held
 
 CODE = """\
 def f(x):  # it's (one
@@ -126,9 +126,11 @@ def test_position_in_text():
     assert position_in_text(np.array([3, 1, 2])).tolist() == [0, 1, 2, 0, 0, 1]
 
 
-def test_bits_held():
-    blank, marker = 2, 3
-    ids = np.array([[1, 0, blank, marker, blank, blank], [0, 0, blank, marker, blank, blank]])
-    found = bits_held(ids, symbols=2, length=2)
+def test_symbols_held():
+    """Rows 1 0 · ? · · and 0 0 · ? · ·; and 1 · 0 · ? · ·, whose symbols stand apart."""
+    found = symbols_held(np.array([[1, 0], [0, 0]]), np.array([[0, 1], [0, 1]]), T=6, kinds=2)
     assert found["symbol 1 of 2"].tolist() == [1, 1, 1, 1, 0, 0, -1, -1, -1, -1, 0, 0]
     assert found["symbol 2 of 2"].tolist() == [0, -1, -1, -1, -1, 0, 0, -1, -1, -1, -1, 0]
+    found = symbols_held(np.array([[1, 0]]), np.array([[0, 2]]), T=7, kinds=2)
+    assert found["symbol 1 of 2"].tolist() == [1, 1, 1, 1, 1, 0, 0]
+    assert found["symbol 2 of 2"].tolist() == [0, 0, -1, -1, -1, -1, 0]

@@ -157,10 +157,10 @@ def test_chrono_takes_its_steps_from_the_task(config):
 @pytest.mark.parametrize(
     ("symbols", "text", "wrong", "message"),
     [
-        (2, "011", "012", "'2', but this model remembers 3 symbols of 0 to 1"),
+        (2, "011", "012", "'2', but this model reads 0, 1"),
         (2, " 0 1 1", "0110", "holds 4 symbols, but this model remembers 3"),
-        (2, "101", "", "holds 0 symbols"),
-        (12, "11 0 7", "11 0 12", "'12', but this model remembers 3 symbols of 0 to 11"),
+        (2, "101", "", "text= is empty, but this model reads 0, 1"),
+        (12, "11 0 7", "11 0 12", "'12', but this model reads 0, 1, …, 11"),
         (12, "11 0 7", "电影", "'电影'"),
     ],
 )

@@ -96,15 +96,15 @@ def english(text: str) -> Features:
     return {"inside quotes": quotes, "position in line": position_in_line(text), "position in word": word}
 
 
-def bits_held(ids: np.ndarray, symbols: int, length: int) -> Features:
-    """Features of the copy task: the symbol at each place, −1 to 1, while it has to be held; otherwise 0.
+def symbols_held(symbols: np.ndarray, shown: np.ndarray, T: int, kinds: int) -> Features:
+    """Features of the copy tasks: each symbol, −1 to 1, while it has to be held; otherwise 0.
 
-    ids (B, T): sequences of one delay, each of which begins with `length` symbols.
+    symbols (B, K), of so many kinds, shown at the steps (B, K) and repeated at the last K of T steps.
     """
-    B, T = ids.shape
+    t, K = np.arange(T), symbols.shape[1]
+    values = 2 * symbols / (kinds - 1) - 1  # (B, K)
     found = {}
-    for k in range(length):
-        held = np.zeros((B, T), np.float32)
-        held[:, k : T - length + k] = 2 * ids[:, k : k + 1] / (symbols - 1) - 1
-        found[f"symbol {k + 1} of {length}"] = held.ravel()
+    for k in range(K):
+        held = (shown[:, k : k + 1] <= t) & (t < T - K + k)  # (B, T)
+        found[f"symbol {k + 1} of {K}"] = (held * values[:, k : k + 1]).ravel().astype(np.float32)
     return found
