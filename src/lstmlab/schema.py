@@ -292,6 +292,18 @@ class TrackingConfig(GeneratedConfig):
     length: Length
     test_length: Length | None
 
+    @property
+    def shortest(self) -> int:
+        return 1
+
+    def conflict(self) -> str | None:
+        for key in ("length", "test_length"):
+            lengths = getattr(self, key) or self.length
+            least = min(lengths) if isinstance(lengths, tuple) else lengths
+            if least < self.shortest:
+                return f"data.{key}={least} is too short: data={self.name} needs {self.shortest} steps"
+        return super().conflict()
+
 
 class SelectiveCopyConfig(TrackingConfig):
     of_task = ("symbols", "items")
@@ -299,13 +311,9 @@ class SelectiveCopyConfig(TrackingConfig):
     symbols: Annotated[int, Field(ge=2)]
     items: PositiveInt
 
-    def conflict(self) -> str | None:
-        lengths = [
-            n for key in (self.length, self.test_length) for n in (key if isinstance(key, tuple) else [key])
-        ]
-        if shorter := [n for n in lengths if n is not None and n < self.items]:
-            return f"data.length={shorter[0]} has no room for data.items={self.items}"
-        return super().conflict()
+    @property
+    def shortest(self) -> int:
+        return self.items
 
 
 class ParityConfig(TrackingConfig):
@@ -314,6 +322,10 @@ class ParityConfig(TrackingConfig):
 
 class FlipFlopConfig(TrackingConfig):
     name: Literal["flipflop"]
+
+    @property
+    def shortest(self) -> int:
+        return 2  # a write and a read
 
 
 class S5Config(TrackingConfig):

@@ -1,7 +1,5 @@
-import itertools
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -43,7 +41,7 @@ def answer_by_hand(name: str, tokens: list[str]) -> list[Any]:
             bit = token[1] if token.startswith("w") else bit
             found.append(bit if token == "r" else None)
         else:
-            places = "".join(places[int(place) - 1] for place in token)
+            places = places[1] + places[0] + places[2:] if token == "s" else places[1:] + places[0]
             found.append(places)
     return found
 
@@ -71,14 +69,9 @@ def test_the_places_of_selective_copy_are_any():
     assert (rows[:, :3] < 2).all()
 
 
-def test_s5_has_all_permutations_and_composes_them():
-    s5 = TASKS["s5"]()
-    assert len(set(s5.tokens)) == 120
-    for a, b in itertools.product((7, 33, 119), (1, 60, 118)):
-        [[_, both]] = s5.solve(np.array([[a, b]]))
-        assert s5.permutations[both].tolist() == s5.permutations[a][s5.permutations[b]].tolist()
-    [inverse] = s5.solve(np.array([[s5.tokens.index("23451"), s5.tokens.index("51234")]]))
-    assert s5.answers[inverse[-1]] == "12345"
+def test_s5_reaches_all_orders():
+    _, targets = GeneratedDataset(TASKS["s5"]())[(0,), 100, 100]
+    assert len(targets.unique()) == 120
 
 
 def test_a_flip_flop_writes_first_and_reads_last_and_seldom_else():
@@ -94,7 +87,7 @@ def test_a_flip_flop_writes_first_and_reads_last_and_seldom_else():
         ("parity", " ", "text= is empty"),
         ("flipflop", "i0 w1 r", "must begin with w0 or w1"),
         ("flipflop", "w0r", "text= holds 'w0r', but this model reads w0, w1, i0, i1, r"),
-        ("s5", "12345 11111", "text= holds '11111', but this model reads 12345, 12354, …, 54321"),
+        ("s5", "srt", "text= holds 't', but this model reads s, r"),
         ("selective_copy", "0·1·2", "text= holds 3 symbols, but this model remembers 4"),
         ("selective_copy", "0·1?2", "text= holds '\\?'"),
     ],

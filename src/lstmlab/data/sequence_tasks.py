@@ -188,32 +188,33 @@ class FlipFlop(SequenceTask):
 
 
 class S5(SequenceTask):
-    """Permutations of five things; the answer at each step is their composition so far.
+    """Swap the first two of five things (s) or rotate all (r): at each step, in which order are they now?
 
-    Merrill et al. 2024, arXiv 2404.08819.
+    The two generate the group S5, all 120 orders. Merrill et al. 2024, arXiv 2404.08819.
     """
 
-    permutations = np.array(list(itertools.permutations(range(5))))  # (120, 5)
-    tokens = tuple("".join(p) for p in itertools.permutations("12345"))
-    answers = tokens
+    tokens = ("s", "r")
+    answers = tuple("".join(order) for order in itertools.permutations("12345"))
+    moves = np.array([[1, 0, 2, 3, 4], [1, 2, 3, 4, 0]])  # of each token
 
     def draw(self, rng: np.random.Generator, B: int, n: int) -> np.ndarray:
-        return rng.integers(0, 120, (B, n))
+        return rng.integers(0, 2, (B, n))
+
+    def orders(self, tokens: np.ndarray) -> np.ndarray:
+        """The order (B, T, 5) after each step."""
+        order, found = np.tile(np.arange(1, 6), (len(tokens), 1)), []
+        for move in self.moves[tokens.T]:  # (B, 5)
+            order = np.take_along_axis(order, move, 1)
+            found.append(order)
+        return np.stack(found, 1)
 
     def solve(self, tokens: np.ndarray) -> np.ndarray:
-        weights = 5 ** np.arange(4, -1, -1)
-        numbers = np.zeros(5**5, np.int64)  # of each permutation, read as a number to base 5
-        numbers[self.permutations @ weights] = np.arange(120)
-        so_far = np.tile(np.arange(5), (len(tokens), 1))  # (B, 5)
-        answers = []
-        for p in self.permutations[tokens.T]:  # (T, B, 5)
-            so_far = np.take_along_axis(so_far, p, 1)
-            answers.append(numbers[so_far @ weights])
-        return np.stack(answers, 1)
+        digits = 10 ** np.arange(4, -1, -1)
+        return np.searchsorted(np.array(self.answers, int), self.orders(tokens) @ digits)
 
     def features(self, tokens: np.ndarray) -> Features:
-        places = self.permutations[self.solve(tokens).ravel()]  # (B·T, 5)
-        return {f"which is at place {k + 1}": places[:, k].astype(np.float32) for k in range(5)}
+        places = self.orders(tokens).reshape(-1, 5)  # (B·T, 5)
+        return {f"the thing at place {k + 1}": places[:, k].astype(np.float32) for k in range(5)}
 
 
 TASKS: dict[str, Any] = {

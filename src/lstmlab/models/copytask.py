@@ -81,7 +81,7 @@ class CopyTask(Task):
         return batch.tokens.numel()
 
     def targets(self, batch: SequenceBatch) -> Tensor:
-        return batch.targets
+        return batch.targets[batch.targets != IGNORED]
 
     def examples(self, batch: SequenceBatch) -> tuple[list[str], list[list]]:
         answered = self(batch.tokens[:8]).argmax(-1)
