@@ -350,7 +350,7 @@ WRONG = [
         "beam_size= has no effect on model=charlm, which takes accelerator",
     ),
     ("predict", "ckpt={peephole} text=1 backend=torch", "No cell of kind='peephole' in backend='torch'"),
-    ("predict", "ckpt={copytask} text=012", "text= holds '2', but this model remembers 10 symbols of 0 to 1"),
+    ("predict", "ckpt={copytask} text=012", "text= holds '2', but this model reads 0, 1"),
     ("predict", "ckpt={copytask} text=01", "text= holds 2 symbols, but this model remembers 10"),
     ("predict", "ckpt={sentiment} text=", "text= is empty"),
     ("predict", "ckpt={seq2seq} text=", "text= is empty"),
