@@ -6,6 +6,7 @@ python src/predict.py ckpt=RUN input=reviews.csv output=answers.csv
 
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from lstmlab.config import entry_point, refuse_unread
 from lstmlab.schema import PredictConfig
@@ -15,14 +16,22 @@ from lstmlab.schema import PredictConfig
 def main(config: PredictConfig) -> None:
     import torch
 
+    from lstmlab.analysis.interventions import intervene, parse_settings
     from lstmlab.checkpoint import load_model
-    from lstmlab.runs.predict import predict_file
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    model = load_model(config.ckpt, config.backend, config.accelerator)
-    read = {"ckpt", "text", "input", "output", "column", "threads", "backend", "accelerator", *model.options}
-    refuse_unread(read, of=f"model={model.config.model.name}")
+    backend = config.backend if config.set is None else "scratch"
+    model = load_model(config.ckpt, backend, config.accelerator)
+    read = {"ckpt", "text", "input", "output", "column", "threads", "backend", "accelerator", "set"}
+    refuse_unread(read | set(model.options), of=f"model={model.config.model.name}")
+    with intervene(model, parse_settings(config.set or "", model)):
+        answer(config, model)
+
+
+def answer(config: PredictConfig, model: Any) -> None:
+    """Print the answers to the texts of `config`, or write them to its file."""
+    from lstmlab.runs.predict import predict_file
 
     if config.input is not None:
         print(f"{config.output}: {predict_file(model, config):,} answers")

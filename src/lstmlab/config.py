@@ -32,7 +32,7 @@ from lstmlab.schema import check
 
 PROJECT = CONF.parent
 FILE_KEYS = ("input", "output", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
-RAW_KEYS = ("text", *FILE_KEYS)
+RAW_KEYS = ("text", "set", *FILE_KEYS)
 # Lightning 2.6 and torchdata 0.11 warn about torch 2.13; users can do nothing about it
 warnings.filterwarnings("ignore", message=r".*(treespec, LeafSpec|'set_vital')")
 USER_ERRORS = (

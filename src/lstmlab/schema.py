@@ -708,6 +708,12 @@ class AskConfig(Group):
     ckpt: str
     backend: Backend | None
     accelerator: Literal["cpu", "gpu"]
+    set: str | None = None
+
+    def conflict(self) -> str | None:
+        if self.set is not None and self.backend not in (None, "scratch"):
+            return f"set= works with backend=scratch, not {self.backend}"
+        return super().conflict()
 
 
 class PredictConfig(AskConfig):
@@ -729,7 +735,7 @@ class PredictConfig(AskConfig):
             return "give a text, text=TEXT, or a file of texts, input=FILE output=FILE"
         if (self.input is None) != (self.output is None):
             return "input=FILE and output=FILE go together"
-        return None
+        return super().conflict()
 
 
 class OpenedDataConfig(Group):

@@ -4,9 +4,14 @@
 by side. Biases are stored in pairs; the equations have their sum.
 """
 
+import ast
+import functools
+import inspect
+import itertools
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +22,7 @@ from .kinds import State
 from .stack import Stack
 
 StepResult = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # the new state, and the gates
+Hook = Callable[[int, str, Tensor], Tensor]  # step, symbol, its value → the value to go on with
 STEPS: dict[str, Any] = {}  # of each kind, the class of its equations
 
 
@@ -184,12 +190,34 @@ class GRU:
         return (h,), {"r": r, "z": z, "n": n}
 
 
+@functools.cache
+def with_hooks(equations: type) -> Any:
+    """The equations with `NAME = self.hook("NAME", …)` in place of each line NAME = …"""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(equations.__call__)))
+    for line in ast.walk(tree):
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Name):
+            hook: Any = ast.parse(f"self.hook({line.targets[0].id!r})", mode="eval").body
+            hook.args.append(line.value)
+            line.value = hook
+    namespace = dict(equations.__call__.__globals__)
+    exec(compile(ast.fix_missing_locations(tree), f"<{equations.__name__} with hooks>", "exec"), namespace)
+    return type(equations.__name__, (equations,), {"__call__": namespace["__call__"]})
+
+
 def run_steps(
-    kind: str, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Sequence[Tensor]
+    kind: str,
+    x: Tensor,
+    state: Sequence[Tensor],
+    mask: Tensor | None,
+    weights: Sequence[Tensor],
+    hook: Hook | None = None,
 ) -> Iterator[StepResult]:
     """The equations over x (T, B, I): the state after each step, and its gates; see `Stack._run_steps`."""
-    step = (ProjectedLSTM if kind == "lstm" and len(weights) == 5 else STEPS[kind])(*weights)
+    equations: Any = ProjectedLSTM if kind == "lstm" and len(weights) == 5 else STEPS[kind]
+    step = (equations if hook is None else with_hooks(equations))(*weights)
     for t, x_t in enumerate(x):
+        if hook is not None:
+            step.hook = partial(hook, t)
         new, gates = step(x_t, *state)
         if mask is not None:
             new = tuple(torch.where(mask[t], n, s) for n, s in zip(new, state, strict=True))
@@ -197,8 +225,39 @@ def run_steps(
         yield new, gates
 
 
+class Hooks(Protocol):
+    """What may look at each symbol of a cell's equations, and change it; see `analysis/interventions.py`."""
+
+    def __call__(self, number: int, t: int, symbol: str, value: Tensor) -> Tensor:
+        """The value (B, H) to go on with in the layer and direction `number`, at step t of the call."""
+        ...
+
+    def restart(self) -> None:
+        """A call begins without a state."""
+        ...
+
+    def advance(self, steps: int) -> None:
+        """A call of so many steps has ended."""
+        ...
+
+
 class ScratchCell(Stack):
     """Any kind of cell, step by step; autograd finds the gradients."""
+
+    hooks: Hooks | None = None
+
+    def _call(self, layers: Callable, input: Any, hx: Any, lengths: Any) -> tuple[Any, Any]:
+        if self.hooks is not None and hx is None:
+            self.hooks.restart()
+        return super()._call(layers, input, hx, lengths)
+
+    def _run_layers(self, x: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Sequence[Tensor]]:
+        if self.hooks is None:
+            return super()._run_layers(x, *arguments, **options)
+        self._numbers = itertools.count()
+        results = super()._run_layers(x, *arguments, **options)
+        self.hooks.advance(x.size(1))
+        return results
 
     def _run_steps(
         self,
@@ -208,8 +267,13 @@ class ScratchCell(Stack):
         weights: Sequence[Tensor],
         traces: list[dict[str, Tensor]] | None = None,
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        outputs, steps = [], []
-        for final, gates in run_steps(self.kind, x, state, mask, weights):
+        outputs, steps, hook = [], [], None
+        if self.hooks is not None:
+            number = next(self._numbers)
+            times = range(len(x))[:: -1 if self.bidirectional and number % 2 else 1]
+            hooks = self.hooks
+            hook = lambda t, *symbol_and_value: hooks(number, times[t], *symbol_and_value)  # noqa: E731
+        for final, gates in run_steps(self.kind, x, state, mask, weights, hook):
             outputs.append(final[0])
             if traces is not None:
                 steps.append(gates | dict(zip(self._state_type._fields, final, strict=True)))

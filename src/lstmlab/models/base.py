@@ -122,6 +122,10 @@ class Task(L.LightningModule):
         """A text as rows of ids. Raises ValueError for a text that the model cannot read."""
         raise self.unsupported("does not read text")
 
+    def run(self, rows: Rows) -> Tensor:
+        """What the model computes from rows of ids, mostly logits; see `Predictor.run_with_hooks`."""
+        raise self.unsupported("does not run on rows of ids")
+
     def rows_of_batch(self, batch: Any) -> Rows:
         """The sequences of a training or validation batch, on the CPU."""
         raise self.unsupported("has no rows of ids in its batches")

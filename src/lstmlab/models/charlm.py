@@ -198,6 +198,9 @@ class CharLM(Task):
         known = {character: i for i, character in enumerate(self.vocabulary)}
         return Rows.dense(torch.tensor([[known.get(character, 0) for character in text]]))
 
+    def run(self, rows: Rows) -> Tensor:
+        return self(rows.ids.to(self.device))[0]
+
     def rows_of_batch(self, batch: TextBatch) -> Rows:
         return Rows.dense(batch.inputs.cpu())
 

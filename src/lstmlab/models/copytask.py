@@ -112,6 +112,9 @@ class CopyTask(Task):
     def read_text(self, text: str) -> Rows:
         return Rows.dense(torch.from_numpy(self.task.parse(text, self.info["longest"])))
 
+    def run(self, rows: Rows) -> Tensor:
+        return self(rows.ids.to(self.device))
+
     def rows_of_batch(self, batch: SequenceBatch) -> Rows:
         return Rows.dense(batch.tokens.cpu())
 

@@ -230,6 +230,9 @@ class Sentiment(Task):
             raise ValueError("text= is empty; give a text to classify")
         return Rows(*encode_reviews(self.info, [text]))
 
+    def run(self, rows: Rows) -> Tensor:
+        return self(rows.ids.to(self.device), rows.lengths)[0]
+
     def rows_of_batch(self, batch: SentimentBatch) -> Rows:
         return Rows(*(member.cpu() for member in batch))
 

@@ -201,6 +201,9 @@ class Seq2Seq(EncoderDecoder):
             raise ValueError("text= is empty; give a sentence to read")
         return Rows(*encode_sources(self.info, lines))
 
+    def run(self, rows: Rows) -> Tensor:
+        return self.search(rows.ids.to(self.device), rows.lengths)
+
     def rows_of_batch(self, batch: TranslationBatch) -> Rows:
         return Rows(batch.source.cpu(), batch.source_lengths.cpu())
 

@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lstmlab.analysis.interventions import intervene, parse_settings
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data, change_data
 from lstmlab.models.base import Task
@@ -14,9 +15,13 @@ from lstmlab.schema import EvaluateConfig
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """The metrics of checkpoint `config.ckpt` on its validation data and, if there are any, its test data.
 
-    Raises what `load_model` and the data module raise, and ValueError for a setting of another task.
+    With `config.set`, the gates and states that it names are held at their values.
+
+    Raises what `load_model` and the data module raise, and ValueError for a setting of another task and for a
+    point that the model does not have.
     """
-    model: Any = load_model(config.ckpt, config.backend, config.accelerator)
+    backend = config.backend if config.set is None else "scratch"
+    model: Any = load_model(config.ckpt, backend, config.accelerator)
     if config.beam_size is not None:
         if "beam_size" not in type(model.config.model).model_fields:
             raise ValueError(
@@ -33,9 +38,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    metrics = trainer.validate(model, datamodule, verbose=False)
-    if is_overridden("test_step", model):
-        metrics += trainer.test(model, datamodule, verbose=False)
+    with intervene(model, parse_settings(config.set or "", model)):
+        metrics = trainer.validate(model, datamodule, verbose=False)
+        if is_overridden("test_step", model):
+            metrics += trainer.test(model, datamodule, verbose=False)
     return {name: value for part in metrics for name, value in part.items()}
 
 

@@ -3,12 +3,16 @@
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from lstmlab.analysis.interventions import Cache, Change, intervene
 from lstmlab.atomic import replace_file
 from lstmlab.checkpoint import load_model
 from lstmlab.data.sources import READERS, Columns, read_text
@@ -24,15 +28,42 @@ class Predictor:
 
     def __init__(self, ckpt: str, backend: str | None = None, accelerator: Literal["cpu", "gpu"] = "cpu"):
         self.model = load_model(ckpt, backend, accelerator)
+        self._ckpt = ckpt, accelerator
 
-    def predict(self, texts: list[str]) -> list[dict[str, Any]]:
+    @cached_property
+    def changeable(self) -> Task:
+        """The same model with scratch cells, which can be changed while they run."""
+        return load_model(self._ckpt[0], "scratch", self._ckpt[1])
+
+    def run_with_hooks(self, text: str, changes: Mapping[str, Change]) -> Tensor:
+        """What the model computes while it reads a text, with these changes; see `analysis.interventions`.
+
+        Language model: logits (1, T, V). Classifier: logits (1, C), of two classes (1,). Copy task: logits
+        (1, K, answers). Translation: the tokens (1, T) of greedy search.
+        """
+        return self.run_with_cache(text, changes)[0]
+
+    def run_with_cache(self, text: str, changes: Mapping[str, Change] | None = None) -> tuple[Tensor, Cache]:
+        """The same, and the values (1, T, H) of every point."""
+        rows = self.changeable.read_text(text)
+        with torch.inference_mode(), intervene(self.changeable, changes or {}, record=True) as cache:
+            output = self.changeable.run(rows)
+        return output, cache
+
+    def predict(self, texts: list[str], changes: Mapping[str, Change] | None = None) -> list[dict[str, Any]]:
         """Of each text `prediction`, its label, and `p(LABEL)` for each class."""
-        return answer_all(self.model, texts, PredictConfig.model_construct())
+        return self._answer(texts, PredictConfig.model_construct(), changes)
 
-    def translate(self, texts: list[str], beam_size: int = 5, length_penalty: float = 1.0) -> list[str]:
+    def translate(
+        self,
+        texts: list[str],
+        beam_size: int = 5,
+        length_penalty: float = 1.0,
+        changes: Mapping[str, Change] | None = None,
+    ) -> list[str]:
         """The translations of texts."""
         options = PredictConfig.model_construct(beam_size=beam_size, length_penalty=length_penalty)
-        return [answer["translation"] for answer in answer_all(self.model, texts, options)]
+        return [answer["translation"] for answer in self._answer(texts, options, changes)]
 
     def sample(
         self,
@@ -41,13 +72,22 @@ class Predictor:
         temperature: float = 0.8,
         top_k: int | None = None,
         seed: int = 0,
+        changes: Mapping[str, Change] | None = None,
     ) -> str:
         """What a language model writes after a prompt: `length` characters."""
         options = PredictConfig.model_construct(
             length=length, temperature=temperature, top_k=top_k, seed=seed
         )
-        [answer] = answer_all(self.model, [prompt], options)
+        [answer] = self._answer([prompt], options, changes)
         return answer["continuation"]
+
+    def _answer(
+        self, texts: list[str], options: PredictConfig, changes: Mapping[str, Change] | None
+    ) -> list[dict[str, Any]]:
+        if not changes:
+            return answer_all(self.model, texts, options)
+        with intervene(self.changeable, changes):
+            return answer_all(self.changeable, texts, options)
 
 
 def answer_all(
