@@ -1,5 +1,6 @@
 """Changes act where the equation has the symbol: against hand-written loops with that line replaced."""
 
+import re
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from lstmlab.analysis.interventions import (
 )
 from lstmlab.cells import KINDS, build_cell
 from lstmlab.checkpoint import load_model
+from lstmlab.config import PROJECT
 
 F64 = torch.float64
 
@@ -186,3 +188,14 @@ def test_set_steers_and_says_what_it_costs(trained, command):
     loss, cost = next(line for line in costs.splitlines() if line.startswith("val/loss")).split()[1:]
     before = next(line for line in whole.splitlines() if line.startswith("val/loss")).split()[1]
     assert float(loss) - float(before) == pytest.approx(float(cost), abs=2e-6) and float(cost) != 0
+
+
+def test_the_example_of_the_readme(trained):
+    text = (PROJECT / "src/lstmlab/analysis/README.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    known = {"a line of text": "line 1", "a word of text": "line 2", "a line ": "line "}
+    for shown, own in known.items():  # the characters of that model
+        example = example.replace(f'"{shown}"', f'"{own}"')
+    values: dict[str, Any] = {}
+    exec(example.replace("CHARLM_RUN", str(trained("charlm"))), values)
+    assert values["logits"].shape[:2] == (1, 6) and len(values["text"]) == 50
