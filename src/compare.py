@@ -5,16 +5,7 @@ python src/compare.py runs=SWEEP,SWEEP 'metrics=[test/sequence_accuracy,train/*]
 python src/compare.py runs=SWEEP x=data.delay                                     plotted over this setting
 """
 
-from lstmlab.config import entry_point
-from lstmlab.schema import CompareConfig
-
-
-@entry_point("compare")
-def main(config: CompareConfig) -> None:
-    from lstmlab.comparison import compare
-
-    print(compare(config))
-
+from lstmlab.__main__ import compare as main
 
 if __name__ == "__main__":
     main()

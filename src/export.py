@@ -4,16 +4,7 @@ python src/export.py ckpt=RUN/checkpoints/best.ckpt                      RUN/exp
 python src/export.py ckpt=RUN/checkpoints/best.ckpt format=safetensors   weights, which ckpt=… opens again
 """
 
-from lstmlab.config import entry_point
-from lstmlab.schema import ExportConfig
-
-
-@entry_point("export")
-def main(config: ExportConfig) -> None:
-    from lstmlab.export import export
-
-    print(*export(config), sep="\n")
-
+from lstmlab.__main__ import export as main
 
 if __name__ == "__main__":
     main()

@@ -5,17 +5,7 @@ python src/train.py model=charlm cell=scratch     the same, with the LSTM writte
 python src/train.py --help                        every choice and every setting
 """
 
-from lstmlab.config import entry_point
-from lstmlab.schema import TrainConfig
-
-
-@entry_point("train")
-def main(config: TrainConfig) -> float:
-    # torch and Lightning take seconds to import, and a typo is reported before that
-    from lstmlab.runs.launch import launch
-
-    return launch(config)[config.model.monitor]
-
+from lstmlab.__main__ import train as main
 
 if __name__ == "__main__":
     main()

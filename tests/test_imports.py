@@ -18,6 +18,7 @@ LAYERS = (
     ("callbacks", "analysis"),
     ("export", "comparison", "runs"),
     ("benchmarks",),
+    ("__main__",),
 )
 LONGEST_CHAIN = 8
 

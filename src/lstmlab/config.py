@@ -27,10 +27,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from lstmlab.cells.kinds import KINDS
-from lstmlab.help import CONF, format_help
+from lstmlab.help import CONF, IN_REPOSITORY, find_yaml, format_help, show_as_typed
 from lstmlab.schema import check
 
-PROJECT = CONF.parent
+PROJECT = CONF.parent if IN_REPOSITORY else Path.cwd()
 FILE_KEYS = ("input", "output", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
 RAW_KEYS = ("text", "set", *FILE_KEYS)
 # Lightning 2.6 and torchdata 0.11 warn about torch 2.13; users can do nothing about it
@@ -85,7 +85,7 @@ def suggest_setting(typed: str, group: DictConfig) -> str:
     parent, _, name = typed.rpartition(".")
     if parent == "optimizer":
         return f" An argument of its class is added by +{typed}=…."
-    for_group = sorted(CONF.glob(f"{parent}/*.yaml")) if parent else []
+    for_group = find_yaml(f"{parent}/*.yaml") if parent else []
     if having := [
         file.stem for file in for_group if name in yaml.safe_load(file.read_text(encoding="utf-8"))
     ]:
@@ -150,13 +150,28 @@ def refuse_unread(read: Collection[str], of: str) -> None:
         raise ValueError(f"{unread[0]}= has no effect on {of}, which takes {takes}")
 
 
+def join_search_path() -> list[str]:
+    """The override with which Hydra also finds the files in a folder conf/ of the user's own.
+
+    Raises ValueError if a file there has the name of one of ours, by which Hydra would not find it.
+    """
+    own = Path("conf").absolute()
+    if not own.is_dir() or own.resolve() == CONF.resolve():
+        return []
+    for file in own.rglob("*.yaml"):
+        if (CONF / file.relative_to(own)).exists():
+            raise ValueError(f"{file}: lstmlab has a file of this name; give yours another name")
+    quoted = quote_raw(f"=file://{own}", ("",)).removeprefix("=")
+    return [f"hydra.searchpath=[{quoted}]"]
+
+
 @contextmanager
 def find_settings(command: str, resumed: Path | None) -> Iterator[tuple[str, str, list[str]]]:
     """Where Hydra finds the settings: the folder, the name of the file in it, and arguments to add."""
     if "${" in str(resumed or Path.cwd()):
         raise ValueError(f"{resumed or Path.cwd()}: Hydra would replace the ${{; rename this folder")
     if resumed is None:
-        yield str(CONF), command, []
+        yield str(CONF), command, join_search_path()
         return
 
     # A copy, since Hydra would look for its own settings in the run's folder too
@@ -194,21 +209,23 @@ def run_command(command: str, body: Callable[[Any], Any]) -> None:
             # In a sweep Hydra adds which job failed, and a worker process must not exit
             if show_traceback or is_sweep():
                 raise
-            sys.exit(f"error: {describe_error(error)}")
+            sys.exit(f"error: {show_as_typed(describe_error(error))}")
 
     arguments = sys.argv[1:]
     try:
         if {"-h", "--help"} & set(arguments):
             overrides = [quote_raw(argument) for argument in arguments if not argument.startswith("-")]
-            print(format_help(command, overrides))
+            print(format_help(command, [*overrides, *join_search_path()]))
             return
         with find_settings(command, find_resumed_run(arguments)) as (folder, name, added):
-            sys.argv[1:] = [*map(quote_raw, arguments), *added]
+            # Options first: argparse refuses settings on both sides of one
+            typed = sorted(arguments, key=lambda argument: bool(re.match("[^-][^=]*=|~", argument)))
+            sys.argv[1:] = [*map(quote_raw, typed), *added]
             hydra.main(version_base="1.3", config_path=folder, config_name=name)(job)()
     except USER_ERRORS as error:
         if show_traceback:
             raise
-        sys.exit(f"error: {describe_error(error)}")
+        sys.exit(f"error: {show_as_typed(describe_error(error))}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -1,6 +1,7 @@
 """The text of `--help`: Hydra's template, with the comments of conf/ beside the keys."""
 
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from itertools import takewhile, zip_longest
@@ -13,8 +14,21 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-CONF = Path(__file__).parents[2] / "conf"
+PACKAGE = Path(__file__).parent
+IN_REPOSITORY = not (PACKAGE / "conf").is_dir()
+CONF = (PACKAGE.parents[1] if IN_REPOSITORY else PACKAGE) / "conf"
 WIDTH, COMMENT_COLUMN = 100, 46
+
+
+def find_yaml(pattern: str) -> list[Path]:
+    """The files of conf/, and of a folder conf/ of the user's own in the current folder."""
+    return sorted({*CONF.glob(pattern), *Path("conf").absolute().glob(pattern)})
+
+
+def show_as_typed(text: str) -> str:
+    """`text` with its commands as they are typed here: `lstmlab train` instead of `python src/train.py`."""
+    by_name = sys.argv[0].startswith("lstmlab ") or not IN_REPOSITORY
+    return re.sub(r"src/(\w+)\.py", r"-m lstmlab \1", text).replace("python -m lstmlab", "lstmlab") if by_name else text
 
 
 def walk_keys(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
@@ -31,7 +45,8 @@ def walk_keys(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, yam
 
 def find_package(file: Path) -> str:
     """The path of the key under which Hydra puts a file of conf/."""
-    *folders, name = file.relative_to(CONF).with_suffix("").parts
+    root = CONF if file.is_relative_to(CONF) else Path("conf").absolute()
+    *folders, name = file.relative_to(root).with_suffix("").parts
     if folders == ["base"]:
         return name
     return "" if "# @package _global_" in file.read_text(encoding="utf-8") else ".".join(folders)
@@ -81,12 +96,12 @@ def format_help(command: str, overrides: list[str]) -> str:
         defaults = loader.compute_defaults_list(command, overrides, RunMode.RUN).defaults
     comments: dict[str, str] = {}
     for default in defaults:
-        if (file := CONF / f"{default.config_path}.yaml").exists():  # otherwise a file of Hydra
+        for file in find_yaml(f"{default.config_path}.yaml"):  # none for a file of Hydra
             comments = read_comments(file) | comments
 
     groups: list[str] = []
-    for group in sorted({file.parent.name for file in CONF.glob("*/*.yaml")} - {"base"}):
-        options = ", ".join(sorted(file.stem for file in CONF.glob(f"{group}/*.yaml")))
+    for group in sorted({file.parent.name for file in find_yaml("*/*.yaml")} - {"base"}):
+        options = ", ".join(sorted(file.stem for file in find_yaml(f"{group}/*.yaml")))
         left = textwrap.wrap(f"{group}: {options}", COMMENT_COLUMN - 2, subsequent_indent="  ")
         groups += place_beside(left, comments.get(f"defaults.{group}", ""))
 
@@ -98,5 +113,5 @@ def format_help(command: str, overrides: list[str]) -> str:
     for number, line in enumerate(shown.splitlines()):
         settings += place_beside([line], comments.get(paths.get(number, ""), ""))
 
-    template = Template(composed.hydra.help.template)
+    template = Template(show_as_typed(composed.hydra.help.template))
     return template.substitute(APP_CONFIG_GROUPS="\n".join(groups) + "\n", CONFIG="\n".join(settings) + "\n")

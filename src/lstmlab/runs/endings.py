@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.memory import is_oom_error
 
 from lstmlab import distributed
+from lstmlab.help import show_as_typed
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def handling_interrupts(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except SIGTERMException:
-        print(f"\nInterrupted. To resume: {command}")
+        print(show_as_typed(f"\nInterrupted. To resume: {command}"))
         raise SystemExit(code) from None
     except OSError as error:
         if not run_dir.exists():
