@@ -48,7 +48,7 @@ def shown_commands(text: str) -> Iterator[str]:
     text = FENCED.sub("", text).replace("\\\n", " ")
     for line in re.findall(r"^ {4}(.+)|`([^`\n]+)`", text, re.MULTILINE):
         command = re.split(r"  +#", "".join(line).strip().removeprefix("$ "))[0].strip()
-        if re.match(r"(python|pip|pytest|marimo|torchrun|/usr/bin/time) ", command):
+        if re.match(r"(python|pip|pytest|marimo|torchrun|lstmlab|/usr/bin/time) ", command):
             yield command
 
 
@@ -63,6 +63,8 @@ REFUSED = [  # the command, and what it prints
 def split_command(command: str) -> tuple[str, list[str]] | None:
     """("train", arguments) of a command that starts an entry point of this project."""
     words = shlex.split(command)
+    if words[0] == "lstmlab":
+        return words[1], words[2:]
     for number, word in enumerate(words):
         if entry := re.fullmatch(r"src/(\w+)\.py", word):
             return entry[1], words[number + 1 :]

@@ -1,4 +1,7 @@
-"""The commands: `lstmlab train …`, `python -m lstmlab train …` or, in the repository, `python src/train.py …`."""
+"""The commands: `lstmlab train …` or, in the repository, `python src/train.py …`.
+
+Each imports what it needs: torch and Lightning take seconds, and a typo is reported before that.
+"""
 
 import difflib
 import sys
@@ -31,8 +34,6 @@ READ = {
     | {f"data.{key}" for key in ("train", "val", "test", "hub", "text", "label")}
     | {f"data.{part}_size" for part in ("train", "val", "test")},
 }
-
-# Each command imports what it needs: torch and Lightning take seconds, and a typo is reported before that
 
 
 @entry_point("train")
@@ -165,7 +166,9 @@ def main() -> None:
     """Run the command that the first argument names."""
     typed = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if typed in ("-h", "--help"):
-        print("lstmlab COMMAND SETTINGS, where COMMAND is one of these; lstmlab COMMAND --help lists its settings:\n")
+        print(
+            "lstmlab COMMAND SETTINGS, where lstmlab COMMAND --help lists the settings. Commands:\n"
+        )
         for name in COMMANDS:
             written = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
             print(f"  {name:10}{written['hydra']['help']['template'].splitlines()[0]}")

@@ -28,7 +28,11 @@ def find_yaml(pattern: str) -> list[Path]:
 def show_as_typed(text: str) -> str:
     """`text` with its commands as they are typed here: `lstmlab train` instead of `python src/train.py`."""
     by_name = sys.argv[0].startswith("lstmlab ") or not IN_REPOSITORY
-    return re.sub(r"src/(\w+)\.py", r"-m lstmlab \1", text).replace("python -m lstmlab", "lstmlab") if by_name else text
+    return (
+        re.sub(r"src/(\w+)\.py", r"-m lstmlab \1", text).replace("python -m lstmlab", "lstmlab")
+        if by_name
+        else text
+    )
 
 
 def walk_keys(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
