@@ -166,9 +166,7 @@ def main() -> None:
     """Run the command that the first argument names."""
     typed = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if typed in ("-h", "--help"):
-        print(
-            "lstmlab COMMAND SETTINGS, where lstmlab COMMAND --help lists the settings. Commands:\n"
-        )
+        print("lstmlab COMMAND SETTINGS, where lstmlab COMMAND --help lists the settings. Commands:\n")
         for name in COMMANDS:
             written = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
             print(f"  {name:10}{written['hydra']['help']['template'].splitlines()[0]}")

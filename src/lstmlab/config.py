@@ -202,10 +202,11 @@ def run_command(command: str, body: Callable[[Any], Any]) -> None:
         try:
             return body(check_composed(command, composed))
         except USER_ERRORS as error:
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            # Hydra has created the folder of a run that never started
-            if folder != Path.cwd() and not any(folder.iterdir()):
+            folder, here = Path(HydraConfig.get().runtime.output_dir), Path.cwd()
+            # Hydra has created the folder of a run that never started, and maybe those above it
+            while folder != here and not any(folder.iterdir()):
                 folder.rmdir()
+                folder = folder.parent if folder.is_relative_to(here) else here
             # In a sweep Hydra adds which job failed, and a worker process must not exit
             if show_traceback or is_sweep():
                 raise

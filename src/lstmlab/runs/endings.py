@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 
 from lstmlab import distributed
 from lstmlab.help import show_as_typed
+from lstmlab.loggers import TrackioLogger
 
 
 @contextmanager
@@ -57,11 +58,11 @@ def explaining_out_of_memory(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def finishing_wandb(loggers: list[Logger]) -> Iterator[None]:
-    """Finish the wandb run at the end: the next job of a sweep would otherwise continue it."""
+def finishing_loggers(loggers: list[Logger]) -> Iterator[None]:
+    """Finish the runs of wandb and trackio: the next job of a sweep would otherwise continue them."""
     try:
         yield
     finally:
         for logger in loggers:
-            if isinstance(logger, WandbLogger) and distributed.rank() == 0:
+            if isinstance(logger, WandbLogger | TrackioLogger) and distributed.rank() == 0:
                 logger.experiment.finish()

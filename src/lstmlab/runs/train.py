@@ -27,10 +27,10 @@ from lstmlab.atomic import replace_file
 from lstmlab.cells import engines
 from lstmlab.checkpoint import CheckpointIO, find_device, load_checkpoint
 from lstmlab.data import build_data
-from lstmlab.loggers import add_wandb_ids, build_loggers
+from lstmlab.loggers import add_wandb_ids, build_loggers, report_results
 from lstmlab.models import build_model
 from lstmlab.models.base import Task
-from lstmlab.runs.endings import explaining_out_of_memory, finishing_wandb, handling_interrupts
+from lstmlab.runs.endings import explaining_out_of_memory, finishing_loggers, handling_interrupts
 from lstmlab.runs.resume import Start, find_repeated_run, find_start, read_metrics
 from lstmlab.schema import OwnSchedulerConfig, TrainConfig
 
@@ -68,17 +68,18 @@ def train(config: TrainConfig) -> dict[str, float]:
 
     model = build_model(config, datamodule.info)
     callbacks = build_callbacks(config)
+    loggers = build_loggers(config, start.checkpoint.get("global_step"))
     write_config(config, new=start.path is None)
-    trainer = build_trainer(config, callbacks, build_loggers(config, start.checkpoint.get("global_step")))
+    trainer = build_trainer(config, callbacks, loggers)
     print(describe_model(model), config.run_dir, sep="\n")
     if start.path is not None:
         print(f"Resuming after step {start.checkpoint['global_step']}")
 
     run_dir = Path(config.run_dir)
-    with finishing_wandb(trainer.loggers), explaining_out_of_memory(run_dir), handling_interrupts(run_dir):
+    with finishing_loggers(loggers), explaining_out_of_memory(run_dir), handling_interrupts(run_dir):
         seconds = fit(trainer, model, datamodule, start)
-        metrics = evaluate_best(trainer, model, datamodule)
-    metrics = metrics | {"train/seconds": seconds}
+        metrics = evaluate_best(trainer, model, datamodule) | {"train/seconds": seconds}
+        report_results(config, trainer, metrics)
 
     if sample := model.finish():
         print(f"\n{sample}\n")
