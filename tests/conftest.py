@@ -105,6 +105,13 @@ def trained(tmp_path_factory) -> Callable[..., Path]:
     return run
 
 
+@pytest.fixture(scope="session")
+def trackio(tmp_path_factory) -> Any:
+    """trackio, with a folder of its own for what it records."""
+    os.environ["TRACKIO_DIR"] = str(tmp_path_factory.mktemp("trackio"))
+    return pytest.importorskip("trackio", reason="trackio is not installed (pip install -e '.[loggers]')")
+
+
 class Times(torch.nn.Module):
     """Replaces a dropout and doubles its input, so that its place shows in the output."""
 

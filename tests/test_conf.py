@@ -54,6 +54,8 @@ def test_each_option_trains_a_batch(choice, config, request, text_file, hub_file
         overrides.append("trainer=gpu")
     if name == "wandb":
         overrides.append("logger.wandb.offline=true")
+    if name == "trackio":
+        request.getfixturevalue("trackio")
     if name == "stdlib":
         overrides.append("data.max_chars=100000")
     if name == "textfile":

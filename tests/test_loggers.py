@@ -2,11 +2,13 @@
 
 import copy
 import json
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 from PIL import Image
@@ -63,6 +65,32 @@ def test_a_run_builds_its_loggers(config):
     assert [type(each) for each in build_loggers(config("logger=csv"), None)] == [MetricsCSV]
     loggers = build_loggers(config("logger=tensorboard"), 3)
     assert [type(each) for each in loggers] == [MetricsCSV, TensorBoardLogger]
+
+
+def test_a_logger_that_cannot_start_ends_the_run_in_one_sentence(command, small, monkeypatch, tmp_path):
+    """And leaves no folder behind."""
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    messages = {
+        "tensorboard": "needs pip install -e '.[loggers]'",
+        "trackio": "needs pip install -e '.[loggers]'",
+        "wandb": "cannot start: No API key configured. Use `wandb login` to log in; "
+        "logger.wandb.offline=true needs neither an account nor a network",
+    }
+    for name, message in messages.items():
+        code, _, error = command("train", *small, f"logger={name}")
+        assert (code, error) == (1, f"error: logger={name} {message}\n")
+    wandb.teardown()  # it remembers that it was online
+    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"cache"}
+    code, _, error = command(
+        "train", *small, "logger=wandb", "logger.wandb.log_model=all", "logger.wandb.offline=true"
+    )
+    assert code == 1 and error.startswith("error: logger.wandb: Providing log_model=all and offline=True is")
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -112,7 +114,12 @@ def test_trials_are_scored_by_the_monitored_metric(command, study, tmp_path):
             "cell.hidden_size": str(config["cell"]["hidden_size"]),
         }
     best = min(trials, key=lambda trial: trial.value)
-    assert f"Best trial: {tmp_path}/sweep/{best.number}, {best.value:.5g}" in printed
+    [said] = re.findall(r"Best trial: (.*)\. To train it: python src/train.py (.*)", printed)
+    assert said[0] == f"{tmp_path}/sweep/{best.number}, {best.value:.5g}"
+    assert "sweep=" not in said[1] and f" optimizer.lr={best.params['optimizer.lr']:.4g}" in said[1]
+    assert command("train", *shlex.split(said[1]), "hydra.run.dir=again")[0] == 0
+    again = json.loads((tmp_path / "again/metrics.json").read_text())["val/loss"]
+    assert again == pytest.approx(best.value, rel=1e-3)
 
     assert command("train", *SEARCH, *typed, "callbacks.pruning=null", "hydra.sweeper.n_trials=5")[0] == 0
     assert study()[:4] == trials and len(study()) == 5  # the search continued

@@ -6,6 +6,7 @@ are therefore made in `sweep`.
 
 import logging
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,8 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
+        from lstmlab.help import show_as_typed
+
         for key, value in {"n_trials": self.n_trials, "n_jobs": self.n_jobs}.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"hydra.sweeper.{key}={value}: input should be a whole number of at least 1")
@@ -103,8 +106,10 @@ class OptunaSweeper(Sweeper):
         if not study.get_trials(states=(TrialState.COMPLETE,)):
             raise ValueError(f"{folder}: none of the {self.n_trials} trials finished")
         best = study.best_trial
-        settings = " ".join(f"{key}={value}" for key, value in best.params.items())
-        log.info(f"Best trial: {folder / str(best.number)}, {best.value:.5g}, {settings}")
+        chosen = [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in best.params.items()]
+        kept = [each for each in fixed if not each.startswith(("sweep=", "callbacks.pruning"))]
+        command = show_as_typed(shlex.join(["python", "src/train.py", *kept, *chosen]))
+        log.info(f"Best trial: {folder / str(best.number)}, {best.value:.5g}. To train it: {command}")
 
 
 def open_study(folder: str | Path, **settings: Any) -> "Study":

@@ -182,7 +182,7 @@ def start_wandb(logger: WandbLogger, name: str, config: TrainConfig, new: bool) 
 
 
 def report_results(config: TrainConfig, trainer: L.Trainer, metrics: dict[str, float]) -> None:
-    """Send what best.ckpt reached in validation to the loggers, as best/NAME, and itself where log_model=true."""
+    """Send what best.ckpt reached in validation to the loggers, and the file itself where log_model=true."""
     if distributed.rank() > 0:
         return
     results = {f"best/{name}": value for name, value in metrics.items() if name.startswith("val/")}

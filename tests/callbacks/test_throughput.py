@@ -39,8 +39,8 @@ COUNTED = dict(zip(TASKS, (characters, symbols_and_blanks, words, of_the_target)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_tokens_per_second(name, config, text_file, seconds):
-    """Each value covers two batches; a validation starts a new interval."""
+def test_tokens_are_counted(name, config, text_file, seconds):
+    """Each rate covers two batches, and a validation starts a new interval; the sum covers all batches."""
     given = [o for o in overrides(name, text_file) if o not in HARD]
     settings = config(
         *given,
@@ -56,6 +56,9 @@ def test_tokens_per_second(name, config, text_file, seconds):
     module.setup("fit")
     counts = [COUNTED[name](batch) for batch in itertools.islice(module.train_dataloader(), 6)]
     with (Path(settings.run_dir) / "metrics.csv").open(newline="") as file:
-        rates = [row["train/tokens_per_second"] for row in csv.DictReader(file)]
+        rows = list(csv.DictReader(file))
     expected = [sum(counts[:2]), sum(counts[2:4]), counts[5]]
+    rates = [row["train/tokens_per_second"] for row in rows]
     assert [float(rate) for rate in rates if rate] == pytest.approx(expected)
+    seen = [float(row["train/tokens"]) for row in rows if row["train/tokens"]]
+    assert seen == [sum(counts[:number]) for number in (2, 4, 5, 6, 6)]

@@ -1,6 +1,8 @@
 """Training runs of any task: folder, optimizer, schedule, loggers."""
 
+import base64
 import csv
+import hashlib
 import importlib
 import json
 import math
@@ -12,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.runs.train import train
 from lstmlab.schema import TrainConfig
-from same_end import TASKS, assert_same_end, overrides
+from same_end import TASKS, assert_same_end, overrides, resumed
 
 
 @pytest.fixture
@@ -329,28 +333,70 @@ def read_wandb_run(folder: Path) -> list[Any]:
     return [messages.Record.FromString(data) for data in read_leveldb_log(file.read_bytes()[7:])]
 
 
-def test_tensorboard_and_wandb_side_by_side(config, small):
-    """An offline wandb run holds its name, tags and configuration, and the best value as summary."""
+def test_tensorboard_and_wandb_side_by_side(config, small, capsys):
+    """Both hold the settings and what best.ckpt reached; an offline wandb run holds that file, too."""
     settings = config(
         *small,
-        "trainer.max_steps=3",
+        "trainer.max_steps=6",
+        "trainer.val_check_interval=2",
+        "trainer.log_every_n_steps=1",
         "logger=[tensorboard,wandb]",
         "logger.wandb.offline=true",
+        "logger.wandb.log_model=true",
         "logger.wandb.group=mine",
     )
-    train(settings)
-    folder = Path(settings.run_dir)
-    assert list(folder.glob("tensorboard/events.out.tfevents.*"))
-    records = read_wandb_run(folder)
+    metrics = train(settings)
+    assert "anonymous" not in capsys.readouterr().err
+    records = read_wandb_run(folder := Path(settings.run_dir))
     run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
     assert run.display_name == "charlm-fused-lstm-2x8-textfile-seed0" and run.run_group == "mine"
     assert list(run.tags) == ["charlm", "fused", "lstm", "textfile"]
-    logged = {item.key or "/".join(item.nested_key) for r in records for item in r.history.item}
-    assert {"train/loss", "val/loss_stateful", "train/grad_norm", "train/lr"} <= logged
-    defined = {r.metric.name: r.metric for r in records if r.WhichOneof("record_type") == "metric"}
-    assert defined["val/loss_stateful"].summary.min
     config_keys = {item.key for r in records for item in [*r.config.update, *r.run.config.update]}
     assert {"cell", "model", "data", "optimizer"} <= config_keys
+
+    # Each row can be drawn over steps, tokens and time
+    rows = [{"/".join(item.nested_key): item.value_json for item in r.history.item} for r in records]
+    rows = [row for row in rows if "train/loss" in row or "val/loss_stateful" in row]
+    assert all(
+        {"trainer/global_step", "train/tokens", "_timestamp", "_runtime"} <= row.keys() for row in rows
+    )
+    assert [int(row["train/tokens"]) // 80 for row in rows] == [1, 2, 2, 3, 4, 4, 5, 6, 6]  # 4 texts of 20
+
+    changes = [item for r in records for item in r.summary.update]
+    summary = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in changes}
+    assert summary["val/loss_stateful"] == float(rows[-1]["val/loss_stateful"])
+    results = {f"best/{name}": metrics[name] for name in metrics if name.startswith("val/")}
+    results["train/seconds"] = metrics["train/seconds"]
+    assert {name: summary[name] for name in results} == results
+    [model] = [r.artifact for r in records if r.artifact.type == "model"]
+    assert set(model.aliases) == {"latest", "best"}
+    [file] = model.manifest.contents
+    best = (folder / "checkpoints/best.ckpt").read_bytes()
+    assert (file.path, base64.b64decode(file.digest)) == ("best.ckpt", hashlib.md5(best).digest())
+
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    held = {name: events.Scalars(name)[-1].value for name in results}
+    assert held == pytest.approx(results)
+    sessions = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    hparams = HParamsPluginData.FromString(sessions).session_start_info.hparams
+    assert hparams["cell/hidden_size"].number_value == 8
+    assert hparams["optimizer/_target_"].string_value == "torch.optim.Adam"
+
+
+def test_trackio_continues_a_resumed_run(trackio, config, small):
+    settings = config(*small, "trainer.max_steps=1", "logger=trackio")
+    train(settings)
+    longer = resumed(settings).replace({"trainer.max_steps": 2, "trainer.max_epochs": 1, "exact": False})
+    metrics = train(longer)
+
+    storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+    folder = Path(settings.run_dir)
+    run = f"charlm-fused-lstm-2x8-textfile-seed0 {folder.parent.name}/{folder.name}"
+    assert run in storage.get_runs("lstmlab")
+    rows = storage.get_logs("lstmlab", run)
+    assert [row["train/tokens"] for row in rows if "train/loss" in row] == [80, 160]
+    assert rows[-1]["best/val/loss_stateful"] == metrics["val/loss_stateful"]
+    assert storage.get_run_config("lstmlab", run)["cell"]["hidden_size"] == 8
 
 
 def test_a_sweep_has_a_folder_and_a_wandb_run_for_each_job(command, small, tmp_path):

@@ -36,7 +36,7 @@ class Throughput(L.Callback):
 
     def on_validation_epoch_end(self, trainer, pl_module) -> None:
         if trainer.state.fn == "fit":
-            pl_module.log("train/tokens", self.seen, reduce_fx="sum")
+            self.log_seen(pl_module)
 
     def on_validation_end(self, trainer, pl_module) -> None:
         self.restart()
@@ -48,8 +48,14 @@ class Throughput(L.Callback):
         if (trainer.global_step % trainer.log_every_n_steps == 0 or last) and self.tokens:
             rate = self.tokens / (time.perf_counter() - self.start)
             pl_module.log("train/tokens_per_second", rate, prog_bar=True, reduce_fx="sum")
-            pl_module.log("train/tokens", self.seen, reduce_fx="sum")
+            self.log_seen(pl_module)
             self.restart()
 
     def restart(self) -> None:
         self.tokens, self.start = 0, time.perf_counter()
+
+    def log_seen(self, pl_module) -> None:
+        seen = torch.as_tensor(
+            self.seen, dtype=torch.get_default_dtype()
+        )  # as Lightning does, with a warning
+        pl_module.log("train/tokens", seen, reduce_fx="sum")
