@@ -696,7 +696,7 @@ class TrainConfig(CheckpointConfig):
         if self.callbacks.get("best") is None:
             return (
                 "callbacks.best=null would keep no best.ckpt, with whose metrics a run ends; "
-                "callbacks=[default,NAME] adds conf/callbacks/NAME.yaml to the callbacks that are there"
+                "'callbacks=[default,NAME]' adds conf/callbacks/NAME.yaml to the callbacks that are there"
             )
         pruning = self.callbacks.get("pruning")
         if isinstance(pruning, PruningConfig) and pruning.trial is None:
