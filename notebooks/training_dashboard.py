@@ -4,12 +4,16 @@ __generated_with = "0.25.2"
 app = marimo.App(width="medium", app_title="Training dashboard")
 
 with app.setup:
-    import csv
+    import functools
     import html
+    import io
     import json
+    import math
+    import os
     import re
     import time
     from pathlib import Path
+    from typing import Any
 
     import marimo as mo
     import numpy as np
@@ -24,7 +28,7 @@ with app.setup:
     PANELS = {  # title → the columns of metrics.csv in it
         "loss": r"(train|val)/loss.*",
         "perplexity": r".*/perplexity",
-        "other scores": r"val/(?!loss|perplexity).*",
+        "scores": r"val/(?!loss|perplexity).*",
         "gradient norm before clipping": "train/grad_norm",
         "learning rate": "train/lr",
         "tokens per second": "train/tokens_per_second",
@@ -52,22 +56,58 @@ def find_runs() -> dict[str, str]:
     }
 
 
-@app.function
-def read_metrics(folder: Path) -> dict[str, Series]:
-    """metrics.csv: column → its steps and values. The run may be writing to the file at the same time."""
-    if not (folder / "metrics.csv").is_file():
-        return {}
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("step")]
-    names = [name for name in (rows[0] if rows else {}) if name not in ("step", "epoch")]
-    points = {n: [(int(row["step"]), float(row[n])) for row in rows if row[n]] for n in names}
-    return {n: (np.array(p)[:, 0], np.array(p)[:, 1]) for n, p in points.items() if p}
+@app.class_definition
+class Metrics:
+    """metrics.csv, of which `update` reads the new lines only. The run may be writing at the same time."""
+
+    def __init__(self, folder: Path):
+        self.path, self.rows = folder / "metrics.csv", 0
+        self.known: Any = None  # the file and its header
+        self.points: dict[str, list[tuple[int, float]]] = {}
+        self.update()
+
+    def update(self) -> int:
+        """The number of rows that have been read, counting those that were read again."""
+        if not self.path.is_file():
+            return self.rows
+        with self.path.open("rb") as file:
+            header = file.readline()
+            # A new column, and resuming, put another file in its place
+            if self.known != (known := (os.fstat(file.fileno()).st_ino, header)):
+                self.known, self.end = known, file.tell()
+                self.names = header.decode().strip().split(",")
+                self.points = {name: [] for name in self.names if name not in ("step", "epoch")}
+            file.seek(self.end)
+            while (line := file.readline()).endswith(b"\n"):  # otherwise it is not complete yet
+                row = dict(zip(self.names, line.decode().strip().split(","), strict=True))
+                for name, points in self.points.items():
+                    if row[name]:
+                        points.append((int(row["step"]), float(row[name])))
+                self.rows, self.end = self.rows + 1, file.tell()
+        return self.rows
+
+    def series(self) -> dict[str, Series]:
+        """Column → its steps and values."""
+        return {n: (np.array(p)[:, 0], np.array(p)[:, 1]) for n, p in self.points.items() if p}
 
 
 @app.function
-def read_examples(folder: Path) -> list[tuple[int, list[list[str]]]]:
+def stamp(path: Path) -> float:
+    """When a file was written, or 0 if there is none: what was made of it is kept until this changes."""
+    return path.stat().st_mtime if path.exists() else 0.0
+
+
+@app.function
+@functools.lru_cache(maxsize=1)
+def read_settings(folder: Path, written: float) -> dict:
+    return yaml.safe_load((folder / "config.yaml").read_text("utf-8")) if written else {}
+
+
+@app.function
+@functools.lru_cache(maxsize=1)
+def read_examples(folder: Path, written: float) -> list[tuple[int, list[list[str]]]]:
     """examples.md: the step and the table of each validation; the first row is the header."""
-    if not (folder / "examples.md").is_file():
+    if not written:
         return []
     pieces = re.split(r"^## Step (\d+)$", (folder / "examples.md").read_text("utf-8"), flags=re.MULTILINE)
     found = []
@@ -79,11 +119,28 @@ def read_examples(folder: Path) -> list[tuple[int, list[list[str]]]]:
 
 
 @app.function
-def read_gates(folder: Path, now: float) -> tuple[int, dict[str, np.ndarray]] | None:
-    """The latest gates/step_N.npz with N up to `now`: N and its arrays."""
+def find_gates(folder: Path, now: float) -> tuple[int, Path] | None:
+    """The latest gates/step_N.npz with N up to `now`, and N."""
     found = {int(path.stem.removeprefix("step_")): path for path in folder.glob("gates/step_*.npz")}
-    step = max((step for step in found if step <= now), default=None)
-    return None if step is None else (step, dict(np.load(found[step])))
+    return max(((step, path) for step, path in found.items() if step <= now), default=None)
+
+
+@app.function
+@functools.lru_cache(maxsize=1)
+def draw_gates(path: Path, written: float) -> tuple[int, mo.Html]:
+    """The number of units in a file of gates, and their picture."""
+    arrays = dict(np.load(path))
+    values = {name: torch.from_numpy(arrays[name]) for name in "fioczr" if name in arrays}
+    values = values or {"h": torch.from_numpy(arrays["h"])}
+    units = len(arrays["units"])
+    return units, show(plots.draw_gates(values, torch.arange(units), arrays["tokens"].tolist()))
+
+
+@app.function
+def show(figure: Figure) -> mo.Html:
+    """A figure as a picture, drawn once; as an output of its own marimo would draw it at twice the size."""
+    figure.savefig(picture := io.BytesIO(), format="png", dpi=90)
+    return mo.image(picture.getvalue(), width="100%")
 
 
 @app.function
@@ -109,12 +166,22 @@ def smooth(values: np.ndarray, share: float) -> np.ndarray:
 
 
 @app.function
+def arrange_panels(metrics: dict[str, Series]) -> dict[str, list[str]]:
+    """Title → its columns, for each of `PANELS` that the run has. Scores of another range have their own."""
+    panels: dict[str, list[str]] = {}
+    for title, pattern in PANELS.items():
+        for name in metrics:
+            if re.fullmatch(pattern, name):
+                largest = np.nanmax(abs(metrics[name][1]))
+                bound = 10 ** math.ceil(math.log10(largest)) if math.inf > largest > 1 else 1
+                panels.setdefault(f"scores up to {bound}" if title == "scores" else title, []).append(name)
+    return panels
+
+
+@app.function
 def draw_curves(metrics: dict[str, Series], now: float, share: float, logarithmic: bool) -> Figure:
-    """One panel for each of `PANELS` that the run has; curves are pale after step `now`."""
-    panels = {
-        title: [name for name in metrics if re.fullmatch(pattern, name)] for title, pattern in PANELS.items()
-    }
-    panels = {title: names for title, names in panels.items() if names}
+    """The panels; curves are pale after step `now`."""
+    panels = arrange_panels(metrics)
     rows = -(-len(panels) // 3)
     figure = Figure((12.5, 3.1 * rows), layout="constrained")
     axes = figure.subplots(rows, 3, squeeze=False).ravel()
@@ -147,18 +214,21 @@ def _():
     given = mo.cli_args().get("run")  # marimo run notebooks/training_dashboard.py -- --run FOLDER
     chosen = mo.ui.dropdown(listed, value=next(iter(listed), None), label="run", searchable=True)
     typed = mo.ui.text(str(given or ""), placeholder="or a run's folder", full_width=True)
-    refresh = mo.ui.refresh(options=["1s", "2s", "10s", "60s"], default_interval="2s")
+    refresh = mo.ui.refresh(options=["1s", "10s", "60s"], default_interval="10s")
     position = mo.ui.slider(0, 100, 1, 100, label="how far into the run, %", show_value=True)
     smoothing = mo.ui.slider(0, 0.98, 0.02, 0.5, label="smoothing", show_value=True)
     log_scale = mo.ui.switch(label="losses on a logarithmic scale")
-    get_written, set_written = mo.state(0.0)
+    get_rows, set_rows = mo.state(0)
+    get_stamps, set_stamps = mo.state(())
     mo.vstack(
         [
             mo.hstack([chosen, typed, refresh], widths=[2, 3, 1], align="center"),
             mo.hstack([position, smoothing, log_scale], justify="start", gap=3),
         ]
     )
-    return chosen, get_written, log_scale, position, refresh, set_written, smoothing, typed
+    return (
+        chosen, get_rows, get_stamps, log_scale, position, refresh, set_rows, set_stamps, smoothing, typed,
+    )  # fmt: skip
 
 
 @app.cell
@@ -173,32 +243,47 @@ def _(chosen, typed):
 
 
 @app.cell
-def _(folder, get_written, refresh, set_written):
-    refresh  # noqa: B018 - reruns this cell; those below run when something was written
-    _written = max(path.stat().st_mtime for path in [folder, *folder.iterdir()] if path.exists())
-    if _written != get_written():
-        set_written(_written)
+def _(folder):
+    reader = Metrics(folder)
+    return (reader,)
+
+
+@app.cell
+def _(folder, get_rows, get_stamps, reader, refresh, set_rows, set_stamps):
+    refresh  # noqa: B018 - reruns this cell; those below run when the file that they show has changed
+    _names = ("config.yaml", "metrics.json", "doctor.md", "examples.md", "gates")
+    _stamps = tuple(stamp(folder / name) for name in _names)
+    if (_rows := reader.update()) != get_rows():
+        set_rows(_rows)
+    if _stamps != get_stamps():
+        set_stamps(_stamps)
     return
 
 
 @app.cell
-def _(folder, get_written):
-    written = get_written()
-    metrics = read_metrics(folder)
-    settings = {}
-    if (folder / "config.yaml").is_file():
-        settings = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+def _(folder, get_rows, reader):
+    get_rows()  # reruns this cell
     mo.stop(
-        not metrics, mo.callout(mo.md(f"`{folder}` holds no metrics yet: there is no `metrics.csv`."), "warn")
+        not reader.points,
+        mo.callout(mo.md(f"`{folder}` holds no metrics yet: there is no `metrics.csv`."), "warn"),
     )
-    return metrics, settings, written
+    metrics = reader.series()
+    return (metrics,)
 
 
 @app.cell
-def _(folder, metrics, position, settings, written):
-    last = max(steps[-1] for steps, _ in metrics.values())
-    now = last * position.value / 100
-    _age = time.time() - written
+def _(folder, get_stamps):
+    stamps = get_stamps()
+    settings = read_settings(folder, stamp(folder / "config.yaml"))
+    return settings, stamps
+
+
+@app.cell
+def _(folder, metrics, position, settings, stamps):
+    now = max(steps[-1] for steps, _ in metrics.values()) * position.value / 100
+    _last = settings.get("trainer", {}).get("max_steps", math.inf)
+    _step = min(int(now) + 1, _last)  # metrics.csv counts from 0, and the row of the test has one step more
+    _age = time.time() - max(stamp(folder / "metrics.csv"), *stamps)
     if (folder / "metrics.json").is_file():
         _word = "finished"
     else:
@@ -224,7 +309,7 @@ def _(folder, metrics, position, settings, written):
     _watched = settings.get("model", {}).get("monitor", "val/loss")
     mo.vstack(
         [
-            mo.md(f"`{folder}`: **{_word}**, step {now:.0f} of {last:.0f} so far{_what}"),
+            mo.md(f"`{folder}`: **{_word}**, step {_step} of {_last}{_what}"),
             mo.hstack(
                 [
                     s
@@ -242,14 +327,15 @@ def _(folder, metrics, position, settings, written):
 
 @app.cell
 def _(log_scale, metrics, now, smoothing):
-    draw_curves(metrics, now, smoothing.value, log_scale.value)
+    show(draw_curves(metrics, now, smoothing.value, log_scale.value))
     return
 
 
 @app.cell
-def _(folder, now, written):
-    written  # noqa: B018 - the files may have changed
-    _tables = [(step, cells) for step, cells in read_examples(folder) if step <= now + 1]  # counted from 1
+def _(folder, now, stamps):
+    stamps  # noqa: B018 - the file may have changed
+    _found = read_examples(folder, stamp(folder / "examples.md"))
+    _tables = [(step, cells) for step, cells in _found if step <= now + 1]  # counted from 1
     if _tables:
         _step, _cells = _tables[-1]
         _shown = mo.vstack([mo.md(f"## Samples at step {_step}"), build_table(_cells)])
@@ -260,17 +346,13 @@ def _(folder, now, written):
 
 
 @app.cell
-def _(folder, now, written):
-    written  # noqa: B018 - the files may have changed
-    if _found := read_gates(folder, now + 1):
-        _step, _arrays = _found
-        _values = {name: torch.from_numpy(_arrays[name]) for name in "fioczr" if name in _arrays}
-        _values = _values or {"h": torch.from_numpy(_arrays["h"])}
-        _figure = plots.draw_gates(_values, torch.arange(len(_arrays["units"])), _arrays["tokens"].tolist())
-        _word = (
-            f"## Gates at step {_step}\n\nOf {len(_arrays['units'])} units of the last layer, on one text."
-        )
-        _shown = [mo.md(_word), _figure]
+def _(folder, now, stamps):
+    stamps  # noqa: B018 - there may be another file
+    if _found := find_gates(folder, now + 1):
+        _step, _path = _found
+        _units, _picture = draw_gates(_path, stamp(_path))
+        _word = f"## Gates at step {_step}\n\nOf {_units} units of the last layer, on one text."
+        _shown = [mo.md(_word), _picture]
     else:
         _shown = [mo.md("## Gates\n\nNone up to this step: the callback `gates` writes them at validations.")]
     mo.vstack(_shown)
@@ -278,8 +360,8 @@ def _(folder, now, written):
 
 
 @app.cell
-def _(folder, settings, written):
-    written  # noqa: B018 - the files may have changed
+def _(folder, settings, stamps):
+    stamps  # noqa: B018 - the files may have changed
     _parts = []
     if (folder / "doctor.md").is_file():
         _parts += [

@@ -174,17 +174,47 @@ def test_training_dashboard_in_a_browser(page, config, text_file):
         page = "".join(words(browser).split())
         return all(part in page for part in (f"loss{loss}val/lossstateful", *parts))
 
-    until(lambda: shown(losses[-1], "Samplesatstep6", "Gatesatstep6", "finished,step5of5"))
+    until(lambda: shown(losses[-1], "Samplesatstep6", "Gatesatstep6", "finished,step6of6"))
     how_far = until(lambda: controls(browser, "slider", "[role=slider]"))[0]
     how_far.send_keys(keys.Keys.HOME)
-    until(lambda: shown(losses[0], "step0of5", "Noneuptothisstep"))
+    until(lambda: shown(losses[0], "step1of6", "Noneuptothisstep"))
     how_far.send_keys(keys.Keys.END)
     until(lambda: shown(losses[-1]))
+    controls(browser, "refresh", "select")[0].send_keys("1s")
     with file.open("a", newline="") as lines:  # the run continues, and the page updates itself
-        row = dict.fromkeys(rows[0], "") | {"epoch": "0", "step": "9", "train/loss": "1.618033"}
+        row = dict.fromkeys(rows[0], "") | {"epoch": "0", "step": "5", "train/loss": "1.618033"}
         csv.DictWriter(lines, list(rows[0])).writerow(row)
-    until(lambda: shown("1.618", "step9of9"))
+    until(lambda: shown("1.618", "step6of6"))
     assert errors(browser) == []
+
+
+def test_dashboard_reads_the_lines_that_are_new(tmp_path):
+    """Once they are complete, and all of them if another file has taken its place."""
+    file = tmp_path / "metrics.csv"
+    metrics = load("training_dashboard").Metrics(tmp_path)
+    assert (metrics.update(), metrics.points) == (0, {})
+    file.write_text("epoch,train/loss,step\n0,2.5,0\n0,2.")
+    assert metrics.update() == 1
+    with file.open("a") as more:
+        more.write("25,1\n")
+    assert metrics.update() == 2
+    assert metrics.points == {"train/loss": [(0, 2.5), (1, 2.25)]}
+    (tmp_path / "new").write_text("epoch,train/loss,val/loss,step\n0,2.5,,0\n0,,3,0\n")
+    (tmp_path / "new").replace(file)
+    assert metrics.update() == 4
+    assert metrics.points == {"train/loss": [(0, 2.5)], "val/loss": [(0, 3.0)]}
+
+
+def test_dashboard_puts_scores_of_another_range_on_other_axes():
+    names = ("train/loss", "val/loss", "val/exact_match", "val/f1", "val/sacrebleu", "val/bits_per_character")
+    last = dict(zip(names, (2.0, 30.0, 0.5, 1.0, 32.0, 2.1), strict=True))
+    metrics = {name: (np.arange(2), np.array([0.0, value])) for name, value in last.items()}
+    assert load("training_dashboard").arrange_panels(metrics) == {
+        "loss": ["train/loss", "val/loss"],
+        "scores up to 1": ["val/exact_match", "val/f1"],
+        "scores up to 100": ["val/sacrebleu"],
+        "scores up to 10": ["val/bits_per_character"],
+    }
 
 
 def test_dashboard_escapes_samples():
