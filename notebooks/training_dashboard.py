@@ -197,7 +197,7 @@ def draw_curves(metrics: dict[str, Series], now: float, share: float, logarithmi
             past = steps <= now
             ax.plot(steps, values, color=f"C{k}", alpha=0.25)
             ax.plot(steps[past], values[past], color=f"C{k}", marker="" if trained else "o", ms=3, label=name)
-        ax.set_title(title, fontsize=10)
+        ax.set_title(names[0] if title.startswith("scores") and len(names) == 1 else title, fontsize=10)
         ax.axvline(now, color="#94a3b8", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
@@ -214,7 +214,7 @@ def _():
     given = mo.cli_args().get("run")  # marimo run notebooks/training_dashboard.py -- --run FOLDER
     chosen = mo.ui.dropdown(listed, value=next(iter(listed), None), label="run", searchable=True)
     typed = mo.ui.text(str(given or ""), placeholder="or a run's folder", full_width=True)
-    refresh = mo.ui.refresh(options=["1s", "10s", "60s"], default_interval="10s")
+    refresh = mo.ui.refresh(options=["1s", "10s", "30s", "60s"], default_interval="30s")
     position = mo.ui.slider(0, 100, 1, 100, label="how far into the run, %", show_value=True)
     smoothing = mo.ui.slider(0, 0.98, 0.02, 0.5, label="smoothing", show_value=True)
     log_scale = mo.ui.switch(label="losses on a logarithmic scale")
