@@ -111,7 +111,7 @@ class TrackioLogger(Logger):
         return self.run
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any]) -> None:
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         self.settings["config"] = params
 
     @rank_zero_only

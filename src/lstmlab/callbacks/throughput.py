@@ -21,6 +21,8 @@ class Throughput(L.Callback):
     def __init__(self) -> None:
         # Of this process. The first one also has those from before an interruption
         self.seen: Any = None
+        self.tokens: Any = 0
+        self.start = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"seen": sum(distributed.gather_objects(torch.as_tensor(self.seen).tolist()))}
