@@ -190,12 +190,13 @@ def test_set_steers_and_says_what_it_costs(trained, command):
     assert float(loss) - float(before) == pytest.approx(float(cost), abs=2e-6) and float(cost) != 0
 
 
-def test_the_example_of_the_readme(trained):
+def test_the_examples_of_the_readme(trained):
     text = (PROJECT / "src/lstmlab/analysis/README.md").read_text(encoding="utf-8")
-    [example] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example = "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     known = {"a line of text": "line 1", "a word of text": "line 2", "a line ": "line "}
     for shown, own in known.items():  # the characters of that model
         example = example.replace(f'"{shown}"', f'"{own}"')
     values: dict[str, Any] = {}
     exec(example.replace("CHARLM_RUN", str(trained("charlm"))), values)
     assert values["logits"].shape[:2] == (1, 6) and len(values["text"]) == 50
+    assert values["parts"].shape == (6,)

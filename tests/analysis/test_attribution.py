@@ -1,0 +1,97 @@
+"""What is attributed sums to what is explained, and each part is what a direct product of gates says."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lstmlab.analysis.attribution import attribute_memory, attribute_prediction
+from lstmlab.analysis.interventions import intervene
+from lstmlab.checkpoint import load_model
+
+LSTM_KINDS = ["lstm", "peephole", "layernorm"]
+
+
+def load(ckpt: Any) -> Any:
+    """In float64, with weights large enough that each step matters."""
+    model: Any = load_model(str(ckpt), "scratch").double()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def read(model: Any, text: str) -> tuple[torch.Tensor, dict]:
+    with torch.no_grad(), intervene(model, {}, record=True) as cache:
+        output = model.run(model.read_text(text))
+    return output, cache
+
+
+@pytest.mark.parametrize("kind", [*LSTM_KINDS, "gru"])
+def test_the_memory_is_the_sum_of_what_was_written(trained, kind):
+    model = load(trained("charlm", f"cell.kind={kind}", "cell.num_layers=2"))
+    _, cache = read(model, "line 12")
+    symbol = "h" if kind == "gru" else "c"
+    for step in (0, 3, -1):
+        found = attribute_memory(model, cache, f"layer1.{symbol}", step)
+        assert_close(found.sum(0), cache[f"layer1.{symbol}"][0, step], rtol=0, atol=1e-12)
+        assert not found[step % 7 + 1 :].any()
+    values = {name: v[0] for name, v in cache.items()}
+    if kind == "gru":
+        written = (1 - values["layer1.z"][2]) * values["layer1.n"][2]
+        kept = values["layer1.z"][3:].prod(0)
+    else:
+        written, kept = values["layer1.i"][2] * values["layer1.g"][2], values["layer1.f"][3:].prod(0)
+    assert_close(found[2], written * kept, rtol=0, atol=1e-12)
+    assert_close(attribute_memory(model, cache, f"layer1.{symbol}[2,0]"), found[:, [2, 0]])
+
+
+def test_the_other_direction_writes_from_the_end(trained):
+    model = load(trained("sentiment", "cell.bidirectional=true"))
+    _, cache = read(model, "a fine film, not bad")
+    found = attribute_memory(model, cache, "layer0.reverse.c", 2)
+    assert_close(found.sum(0), cache["layer0.reverse.c"][0, 2], rtol=0, atol=1e-12)
+    assert not found[:2].any() and found[2:].all()
+
+
+@pytest.mark.parametrize("kind", [*LSTM_KINDS, "gru"])
+def test_a_logit_is_the_sum_of_what_the_characters_add(trained, kind):
+    model = load(trained("charlm", f"cell.kind={kind}", "cell.num_layers=2"))
+    logits, _ = read(model, "line 12")
+    for step in (-1, 3):
+        parts, bias = attribute_prediction(model, "line 12", "n", step)
+        logit = logits[0, step, model.vocabulary.index("n")].item()
+        assert parts.sum().item() + bias == pytest.approx(logit, abs=1e-10)
+        assert bias == pytest.approx(model.projection.bias[model.vocabulary.index("n")].item(), abs=1e-10)
+        assert not parts[step % 7 + 1 :].any()
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_class_is_the_sum_of_what_the_words_add(trained, pooling, bidirectional):
+    how = [f"model.pooling={pooling}", f"cell.bidirectional={bidirectional}"]
+    model = load(trained("sentiment", *how))
+    [logit], _ = read(model, "a fine film, not bad")
+    parts, bias = attribute_prediction(model, "a fine film, not bad", "positive")
+    assert parts.sum().item() + bias == pytest.approx(logit.item(), abs=1e-10)
+    assert bias == pytest.approx(model.projection.bias.item(), abs=1e-10)
+    other, minus = attribute_prediction(model, "a fine film, not bad", "negative")
+    assert_close(other, -parts)
+    assert minus == -bias
+
+
+def test_refusals(trained):
+    rnn = load(trained("charlm", "cell.kind=rnn"))
+    with pytest.raises(ValueError, match="kind=rnn has no gate that keeps its memory"):
+        attribute_memory(rnn, read(rnn, "line")[1], "layer0.h")
+    lstm = load(trained("charlm"))
+    with pytest.raises(ValueError, match=r"'layer0.f' is not the memory of kind=lstm, which is layer0.c"):
+        attribute_memory(lstm, read(lstm, "line")[1], "layer0.f")
+    with pytest.raises(ValueError, match="target='电' is none of"):
+        attribute_prediction(lstm, "line", "电")
+    with pytest.raises(ValueError, match="model=copytask has no prediction"):
+        attribute_prediction(load(trained("copytask")), "01" * 5, "1")
+    with pytest.raises(ValueError, match=r"model\.pooling=attention"):
+        attribute_prediction(load(trained("sentiment", "model.pooling=attention")), "a film", "positive")
