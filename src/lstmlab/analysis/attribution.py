@@ -1,13 +1,13 @@
 """Who wrote what is in a memory, and what a prediction owes to each token: exact bookkeeping.
 
-A memory m that is kept by a gate, m' = r ⊙ m + w, is a sum over what each step wrote (w), times how much of it
-the gates have let through since then (∏ r):
+A memory m that is kept by a gate, m' = r ⊙ m + w, is a sum over what each step wrote (w), times how much of
+it the gates have let through since then (∏ r):
 
     c_T = (∏ f_τ) ⊙ c_0 + Σ_s (∏_{s<τ≤T} f_τ) ⊙ i_s ⊙ g_s        LSTM kinds: r = f, w = i ⊙ g
     h_T = (∏ z_τ) ⊙ h_0 + Σ_s (∏_{s<τ≤T} z_τ) ⊙ (1 − z_s) ⊙ n_s  GRU: r = z, w = (1 − z) ⊙ n
 
-This says where the number came from. It is not cause, since i, f and g themselves depend on earlier steps: for
-that, hold a unit and see what changes (`interventions`).
+This says where the number came from. It is not cause, since i, f and g themselves depend on earlier steps:
+for that, hold a unit and see what changes (`interventions`).
 """
 
 from collections.abc import Sequence
