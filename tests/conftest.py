@@ -30,7 +30,7 @@ hypothesis.settings.register_profile("suite", max_examples=300, derandomize=True
 hypothesis.settings.register_profile("thorough", max_examples=2000, print_blob=True, **COMMON)
 hypothesis.settings.load_profile("suite")
 
-SMALL = ["cell.hidden_size=8", "trainer.enable_progress_bar=false"]
+SMALL = ["cell.hidden_size=8", "trainer.enable_progress_bar=false", "callbacks.curves=null"]
 TINY = {  # overrides for each task on offline data; for charlm, data.path is added
     "charlm": ["data=textfile", "data.batch_size=4", "data.sequence_length=20", "data.max_val_chars=500"],
     "copytask": ["data.delay=5", "data.val_size=20", "data.test_size=20"],

@@ -416,9 +416,16 @@ WRONG = [
     (
         "train",
         "data.path=x",
-        "It belongs to data=classes and data=imdb and data=multi30k and data=pairs and",
+        "It belongs to data=classes, data=imdb, data=multi30k, data=pairs, data=shakespeare, data=textfile.",
     ),
-    ("train", "optimizer.betas=[0.9,0.99]", "An argument of its class is added by +optimizer.betas=…."),
+    ("train", "optimizer.eps=1e-6", "An argument of its class is added by +optimizer.eps=…."),
+    (
+        "train",
+        "model.lr=1",
+        "'model.lr'. Did you mean optimizer.lr? Allowed here: dropout",
+    ),
+    ("train", "data=shakespear", "stdlib textfile. Did you mean data=shakespeare?"),
+    ("train", "path=x", "Could not override 'path'. Allowed here: callbacks, cell"),
     ("train", "zzz=3", "Could not override 'zzz'. Allowed here: callbacks, cell"),
     ("bench", "rounds=0", "rounds=0: input should be greater than 0"),
     ("bench", "suite=speed", "suite=speed: input should be"),

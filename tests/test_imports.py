@@ -11,7 +11,7 @@ from lstmlab.config import PROJECT
 SOURCE = PROJECT / "src"
 # From the ground up: a file may import files of its own layer or of those below.
 LAYERS = (
-    ("atomic", "distributed", "tables", "cells", "schema", "help", "json_schema", "config"),
+    ("atomic", "distributed", "progress", "tables", "cells", "schema", "help", "json_schema", "config"),
     ("data",),
     ("models",),
     ("checkpoint", "loggers"),

@@ -44,6 +44,7 @@ def test_jobs_run_in_parallel(tmp_path, launcher):
     named, error = ended.stderr.splitlines()[-2:]
     assert "job with overrides" in named and "'cell.kind=peephole'" in named
     assert error.startswith("error: cell=torch has no cell.kind=peephole. There are")
+    assert ended.stdout.endswith("Sweep: sweep\nTo compare: python src/compare.py runs=sweep\n")
     assert sorted(path.parent.name for path in tmp_path.glob("sweep/*/metrics.json")) == ["0", "2"]
     for job in "02":
         assert yaml.safe_load((tmp_path / "sweep" / job / "config.yaml").read_text())["threads"] == 1
@@ -53,7 +54,9 @@ def test_a_study_is_several_sweeps(command, tmp_path):
     """Each line is its own sweep, typed overrides apply to all and win, and a missing job is named."""
     lines = "'cell.kind=rnn,gru seed=1,2','optimizer.lr=0.1 seed=1'"
     study = ["hydra/sweeper=study", f"hydra.sweeper.jobs=[{lines}]", "hydra.sweep.dir=sweep"]
-    assert command("train", "-m", *TASK, *study, "data.delay=2,3", "seed=0")[0] == 0
+    code, printed, _ = command("train", "-m", *TASK, *study, "data.delay=2,3", "seed=0")
+    assert code == 0 and [f"job {job}/6\n" in printed for job in range(1, 7)] == [True] * 6
+    assert printed.endswith("Sweep: sweep\nTo compare: python src/compare.py runs=sweep\n")
     configs = [yaml.safe_load((tmp_path / f"sweep/{job}/config.yaml").read_text()) for job in range(6)]
     ran = [(c["cell"]["kind"], c["optimizer"]["lr"], c["seed"], c["data"]["delay"]) for c in configs]
     default = configs[0]["optimizer"]["lr"]

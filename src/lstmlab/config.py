@@ -9,23 +9,28 @@ import difflib
 import functools
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import hydra
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from hydra_plugins.lstmlab_study import list_jobs
 from lstmlab.cells.kinds import KINDS
 from lstmlab.help import CONF, IN_REPOSITORY, find_yaml, format_help, show_as_typed
 from lstmlab.schema import check
@@ -33,6 +38,7 @@ from lstmlab.schema import check
 PROJECT = CONF.parent if IN_REPOSITORY else Path.cwd()
 FILE_KEYS = ("input", "output", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
 RAW_KEYS = ("text", "set", *FILE_KEYS)
+JOBS = "LSTMLAB_JOBS"  # in the environment of the jobs of a sweep: their number
 # Lightning 2.6 and torchdata 0.11 warn about torch 2.13; users can do nothing about it
 warnings.filterwarnings("ignore", message=r".*(treespec, LeafSpec|'set_vital')")
 USER_ERRORS = (
@@ -75,8 +81,11 @@ def describe_error(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {str(error).splitlines()[0]}"
     text = " ".join(str(error).split("Config search path:")[0].split("full_key:")[0].split())
-    if (option := re.search(r"Could not find '\w+/(\w+)'", text)) and option[1] in KINDS:
-        return f"{text}. Did you mean cell.kind={option[1]}?"
+    if option := re.search(r"Could not find '(\w+)/(\w+)' Available options in '\w+': (.+)", text):
+        group, name, options = option.groups()
+        close = difflib.get_close_matches(name, options.split(), n=1)
+        meant = f"cell.kind={name}" if name in KINDS else f"{group}={close[0]}" if close else None
+        return f"{text}. Did you mean {meant}?" if meant else text
     return text
 
 
@@ -89,23 +98,55 @@ def suggest_setting(typed: str, group: DictConfig) -> str:
     if having := [
         file.stem for file in for_group if name in yaml.safe_load(file.read_text(encoding="utf-8"))
     ]:
-        return f" It belongs to {' and '.join(f'{parent}={option}' for option in having)}."
+        return f" It belongs to {', '.join(f'{parent}={option}' for option in having)}."
 
-    # The keys of the same group, or those of all groups where none was typed
-    paths = [f"{parent}.{key!s}".removeprefix(".") for key in group]
-    if not parent:
-        nodes = {key: group._get_node(key) for key in group if key != "hydra"}
-        inner = {key: node for key, node in nodes.items() if isinstance(node, DictConfig)}
-        paths += [f"{key!s}.{known!s}" for key, node in inner.items() for known in node]
-    names = {path.rpartition(".")[2] for path in paths} - {"recommends"}
-    close = [name] if name in names else difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    meant = [path for path in paths if path.rpartition(".")[2] in close]
-    return f" Did you mean {' or '.join(meant)}?" if meant else ""
+    # The keys of the same group, and then those of all groups
+    root = group._get_root()
+    nodes = {key: root._get_node(key) for key in root if key != "hydra"}
+    inner = {key: node for key, node in nodes.items() if isinstance(node, DictConfig)}
+    all_paths = [str(key) for key in root]
+    all_paths += [f"{key!s}.{known!s}" for key, node in inner.items() for known in node]
+    for paths in ([f"{parent}.{key!s}" for key in group] if parent else [], all_paths):
+        names = {path.rpartition(".")[2] for path in paths} - {"recommends"}
+        close = [name] if name in names else difflib.get_close_matches(name, names, n=1, cutoff=0.52)
+        if meant := [path for path in paths if path.rpartition(".")[2] in close]:
+            return f" Did you mean {' or '.join(meant)}?"
+    return ""
 
 
 def is_sweep() -> bool:
     """Whether this is a job of a sweep (`-m`)."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def runs_in_parallel() -> bool:
+    """Whether this is a job of a sweep whose jobs run at the same time on this machine."""
+    target = HydraConfig.get().launcher._target_ if is_sweep() else ""
+    return target.endswith((".JoblibLauncher", ".LocalLauncher"))
+
+
+def name_job() -> str:
+    """As job 3/12 for the third job of a sweep; empty for a single run."""
+    if not is_sweep():
+        return ""
+    total = os.environ.get(JOBS)  # a cluster may not pass it on
+    return f"job {HydraConfig.get().job.num + 1}" + (f"/{total}" if total else "")
+
+
+class SweepFolder(Callback):
+    """A callback of Hydra that notes the sweep's folder and, for its jobs, how many there are."""
+
+    path: ClassVar[str | None] = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        SweepFolder.path = config.hydra.sweep.dir
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        sweeper, typed = config.hydra.sweeper, list(config.hydra.overrides.task)
+        typed = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()] + typed
+        os.environ.pop(JOBS, None)
+        with suppress(HydraException):  # the sweeper reports what is wrong
+            jobs = [] if "n_trials" in sweeper else list_jobs(sweeper.get("jobs", [""]), typed, parser)
+            os.environ[JOBS] = str(sweeper.get("n_trials", len(jobs)))
 
 
 def to_plain(composed: DictConfig) -> dict[str, Any]:
@@ -184,9 +225,7 @@ def find_settings(command: str, resumed: Path | None) -> Iterator[tuple[str, str
 def check_composed(command: str, composed: DictConfig) -> Any:
     """The checked configuration of one job, with one thread if the launcher runs jobs in parallel."""
     settings = to_plain(composed)
-    launcher = HydraConfig.get().launcher._target_
-    parallel = launcher.endswith((".JoblibLauncher", ".LocalLauncher"))
-    if is_sweep() and parallel and settings.get("threads", 1) is None:
+    if runs_in_parallel() and settings.get("threads", 1) is None:
         settings["threads"] = 1
     return check(command, settings)
 
@@ -222,7 +261,14 @@ def run_command(command: str, body: Callable[[Any], Any]) -> None:
             # Options first: argparse refuses settings on both sides of one
             typed = sorted(arguments, key=lambda argument: bool(re.match("[^-][^=]*=|~", argument)))
             sys.argv[1:] = [*map(quote_raw, typed), *added]
-            hydra.main(version_base="1.3", config_path=folder, config_name=name)(job)()
+            SweepFolder.path = None
+            try:
+                hydra.main(version_base="1.3", config_path=folder, config_name=name)(job)()
+            finally:
+                if SweepFolder.path is not None:
+                    runs = shlex.quote(f"runs={SweepFolder.path}")
+                    print(f"Sweep: {SweepFolder.path}")
+                    print(show_as_typed(f"To compare: python src/compare.py {runs}"))
     except USER_ERRORS as error:
         if show_traceback:
             raise

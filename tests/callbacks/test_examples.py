@@ -67,8 +67,8 @@ def test_a_task_without_examples_trains(config, text_file, monkeypatch, capsys, 
     class Silent(charlm.CharLM):
         examples = refuse
 
-        def finish(self) -> str:
-            return ""
+        def finish(self) -> None:
+            return None
 
     setattr(Silent, lacking, refuse)
     monkeypatch.setattr(charlm, "CharLM", Silent)
@@ -85,5 +85,5 @@ def test_a_task_without_examples_trains(config, text_file, monkeypatch, capsys, 
     )
     metrics = train(settings)
     assert "val/loss_stateful" in metrics
-    assert "\n\n" not in capsys.readouterr().out
+    assert "| --- |" not in capsys.readouterr().out
     assert not any((Path(settings.run_dir) / name).exists() for name in ("examples.md", "gates"))

@@ -169,7 +169,7 @@ def test_no_process_survives_an_interrupt_or_a_kill(text_file, tmp_path):
             time.sleep(0.01)
             assert time.monotonic() - began < 60
         if stop == "Ctrl-C":
-            assert (code, err, out.count("parameters;"), out.count(f"resume={run}")) == (130, "", 1, 1)
+            assert (code, err, out.count(" parameters\n"), out.count(f"resume={run}")) == (130, "", 1, 1)
         elif stop == "rank 0":
             assert code == 1
             *_, message = err.strip().splitlines()

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lstmlab.cells.cpu import find_cpu
+from lstmlab.progress import Progress
 from lstmlab.tables import markdown
 
 T = TypeVar("T")
@@ -70,12 +72,14 @@ def time_rounds(contenders: Mapping[str, Callable[[], object]], rounds: int) -> 
             run()
             calls[name] = max(1, math.ceil(SHORTEST / (time.perf_counter() - start)))
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            for _ in range(calls[name]):
-                run()
-            times[name].append(1e3 * (time.perf_counter() - start) / calls[name])
+    with closing(Progress("rounds")) as progress:
+        for done in range(rounds):
+            for name, run in contenders.items():
+                start = time.perf_counter()
+                for _ in range(calls[name]):
+                    run()
+                times[name].append(1e3 * (time.perf_counter() - start) / calls[name])
+            progress.show(done + 1, rounds)
     return times
 
 
@@ -89,15 +93,19 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def run_jobs(jobs: Sequence[tuple[str, float, Callable[[], T]]]) -> list[T]:
-    """Run each job (its name, its share of the work, what it does) and say on stderr what is left."""
-    results: list[T] = []
+    """Run each job (its name, its share of the work, what it does) and say on stderr what is left.
+
+    The shortest come first, so that one hears soon how long all of them will take.
+    """
+    results: dict[int, T] = {}
     total, done, start = sum(work for _, work, _ in jobs), 0.0, time.perf_counter()
-    for number, (name, work, run) in enumerate(jobs, 1):
-        results.append(run())
+    for number, place in enumerate(sorted(range(len(jobs)), key=lambda place: jobs[place][1]), 1):
+        name, work, run = jobs[place]
+        results[place] = run()
         done += work
         left = (time.perf_counter() - start) * (total - done) / done
         print(f"[{number}/{len(jobs)}] {name}; about {left / 60:.1f} min left", file=sys.stderr, flush=True)
-    return results
+    return [results[place] for place in range(len(jobs))]
 
 
 def describe_machine() -> dict[str, str | int]:

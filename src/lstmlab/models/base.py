@@ -27,6 +27,14 @@ class Unsupported(ValueError):
     """The task does not support what was requested. The message is one sentence that names the task."""
 
 
+class Sample(NamedTuple):
+    """Some output of a model, with a title that says what it is."""
+
+    title: str
+    text: str
+    prompt: str  # a text that the model takes, to try it out; may be empty
+
+
 class Graph(NamedTuple):
     """A function of a model, to be exported as one file.
 
@@ -97,15 +105,18 @@ class Task(L.LightningModule):
         """A matplotlib Figure of the model at work on a validation batch, or None."""
         return None
 
-    def finish(self) -> str:
-        """What to print after training: some output of the model, or an empty string."""
+    def finish(self) -> Sample | None:
+        """Some output of the model to show after training, if it has any."""
         trainer: Any = self.trainer
         batch = next(iter(trainer.datamodule.val_dataloader()))
         try:
             with torch.inference_mode():
-                return markdown(*self.eval().examples(batch))
+                columns, rows = self.eval().examples(batch)
         except Unsupported:
-            return ""
+            return None
+        answers = type(self).respond is not Task.respond
+        prompt = " ".join(str(rows[0][0]).split()[:8])[:80] if answers else ""
+        return Sample("Its answers to the first validation data", markdown(columns, rows), prompt)
 
     # --- for analyze.py ---
     # The gates callback also calls traced_cell, embed_ids, rows_of_batch and token_texts

@@ -14,7 +14,7 @@ from lstmlab.cells.dropout import Dropout
 from lstmlab.data import features
 from lstmlab.data.rows import Rows
 from lstmlab.data.text import TextBatch
-from lstmlab.models.base import Graph, Task, detach
+from lstmlab.models.base import Graph, Sample, Task, detach
 from lstmlab.schema import PredictConfig, TrainConfig
 
 TRANSFER = 16  # characters sampled on the device before they are fetched together
@@ -162,8 +162,10 @@ class CharLM(Task):
             yield torch.cat(drawn, 1)
 
     def respond(self, text: str, options: PredictConfig) -> Iterator[str]:
-        yield text
-        yield from self.sample(text, **{key: getattr(options, key) for key in self.options})
+        pieces = self.sample(text, **{key: getattr(options, key) for key in self.options})
+        # Raises before anything is printed
+        yield text + next(pieces)
+        yield from pieces
 
     def answer(self, texts: list[str], options: PredictConfig) -> list[dict[str, Any]]:
         """What follows each text, which is drawn as by `sample`."""
@@ -174,13 +176,15 @@ class CharLM(Task):
         prompts = [self.decode(row) or self.vocabulary[1] for row in batch.inputs[:3, :40]]
         return ["prompt", "sample"], [[p, "".join(self.sample(p, 80, temperature=0.8))] for p in prompts]
 
-    def finish(self) -> str:
+    def finish(self) -> Sample | None:
         """The last line of the first validation prompt, continued by 500 characters."""
         trainer: Any = self.trainer
         _, cold = trainer.datamodule.val_dataloader()
         prompt = self.decode(next(iter(cold)).inputs[0]) or self.vocabulary[1]
         last_line = prompt.rpartition("\n")[2]
-        return last_line + "".join(self.eval().sample(prompt, 500, temperature=0.8))
+        text = last_line + "".join(self.eval().sample(prompt, 500, temperature=0.8))
+        title = f"How it continues held-out text that ends in {last_line[-24:]!r}, at temperature 0.8"
+        return Sample(title, text, last_line[-40:] or prompt[-1:])
 
     def decode(self, ids: Tensor) -> str:
         """The characters of ids (T,), without UNKNOWN."""

@@ -1,5 +1,6 @@
 """What is done however a run ends: interrupts, a full disk, too little memory, and loggers to finish."""
 
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ def handling_interrupts(run_dir: Path) -> Iterator[None]:
     """Turn Ctrl-C into SIGTERM, after which Lightning and LastCheckpoint save and stop between two steps; a
     second Ctrl-C stops at once. The exit code is 128 + the number of the signal."""
     code = 128 + signal.SIGTERM
-    command = f"python src/train.py resume={run_dir}"
+    command = f"python src/train.py {shlex.quote(f'resume={run_dir}')}"
 
     def interrupt(*_: Any) -> None:
         nonlocal code

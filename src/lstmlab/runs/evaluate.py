@@ -6,6 +6,7 @@ import lightning as L
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lstmlab.analysis.interventions import intervene, parse_settings
+from lstmlab.callbacks.progress import RunProgress
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data, change_data
 from lstmlab.models.base import Task
@@ -34,6 +35,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=1,
+        callbacks=[RunProgress(stderr=True)],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -121,7 +122,7 @@ def launch_processes(config: TrainConfig) -> dict[str, float]:
         how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with {error.exit_code}"
         raise ChildProcessError(
             f"process {error.error_index} of {count} (pid {error.error_pid}) {how}, so the run ended; "
-            f"to resume: python src/train.py resume={config.run_dir}"
+            f"to resume: python src/train.py {shlex.quote(f'resume={config.run_dir}')}"
         ) from None
     finally:
         for number, handler in before.items():

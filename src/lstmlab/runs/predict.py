@@ -4,19 +4,20 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lstmlab.analysis.interventions import Cache, Change, intervene
 from lstmlab.atomic import replace_file
 from lstmlab.checkpoint import load_model
 from lstmlab.data.sources import READERS, Columns, read_text
 from lstmlab.models.base import Task
+from lstmlab.progress import Progress
 from lstmlab.schema import PredictConfig
 
 TOGETHER = 64  # texts that are read side by side
@@ -93,14 +94,14 @@ class Predictor:
 def answer_all(
     model: Task, texts: list[str], options: PredictConfig, done: Callable[[int], Any] = lambda count: None
 ) -> list[dict[str, Any]]:
-    """The model's answers to texts, those of similar length together; `done` hears of each few."""
+    """The model's answers to texts, those of similar length together; `done` hears how many there are."""
     answers: list[dict[str, Any]] = [{}] * len(texts)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     for start in range(0, len(texts), TOGETHER):
         rows = order[start : start + TOGETHER]
         for row, answer in zip(rows, model.answer([texts[row] for row in rows], options), strict=True):
             answers[row] = answer
-        done(len(rows))
+        done(start + len(rows))
     return answers
 
 
@@ -117,8 +118,8 @@ def predict_file(model: Task, config: PredictConfig) -> int:
     if target.exists() and target.samefile(source):
         raise ValueError(f"output={config.output} is the file of input=; name another")
     table, texts = read_input(source, model, config.column)
-    with tqdm(total=len(texts), unit=" texts", disable=None) as bar:
-        answers = answer_all(model, texts, config, bar.update)
+    with closing(Progress("texts")) as progress:
+        answers = answer_all(model, texts, config, lambda count: progress.show(count, len(texts)))
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     with replace_file(target) as file:
         file.write(format_rows(rows, answers, target.suffix.lower()).encode())

@@ -28,6 +28,7 @@ HARMLESS = (  # leave the result the same, bit for bit
     "callbacks.throughput",
     "callbacks.doctor",
     "callbacks.gates",
+    "callbacks.curves",
 )
 LENGTH = ("trainer.max_epochs", "trainer.max_steps")
 CHANGEABLE = (  # may change with exact=false; any other change would mix two experiments in one result

@@ -24,14 +24,18 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lstmlab import distributed
 from lstmlab.atomic import replace_file
-from lstmlab.cells import engines
+from lstmlab.callbacks.curves import mean_train_loss, read_points
+from lstmlab.callbacks.progress import RunProgress
 from lstmlab.checkpoint import CheckpointIO, find_device, load_checkpoint
+from lstmlab.config import name_job, runs_in_parallel
 from lstmlab.data import build_data
+from lstmlab.help import show_as_typed
 from lstmlab.loggers import add_wandb_ids, build_loggers, report_results
 from lstmlab.models import build_model
 from lstmlab.models.base import Task
 from lstmlab.runs.endings import explaining_out_of_memory, finishing_loggers, handling_interrupts
 from lstmlab.runs.resume import Start, find_repeated_run, find_start, read_metrics
+from lstmlab.runs.summary import describe_end, describe_start
 from lstmlab.schema import OwnSchedulerConfig, TrainConfig
 
 # Silence Lightning's start-up banner and its advertising
@@ -62,7 +66,8 @@ def train(config: TrainConfig) -> dict[str, float]:
     check_targets(start.config)
     config = set_up_process(start.config)
     datamodule = load_training_data(config)
-    config = with_step_limits(config, len(datamodule.train_dataloader()))
+    batches = len(datamodule.train_dataloader())
+    config = with_step_limits(config, batches)
     check_resumable(config, start, datamodule.info)
     config = config.replace({"logger": add_wandb_ids(config.to_plain()["logger"])})
 
@@ -71,22 +76,31 @@ def train(config: TrainConfig) -> dict[str, float]:
     loggers = build_loggers(config, start.checkpoint.get("global_step"))
     write_config(config, new=start.path is None)
     trainer = build_trainer(config, callbacks, loggers)
-    print(describe_model(model), config.run_dir, sep="\n")
+    print(describe_start(config, model, batches))
     if start.path is not None:
         print(f"Resuming after step {start.checkpoint['global_step']}")
 
     run_dir = Path(config.run_dir)
     with finishing_loggers(loggers), explaining_out_of_memory(run_dir), handling_interrupts(run_dir):
         seconds = fit(trainer, model, datamodule, start)
-        metrics = evaluate_best(trainer, model, datamodule) | {"train/seconds": seconds}
+        best, metrics = evaluate_best(trainer, model, datamodule)
+        metrics |= {"train/seconds": seconds}
         report_results(config, trainer, metrics)
 
-    if sample := model.finish():
-        print(f"\n{sample}\n")
+    sample = model.finish()
     if distributed.rank() == 0:
-        with replace_file(run_dir / "metrics.json") as file:
-            file.write((json.dumps(metrics, indent=2) + "\n").encode())
-    print(*(f"{name:24} {value:.5g}" for name, value in metrics.items()), run_dir, sep="\n")
+        metrics = write_results(config, best, metrics)
+        print(show_as_typed(f"\n{describe_end(config, metrics, best, trainer.global_step, sample)}"))
+    return metrics
+
+
+def write_results(config: TrainConfig, best: int, metrics: dict[str, float]) -> dict[str, float]:
+    """Write metrics.json. Returns its content: the metrics, with the mean training loss before `best`."""
+    mean = mean_train_loss(read_points(config.run_dir), best)
+    if config.model.monitor != "train/loss" and mean is not None:
+        metrics = metrics | {"train/loss": mean}
+    with replace_file(Path(config.run_dir) / "metrics.json") as file:
+        file.write((json.dumps(metrics, indent=2) + "\n").encode())
     return metrics
 
 
@@ -191,13 +205,16 @@ def write_config(config: TrainConfig, new: bool) -> None:
     with replace_file(run_dir / "config.yaml") as file:
         file.write(yaml.safe_dump(config.to_plain(), sort_keys=False, allow_unicode=True).encode())
     # Left by an attempt that was interrupted before its first checkpoint
-    stale = ("metrics.json", "metrics.csv", "examples.md", "doctor.md") if new else ("metrics.json",)
-    for name in stale:
+    stale = ("metrics.csv", "examples.md", "doctor.md", "curves.png") if new else ()
+    for name in ("metrics.json", *stale):
         (run_dir / name).unlink(missing_ok=True)
 
 
 def build_trainer(config: TrainConfig, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
     settings = config.trainer
+    if settings.enable_progress_bar:
+        # Bars of several processes would overwrite each other
+        callbacks = [*callbacks, RunProgress(name_job() or "training", bar=not runs_in_parallel())]
     return L.Trainer(
         **settings.model_dump(exclude={"overfit_batches", "profiler"}),
         precision=config.precision.name,
@@ -233,15 +250,15 @@ def fit(trainer: L.Trainer, model: Task, datamodule: Any, start: Start) -> float
     return time.perf_counter() - start_time + start.checkpoint.get("resume", {"seconds": 0})["seconds"]
 
 
-def evaluate_best(trainer: L.Trainer, model: Task, datamodule: Any) -> dict[str, float]:
-    """Load the weights of best.ckpt. Returns its metrics, with those of the test if there is one."""
+def evaluate_best(trainer: L.Trainer, model: Task, datamodule: Any) -> tuple[int, dict[str, float]]:
+    """Load the weights of best.ckpt. Returns its step and metrics, with those of the test if there is one."""
     best = load_checkpoint(f"{trainer.default_root_dir}/checkpoints/best.ckpt")
     model.load_state_dict(best["state_dict"])
     delete_requeue_checkpoints(trainer)
     metrics = best["metrics"]
     if is_overridden("test_step", model):
         metrics |= trainer.test(model, datamodule, verbose=False)[0]
-    return metrics
+    return best["global_step"], metrics
 
 
 def delete_requeue_checkpoints(trainer: L.Trainer) -> None:
@@ -249,12 +266,3 @@ def delete_requeue_checkpoints(trainer: L.Trainer) -> None:
     by itself, even for the test. The job resumes from last.ckpt instead."""
     for path in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt"):
         path.unlink()
-
-
-def describe_model(model: Task) -> str:
-    """The model and its size, its data, and the engines of its cells."""
-    config, parameters = model.config, sum(p.numel() for p in model.parameters())
-    source = model.info.get("source", config.data.name)
-    device, bf16 = find_device(config.trainer.accelerator), config.precision.name == "bf16-mixed"
-    cells = engines.describe(model, device, bf16, config.data.batch_size)
-    return f"{type(model).__name__} with {parameters:,} parameters; data: {source}\n{cells}".rstrip()
