@@ -46,16 +46,20 @@ def test_the_gates_of_one_text_at_each_validation_in_every_logger(config, text_f
 
     with Image.open(folder / "gates.png") as image:
         blocks = {name: second[name][-1, 0].T for name in second.files if name not in ("tokens", "units")}
-        assert_shown(image, blocks, 18)  # the last layer
+        assert_shown(image, blocks, 36)  # the last layer
     assert len(list(folder.glob("wandb/offline-run-*/files/media/images/gates*.png"))) == 2
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Images("gates")] == [1, 2]
 
 
 def assert_shown(image: Image.Image, blocks: dict[str, np.ndarray], top: int) -> None:
-    """Each value is a square of 9 pixels, below `top` pixels of text, with an empty row after each block."""
+    """Each value is a square of 9 pixels, below `top` pixels of text, with an empty row after each block.
+
+    Right of each block is its colour scale, from the highest value to the lowest.
+    """
     units, steps = next(iter(blocks.values())).shape
-    assert image.size == (9 * (steps + 2), top + len(blocks) * 9 * (units + 1))
+    assert image.size[0] >= 9 * (steps + 11)
+    assert image.size[1] == top + len(blocks) * 9 * (units + 1)
     for k, (name, values) in enumerate(blocks.items()):
         limit = max(1, np.quantile(abs(values), 0.99))
         for unit, step in np.ndindex(units, steps):
@@ -64,18 +68,21 @@ def assert_shown(image: Image.Image, blocks: dict[str, np.ndarray], top: int) ->
                 colour = colormaps["viridis"](float(value))
             else:
                 colour = colormaps["RdBu_r"](float((value + limit) / (2 * limit)))
-            x, y = 9 * (step + 2), top + 9 * (k * (units + 1) + unit)
+            x, y = 9 * (step + 5), top + 9 * (k * (units + 1) + unit)
             for corner in ((x, y), (x + 8, y + 8)):
                 pixel = np.array(image.getpixel(corner))
                 assert abs(pixel - 255 * np.array(colour[:3])).max() < 2, (name, unit, step)
+        for end, row in ((1.0, 0), (0.0, 9 * units - 1)):
+            colour = colormaps["viridis" if name in "ifozr" else "RdBu_r"](end)
+            pixel = np.array(image.getpixel((9 * (steps + 6) + 4, top + 9 * k * (units + 1) + row)))
+            assert abs(pixel - 255 * np.array(colour[:3])).max() < 2, (name, end)
 
 
-@pytest.mark.parametrize(("tokens", "top"), [([*"a \n"], 18), (["one ", "tw", "o"], 72)])
+@pytest.mark.parametrize(("tokens", "top"), [([*"a \n"], 36), (["one ", "tw", "o"], 90)])
 def test_the_picture_shows_each_value(tokens, top):
     f, h = np.array([[0.0, 1.0, 0.3], [0.5, 0.7, 0.2]]), np.array([[0.0, -1.0, 1.0], [0.5, -0.5, 0.25]])
-    assert_shown(paint_gates({"f": f, "c": 4 * h, "h": h}, tokens), {"f": f, "c": 4 * h, "h": h}, top)
-    assert_shown(paint_gates({"c": h / 4}, tokens), {"c": h / 4}, top)
-    assert_shown(paint_gates({"h": 7 * h}, tokens), {"h": 7 * h}, top)
+    for values in ({"f": f, "c": 4 * h, "h": h}, {"c": h / 4}, {"h": 7 * h}):
+        assert_shown(paint_gates(values, tokens, [0, 255], "a title"), values, top)
 
 
 @pytest.mark.parametrize(

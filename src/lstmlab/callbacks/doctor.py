@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from lstmlab.callbacks.diagnosis import (
+    RECENT,
     Finding,
     Look,
     diagnose,
@@ -178,6 +179,12 @@ class Doctor(L.Callback):
             f"{what} at step {step}, batch {index} of epoch {trainer.current_epoch} (saved in {saved}); "
             f"the weights of step {self.before_step} are in {before}"
         )
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        step, warmup = trainer.global_step, pl_module.config.scheduler.warmup_steps
+        needed = warmup + max(self.limits.patience, 2 * RECENT * self.interval)
+        if not self.found and step < needed and trainer.is_global_zero:
+            pl_module.print(f"Doctor: {step:,} steps are too few to judge the loss; {needed:,} would do")
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         if isinstance(exception, MemoryError) or is_oom_error(exception):
