@@ -97,7 +97,8 @@ def analyze(config: AnalyzeConfig) -> None:
     if config.text == "-":
         config = config.replace({"text": sys.stdin.read()})
     folder = analyze(config)
-    print(f"\n{folder}: report.md, page.html (open it in a browser), traces.npz, plots")
+    written = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    print(f"\n{folder}: {written}\nOpen page.html in a browser")
 
 
 @entry_point("export")

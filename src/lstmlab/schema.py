@@ -762,6 +762,7 @@ class AnalyzeConfig(Group):
     page_steps: PositiveInt
     page_values: Annotated[tuple[Literal[TRACED], ...], Strict(False)] | None  # type: ignore[valid-type]
     probe_steps: NonNegativeInt
+    traces: bool
     language: Literal["python", "english"] | None
     data: OpenedDataConfig
 

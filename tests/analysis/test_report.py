@@ -24,7 +24,7 @@ TASKS = {
     "sentiment": ["data=reviews", *SETS],
     "seq2seq": ["data=dates", *SETS],
 }
-EVERYWHERE = {"report.md", "page.html", "traces.npz", "gates.png", "gradient_flow.png"}
+EVERYWHERE = {"report.md", "page.html", "gates.png", "gradient_flow.png"}
 MORE = {
     "charlm": {"half_life.png", "saturation.png", "probes.png", "writing.png"},
     "charlm with gru": {"half_life.png", "saturation.png", "probes.png", "writing.png"},
@@ -148,13 +148,13 @@ def test_analyze_each_task(task, trained, command, tmp_path, monkeypatch):
         return original(traces, order, text)
 
     monkeypatch.setattr(plots, "draw_gates", draw_gates)
-    arguments = ["page_steps=200", "probe_steps=400", f"ckpt={run}/checkpoints/last.ckpt"]
+    arguments = ["page_steps=200", "probe_steps=400", f"ckpt={run}/checkpoints/last.ckpt", "traces=true"]
     if task.startswith("charlm"):
         arguments.append(f"data.cache={tmp_path}/cache")
     code, out, error = command("analyze", *arguments)
     assert (code, error) == (0, "")
-    folder = tmp_path / run / "analysis"
-    assert {path.name for path in folder.iterdir()} == EVERYWHERE | MORE[task]
+    folder = tmp_path / run / "analysis/validation"
+    assert {path.name for path in folder.iterdir()} == EVERYWHERE | MORE[task] | {"traces.npz"}
     assert "## Gradient flow" in out and ("## What the units know" in out)
     with np.load(folder / "traces.npz") as arrays:
         steps = len(arrays["tokens"])
@@ -182,6 +182,24 @@ def test_a_typed_text_needs_no_data(trained, command, tmp_path, text_file):
     assert "## What the units know" not in out and "## What it writes\n\nLeft out: " in out
     page = (tmp_path / "x/page.html").read_text(encoding="utf-8")
     assert 'id="f-0-0"' in page and 'id="h-0-0"' not in page
+
+
+def test_each_text_has_its_own_folder_without_anything_stale(trained, command, tmp_path):
+    run = trained("charlm")
+    arguments = [f"ckpt={run}/checkpoints/last.ckpt", f"data.cache={tmp_path}/cache", "page_steps=50"]
+    folders = []
+    for text in ("line 1: a\n", "line 1: b\n", "é" * 9):
+        code, out, error = command("analyze", *arguments, "probe_steps=400", "traces=true", f"text={text}")
+        assert (code, error) == (0, "")
+        folders.append(tmp_path / out.splitlines()[-2].partition(": ")[0])
+    assert len(set(folders)) == 3 and all(folder.parent == tmp_path / run / "analysis" for folder in folders)
+    assert [folder.name.rpartition("-")[0] for folder in folders] == ["line-1-a", "line-1-b", ""]
+
+    (folders[0] / "notes.md").write_text("mine")
+    assert command("analyze", *arguments, "probe_steps=0", "text=line 1: a\n")[0] == 0
+    names = [{path.name for path in folder.iterdir()} for folder in folders]
+    assert {"probes.png", "traces.npz", "writing.png"} <= names[1]
+    assert not {"probes.png", "traces.npz", "writing.png"} & names[0] and "notes.md" in names[0]
 
 
 @pytest.mark.parametrize(
