@@ -138,6 +138,7 @@ class Sentiment(Task):
         embedded = self.embed_ids(batch.tokens)
         loss, _ = self.loss(batch, embedded)
         if self.adversarial:
+            embedded.requires_grad_()  # the embedding may be frozen
             (gradient,) = torch.autograd.grad(loss, embedded, retain_graph=True)
             worst = F.normalize(gradient.flatten(1)).view_as(gradient)  # (B, T, E), of norm 1 for each review
             loss = (loss + self.loss(batch, embedded + self.adversarial * worst)[0]) / 2
