@@ -20,7 +20,7 @@ def name_layer(name: str) -> str:
 
 
 def measure_heights(model: nn.Module) -> dict[str, int]:
-    """By the name of each parameter: 0 for embeddings, 1 + k for layer k of a stack, one more for the rest."""
+    """By name of each parameter: 0 for embeddings, 1 + k for layer k of a stack, one more for the rest."""
     embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
     lowest = {id(parameter) for module in embeddings for parameter in module.parameters()}
     heights = {}
@@ -70,7 +70,7 @@ def take_weights(model: Any, checkpoint: dict[str, Any]) -> str:
         if reason := explain_misfit(model, checkpoint, {name: parameters[name] for name in names}):
             left.append(f"{layer} ({reason})")
         else:
-            taken.append(layer)
+            taken.append(f"{layer} {tuple(parameters[names[0]].shape)}")
             model.taken += names
     if not taken:
         there, here = checkpoint["hyper_parameters"]["config"], model.config.to_plain()
@@ -88,6 +88,8 @@ def take_weights(model: Any, checkpoint: dict[str, Any]) -> str:
         for module in model.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx] = 0  # a language model does not pad
+    if (tokenizer := model.info.get("tokenizer")) == checkpoint["hyper_parameters"]["info"].get("tokenizer"):
+        taken += [f"the vocabulary of {model.info['vocab_size']:,} tokens"] * (tokenizer is not None)
     unread = dict.fromkeys(layer for layer in map(name_layer, state) if layer not in layers)
     left += [f"{layer} (only there)" for layer in unread]
     lines = [f"From {path}: {', '.join(taken)}"]
@@ -131,7 +133,7 @@ def list_frozen(model: Any) -> list[list[str]]:
 
 
 def freeze(model: Any, step: int, interval: float) -> None:
-    """Freeze what was taken, but for the layers that train at `step`: one more, from the top, each `interval`."""
+    """Freeze what was taken, all but what trains at `step`: each `interval` one layer more, from the top."""
     for number, names in enumerate(list_frozen(model), 1):
         for name in names:
             model.get_parameter(name).requires_grad_(step >= round(number * interval))
