@@ -136,9 +136,10 @@ class Sentiment(Task):
 
     def training_step(self, batch: SentimentBatch, index: int) -> Tensor:
         embedded = self.embed_ids(batch.tokens)
+        if self.adversarial:
+            embedded.requires_grad_()  # it does not yet where the embedding is frozen
         loss, _ = self.loss(batch, embedded)
         if self.adversarial:
-            embedded.requires_grad_()  # the embedding may be frozen
             (gradient,) = torch.autograd.grad(loss, embedded, retain_graph=True)
             worst = F.normalize(gradient.flatten(1)).view_as(gradient)  # (B, T, E), of norm 1 for each review
             loss = (loss + self.loss(batch, embedded + self.adversarial * worst)[0]) / 2
