@@ -714,10 +714,13 @@ class TrainConfig(CheckpointConfig):
             return problem
         if model.name == "charlm" and cell.bidirectional:
             return "cell.bidirectional=true would show model=charlm the characters that it has to predict"
-        cutoffs = getattr(model, "adaptive_cutoffs", None)
+        cutoffs = list(getattr(model, "adaptive_cutoffs", None) or ())
         if cutoffs and cutoffs[-1] >= getattr(data, "vocab_size", math.inf):
+            return f"model.adaptive_cutoffs={cutoffs} must be less than data.vocab_size={data.vocab_size}"
+        if cell.hidden_size < 4 ** len(cutoffs):
             return (
-                f"model.adaptive_cutoffs={list(cutoffs)} must be less than data.vocab_size={data.vocab_size}"
+                f"model.adaptive_cutoffs={cutoffs} makes the vectors of each group a quarter as long as "
+                f"those of the one before: cell.hidden_size={cell.hidden_size} leaves none for the last"
             )
         translated = model.monitor in ("val/sacrebleu", "val/exact_match")
         if isinstance(model, Seq2SeqConfig) and translated and not model.translate_val:

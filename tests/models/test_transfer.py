@@ -152,7 +152,7 @@ def test_wrong_settings_are_refused(folder, command, tmp_path, arguments, messag
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rmsprop", "muon"])
 def test_layers_train_one_after_the_other(classify, monkeypatch, optimizer):
     """Until then nothing moves them: no gradient, no decay, no momentum. Steps 1, 2, …; 3 an epoch."""
     given = ["model.unfreeze_after=0.7", "model.adversarial=1", "optimizer.weight_decay=0.1"]
