@@ -51,7 +51,7 @@ class Task(L.LightningModule):
     """
 
     options: tuple[str, ...] = ()  # the keys of conf/predict.yaml that this task's `respond` reads
-    # True for a language model, which has `sample_ids`, `training_text` and `vocabulary` like CharLM
+    # True for a language model, which has `sample_ids` and, of characters, `training_text` and `vocabulary`
     writes_text = False
 
     def __init__(self, config: TrainConfig, info: dict):
