@@ -87,23 +87,19 @@ def test_a_classifier_takes_vocabulary_embedding_and_cell(folder, classify, comm
 
 def test_what_is_left(folder, classify):
     """A layer is taken whole or not at all, an embedding with its vocabulary, an output with its task."""
-    reports = {}
-    for origin, more in {"word": ["cell.num_layers=2"], "two": ["cell.bidirectional=false"]}.items():
-        settings = classify(*more, origin=origin)
-        checkpoint = load_checkpoint(str(folder / origin))
-        info = checkpoint["hyper_parameters"]["info"] | {"max_length": 9, "labels": ["0", "1"]}
-        if origin == "two":
-            info |= {
-                "tokenizer": load_checkpoint(str(folder / "word"))["hyper_parameters"]["info"]["tokenizer"]
-            }
-        model = build_model(settings, info)
+    words = load_checkpoint(str(folder / "word"))["hyper_parameters"]["info"]
+    info = words | {"max_length": 9, "labels": ["0", "1"]}
+    reports = []
+    for origin, more in [("word", "num_layers=2"), ("two", "bidirectional=false"), ("two", "num_layers=2")]:
+        model = build_model(classify(f"cell.{more}", origin=origin), info)
         before = {name: p.clone() for name, p in model.named_parameters()}
-        reports[origin] = take_weights(model, checkpoint)
+        reports.append(take_weights(model, load_checkpoint(str(folder / origin))))
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter, before[name]) == (name not in model.taken), name
-    assert "cell layer 1 (not there)" in reports["word"] and "cell layer 0 (32, 6)" in reports["word"]
-    assert "embedding (another vocabulary)" in reports["two"]
-    assert "cell layer 1 (only there)" in reports["two"]
+    assert "cell layer 1 (not there)" in reports[0] and "cell layer 0 (32, 6)" in reports[0]
+    assert "embedding (another vocabulary)" in reports[1] and "cell layer 1 (only there)" in reports[1]
+    # Its recurrent weights would fit
+    assert "cell layer 1 (cell.weight_ih_l1 is (32, 8) there, (32, 16) here)" in reports[2]
 
 
 def test_a_language_model_takes_all_of_another(folder, config):
