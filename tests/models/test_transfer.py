@@ -112,6 +112,20 @@ def test_a_language_model_takes_all_of_another(folder, config):
         assert torch.equal(here["state_dict"][name], tensor), name
 
 
+def test_characters_are_taken_as_they_are_or_not_at_all(config, small, text_file, capsys):
+    """A character means the same in both models only if their vocabularies are the same."""
+    first = config(*small, "trainer.max_steps=1")
+    train(first)
+    second = config(*small, "trainer.max_steps=1", f"model.init_from={first.run_dir}")
+    train(second)
+    assert last(second)["taken"] == list(load_model(second.run_dir).state_dict())
+    text_file.write_text(text_file.read_text(encoding="utf-8").replace("é", "è"), encoding="utf-8")
+    third = second.replace({"run_dir": f"{second.run_dir}-other"})
+    train(third)
+    assert {name.partition(".")[0] for name in last(third)["taken"]} == {"cell"}
+    assert "embedding (another vocabulary), projection (another vocabulary)" in capsys.readouterr().out
+
+
 WRONG = [
     (["model.init_from=/no/such/run"], "model.init_from=/no/such/run: no such file"),
     (["model.init_from={folder}"], "model.init_from={folder}: a folder without checkpoints/best.ckpt"),

@@ -223,7 +223,7 @@ class CharLM(Task):
             return "".join(self.eval().sample("", 500, temperature=0.8))
         trainer: Any = self.trainer
         _, cold = trainer.datamodule.val_dataloader()
-        prompt = self.codec.decode(next(iter(cold)).inputs[0].tolist()) or self.vocabulary[1]
+        prompt = self.codec.decode(next(iter(cold)).inputs[0].tolist()) or self.codec.first
         last_line = prompt.rpartition("\n")[2]
         return last_line + "".join(self.eval().sample(prompt, 500, temperature=0.8))
 

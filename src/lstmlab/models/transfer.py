@@ -88,8 +88,9 @@ def take_weights(model: Any, checkpoint: dict[str, Any]) -> str:
         for module in model.modules():
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx] = 0  # a language model does not pad
-    if (tokenizer := model.info.get("tokenizer")) == checkpoint["hyper_parameters"]["info"].get("tokenizer"):
-        taken += [f"the vocabulary of {model.info['vocab_size']:,} tokens"] * (tokenizer is not None)
+    tokenizer = checkpoint["hyper_parameters"]["info"].get("tokenizer")
+    if tokenizer is not None and tokenizer == model.info.get("tokenizer"):
+        taken.append(f"the vocabulary of {model.info['vocab_size']:,} tokens")
     unread = dict.fromkeys(layer for layer in map(name_layer, state) if layer not in layers)
     left += [f"{layer} (only there)" for layer in unread]
     lines = [f"From {path}: {', '.join(taken)}"]
