@@ -169,12 +169,14 @@ def test_layers_train_one_after_the_other(classify, monkeypatch, optimizer):
     settings = classify(f"optimizer={optimizer}", *given, *STEPS)
     seen: list[dict] = []
 
-    def look(_, trainer, model, *__) -> None:
+    def look(callback, trainer, model, *others) -> None:
+        original(callback, trainer, model, *others)
         seen.append({name: parameter.clone() for name, parameter in model.named_parameters()})
         held = [name for name, p in model.named_parameters() if p in trainer.optimizers[0].state]
         states.append(held)
 
     states: list[list[str]] = []
+    original = Throughput.on_train_batch_end
     monkeypatch.setattr(Throughput, "on_train_batch_end", look)
     train(settings)
     first = {
@@ -203,14 +205,14 @@ def test_lower_layers_have_lower_rates(classify, monkeypatch):
             "trainer.max_steps=1", "model.dropout=0", "cell.dropout=0", "clipping=none",
         )  # fmt: skip
         before: dict[str, torch.Tensor] = {}
+        original = Throughput.on_train_start
 
-        def note(_, trainer, model, before=before) -> None:
-            if not before:  # it is called after validation too
-                before |= {name: parameter.clone() for name, parameter in model.named_parameters()}
+        def note(self, trainer, model, before=before, original=original) -> None:
+            before |= {name: parameter.clone() for name, parameter in model.named_parameters()}
+            original(self, trainer, model)
 
         with monkeypatch.context() as patch:
             patch.setattr(Throughput, "on_train_start", note)
-            patch.setattr(Throughput, "on_train_batch_end", lambda *_: None)
             train(settings)
         after = last(settings)["state_dict"]
         steps[decay] = {name: after[name] - value for name, value in before.items()}
