@@ -70,7 +70,9 @@ def test_each_option_trains_a_batch(choice, config, request, text_file, hub_file
         overrides += [f"data.path={hub_files}", f"data.cache={hub_files}/cache"]
     if "imdb" in data:
         overrides.append("data.val_size=20")
-    if data & {"classes", "pairs"}:
+    if name == "texts":
+        overrides += ["data.batch_size=4", "data.sequence_length=16", "data.val_fraction=0.3"]
+    if data & {"classes", "pairs", "texts"}:
         overrides += [f"data.train={hub_files}/train-00000-of-00001.parquet", f"data.cache={hub_files}/cache"]
     if "pairs" in data:
         overrides += [f"data.train={hub_files}/train.jsonl", "data.source=en", "data.target=de"]

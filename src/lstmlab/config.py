@@ -36,7 +36,8 @@ from lstmlab.help import CONF, IN_REPOSITORY, find_yaml, format_help, show_as_ty
 from lstmlab.schema import check
 
 PROJECT = CONF.parent if IN_REPOSITORY else Path.cwd()
-FILE_KEYS = ("input", "output", "ckpt", "resume", "runs", "data.path", "data.train", "data.val", "data.test")
+DATA_FILES = ("data.path", "data.train", "data.val", "data.test")
+FILE_KEYS = ("input", "output", "ckpt", "resume", "runs", "model.init_from", *DATA_FILES)
 RAW_KEYS = ("text", "set", *FILE_KEYS)
 JOBS = "LSTMLAB_JOBS"  # in the environment of the jobs of a sweep: their number
 # Lightning 2.6 and torchdata 0.11 warn about torch 2.13; users can do nothing about it

@@ -7,6 +7,7 @@ set one of `DataConfig`.
 
 import importlib
 import inspect
+import math
 from collections.abc import Mapping
 from functools import reduce
 from operator import or_
@@ -176,7 +177,18 @@ class ModelConfig(Group):
     name: str
     monitor: str
     monitor_mode: Literal["min", "max"]
+    init_from: str | None = None
+    unfreeze_after: PositiveFloat | None = None
+    layer_rate_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     recommends: Recommends
+
+    def conflict(self) -> str | None:
+        if self.unfreeze_after is not None and self.init_from is None:
+            return (
+                f"model.unfreeze_after={self.unfreeze_after:g} freezes what model.init_from=CKPT takes from "
+                "another model; without it all weights are new, and none is frozen"
+            )
+        return None
 
 
 class CharLMConfig(ModelConfig):
@@ -186,6 +198,18 @@ class CharLMConfig(ModelConfig):
     embedding_size: PositiveInt
     dropout: Share
     tie_weights: bool
+    adaptive_cutoffs: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1)] | None = None
+
+    def conflict(self) -> str | None:
+        cutoffs = list(self.adaptive_cutoffs or ())
+        if cutoffs and self.tie_weights:
+            return (
+                f"model.adaptive_cutoffs={cutoffs} gives rare tokens smaller vectors in the output, so "
+                "model.tie_weights=true cannot share those of the embedding; leave out one of them"
+            )
+        if cutoffs != sorted(set(cutoffs)):
+            return f"model.adaptive_cutoffs={cutoffs} must be numbers of tokens in ascending order"
+        return super().conflict()
 
 
 class CopyTaskConfig(ModelConfig):
@@ -332,13 +356,16 @@ class S5Config(TrackingConfig):
     name: Literal["s5"]
 
 
-class TokensConfig(DataConfig):
+class TokenizerConfig(DataConfig):
     tokenizer: Literal["word", "bpe", "char"]
     vocab_size: PositiveInt
     lowercase: bool
+    cache: str
+
+
+class TokensConfig(TokenizerConfig):
     max_length: PositiveInt
     num_workers: NonNegativeInt
-    cache: str
 
 
 class IMDBConfig(TokensConfig, HubConfig):
@@ -380,13 +407,14 @@ class DatesConfig(TokensConfig):
     tokenizer: Literal["char", "bpe"]
 
 
-class SourceConfig(TokensConfig):
+class SourceConfig(Group):
     """A user's own data: files, or any data set of the hub. See `lstmlab.data.sources`.
 
-    `columns`: the keys that name its two columns.
+    `columns`: the keys that name its columns.
     """
 
-    columns: ClassVar[tuple[str, str]]
+    columns: ClassVar[tuple[str, ...]]
+    name: str
     path: str | None
     train: str | None
     val: str | None
@@ -398,9 +426,10 @@ class SourceConfig(TokensConfig):
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
 
     def conflict(self) -> str | None:
-        first, second = self.columns
-        if (name := getattr(self, first)) == getattr(self, second):
-            return f"data.{first}={name} and data.{second}={name} are one column; name two"
+        names = [getattr(self, key) for key in self.columns]
+        if len(set(names)) < len(names):
+            both = " and ".join(f"data.{key}={names[0]}" for key in self.columns)
+            return f"{both} are one column; name two"
         sources = {key: value for key in ("path", "train", "hub") if (value := getattr(self, key))}
         given = [f"data.{key}={value}" for key, value in sources.items()]
         if not given:
@@ -423,7 +452,18 @@ class SourceConfig(TokensConfig):
         return None
 
 
-class ClassesConfig(SourceConfig):
+class TextsConfig(SourceConfig, TokenizerConfig):
+    module = "texts.Texts"
+    gives = "text"
+    columns = ("text",)
+    name: Literal["texts"]
+    text: str
+    strip_markup: bool
+    sequence_length: PositiveInt
+    max_val_tokens: Annotated[int, Field(gt=256)] | None
+
+
+class ClassesConfig(SourceConfig, TokensConfig):
     module = "classes.Classes"
     gives = "labelled texts"
     columns = ("text", "label")
@@ -433,7 +473,7 @@ class ClassesConfig(SourceConfig):
     strip_markup: bool
 
 
-class PairsConfig(SourceConfig):
+class PairsConfig(SourceConfig, TokensConfig):
     module = "pairs.Pairs"
     gives = "pairs"
     columns = ("source", "target")
@@ -670,10 +710,18 @@ class TrainConfig(CheckpointConfig):
         if data.gives != model.reads:
             fitting = ", ".join(names_of_data(model.reads))
             return f"data={data.name} does not fit model={model.name}, which takes {fitting}"
-        if problem := data.conflict():
+        if problem := model.conflict() or data.conflict():
             return problem
         if model.name == "charlm" and cell.bidirectional:
             return "cell.bidirectional=true would show model=charlm the characters that it has to predict"
+        cutoffs = list(getattr(model, "adaptive_cutoffs", None) or ())
+        if cutoffs and cutoffs[-1] >= getattr(data, "vocab_size", math.inf):
+            return f"model.adaptive_cutoffs={cutoffs} must be less than data.vocab_size={data.vocab_size}"
+        if cell.hidden_size < 4 ** len(cutoffs):
+            return (
+                f"model.adaptive_cutoffs={cutoffs} makes the vectors of each group a quarter as long as "
+                f"those of the one before: cell.hidden_size={cell.hidden_size} leaves none for the last"
+            )
         translated = model.monitor in ("val/sacrebleu", "val/exact_match")
         if isinstance(model, Seq2SeqConfig) and translated and not model.translate_val:
             return f"model.monitor={model.monitor} needs model.translate_val=true"
@@ -687,6 +735,11 @@ class TrainConfig(CheckpointConfig):
         processes = self.trainer.devices * self.trainer.num_nodes
         if processes > 1 and self.trainer.strategy != "ddp":
             return f"{processes} processes (trainer.devices × trainer.num_nodes) need trainer=ddp"
+        if model.unfreeze_after is not None and self.trainer.strategy == "ddp":
+            return (
+                f"model.unfreeze_after={model.unfreeze_after:g} needs a single process: DDP expects the same "
+                "gradients at each step; leave out trainer=ddp"
+            )
         if data.batch_size % processes:
             return f"data.batch_size={data.batch_size} cannot be shared evenly by {processes} processes"
         if cell.init == "chrono" and cell.chrono_steps is None and model.name != "copytask":
@@ -788,10 +841,11 @@ class BenchConfig(TrainConfig):
     def conflict(self) -> str | None:
         # floors uses no model
         if self.suite == "floors":
-            if self.data.gives in ("text", "labelled texts"):
+            known = names_of_data("text") + names_of_data("labelled texts")
+            known.remove("texts")  # of words, while n-grams are of characters
+            if self.data.name in known:
                 return None
-            known = ", ".join(names_of_data("text") + names_of_data("labelled texts"))
-            return f"suite=floors has nothing for data={self.data.name}, only for data={known}"
+            return f"suite=floors has nothing for data={self.data.name}, only for data={', '.join(known)}"
         if self.suite == "compile" and self.model.name != "charlm":
             return f"suite=compile measures model=charlm, not model={self.model.name}"
         if self.trainer.strategy == "ddp":

@@ -248,6 +248,8 @@ def report_writing(
     title = "## What it writes"
     if held_out is None:
         return f"{title}\n\nLeft out: with text= and probe_steps=0 there are no data to compare with."
+    if not hasattr(model, "vocabulary"):
+        return f"{title}\n\nLeft out: it is measured in characters, and this model writes tokens."
     corpus = model.training_text(open_module(), CORPUS)
     prompts, truth = written.cut_windows(held_out, SAMPLES, PROMPT, LENGTH)
     heads, groups = written.write_texts(model, prompts, truth, corpus, TEMPERATURES)

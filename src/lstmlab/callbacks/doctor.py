@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import re
 import time
 from pathlib import Path
 from statistics import median
@@ -28,6 +27,7 @@ from lstmlab.callbacks.diagnosis import (
 from lstmlab.cells.base import Recurrent
 from lstmlab.loggers import show
 from lstmlab.models.base import Task
+from lstmlab.models.transfer import name_layer
 from lstmlab.schema import Limits
 
 
@@ -238,13 +238,6 @@ def time_precisions(model: Task) -> tuple[float, float]:
                     output.sum().backward()
                 taken.append(time.perf_counter() - start)
     return median(seconds[True][1:]), median(seconds[False][1:])
-
-
-def name_layer(name: str) -> str:
-    """The layer of a parameter, with its number and direction in a recurrent stack."""
-    module, _, parameter = name.rpartition(".")
-    numbered = re.search(r"_l(\d+)(_reverse)?$", parameter)
-    return module + (f" layer {numbered[1]}{' backwards' if numbered[2] else ''}" if numbered else "")
 
 
 def count_older_nodes(loss: Tensor, first: int) -> tuple[int, int]:

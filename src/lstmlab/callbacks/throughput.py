@@ -14,8 +14,8 @@ class Throughput(L.Callback):
     """Log `train/tokens_per_second` every trainer.log_every_n_steps steps and at the last step, and
     `train/tokens`, the number since the run began, at the same steps and at each validation.
 
-    Tokens are characters for the language model, and words or subwords elsewhere. The speed leaves out the
-    time spent on validation and checkpoints.
+    Tokens are characters for a language model of characters, and words or subwords elsewhere. The speed
+    leaves out the time spent on validation and checkpoints.
     """
 
     def __init__(self) -> None:

@@ -5,9 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from lstmlab.data.parts import check_texts, complete_parts, describe_parts, hash_parts, take_rows
+from lstmlab.data.parts import (
+    check_texts,
+    complete_parts,
+    describe_parts,
+    hash_parts,
+    leave_out_repeated,
+)
 from lstmlab.data.sentiment import SentimentData
-from lstmlab.data.sources import Columns, describe_source, read_parts
+from lstmlab.data.sources import describe_source, read_parts
 from lstmlab.schema import ClassesConfig
 
 
@@ -54,8 +60,13 @@ class Classes(SentimentData):
         digest = hash_parts(parts)
         parts, made = complete_parts(parts, config, self.checkpoint, groups)
         if self.checkpoint is None or digest == self.checkpoint["digest"]:
-            parts, more = leave_out_repeated(parts, config)
+            parts, more = leave_out_repeated(parts, config.text)
             notes += more
+            if gone := sorted({*self.classes} - {*parts["train"][config.label]}):
+                raise ValueError(
+                    f"every training text of the class {gone[0]} of {source} occurs in val or test "
+                    "too, and would be left out"
+                )
         notes = [f"{len(numbers)} classes", *notes, f"sha256 {digest}"]
         self.described = {"source": describe_parts(config, parts, made, notes), "digest": digest}
         return {
@@ -91,23 +102,3 @@ def find_classes(labels: list[str], config: ClassesConfig, source: str) -> list[
         return sorted(counts, key=int)
     except ValueError:
         return sorted(counts)
-
-
-def leave_out_repeated(
-    parts: dict[str, Columns], config: ClassesConfig
-) -> tuple[dict[str, Columns], list[str]]:
-    """The parts, where no training text occurs in another part, and what there is to say about that."""
-    texts = {part: table[config.text] for part, table in parts.items()}
-    held_out, notes = {*texts["val"], *texts["test"]}, []
-    rows = [row for row, text in enumerate(texts["train"]) if text not in held_out]
-    if repeated := len(texts["train"]) - len(rows):
-        notes.append(f"training texts left out since they occur in val or test too: {repeated:,}")
-    if shared := len({*texts["val"]} & {*texts["test"]}):
-        notes.append(f"texts of val that occur in test too: {shared:,}")
-    train = take_rows(parts["train"], rows)
-    if gone := sorted({*parts["train"][config.label]} - {*train[config.label]}):
-        raise ValueError(
-            f"every training text of the class {gone[0]} of {describe_source(config)} occurs in val or test "
-            "too, and would be left out"
-        )
-    return parts | {"train": train}, notes

@@ -77,6 +77,18 @@ def complete_parts(
     return split_missing(parts, config, groups)
 
 
+def leave_out_repeated(parts: dict[str, Columns], column: str) -> tuple[dict[str, Columns], list[str]]:
+    """The parts, where no training text occurs in another part, and what there is to say about that."""
+    texts = {part: table[column] for part, table in parts.items()}
+    held_out, notes = {*texts["val"], *texts["test"]}, []
+    rows = [row for row, text in enumerate(texts["train"]) if text not in held_out]
+    if repeated := len(texts["train"]) - len(rows):
+        notes.append(f"training texts left out since they occur in val or test too: {repeated:,}")
+    if shared := len({*texts["val"]} & {*texts["test"]}):
+        notes.append(f"texts of val that occur in test too: {shared:,}")
+    return parts | {"train": take_rows(parts["train"], rows)}, notes
+
+
 def describe_parts(config: SourceConfig, parts: dict[str, Columns], made: list[str], notes: list[str]) -> str:
     """One line: the source, the size of each part and what was done."""
     sizes = ", ".join(

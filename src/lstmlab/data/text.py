@@ -1,10 +1,10 @@
-"""Text for the character language model, from a corpus to streams of ids."""
+"""Text for the language model, from a corpus to streams of ids: those of characters."""
 
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -27,7 +27,7 @@ CHUNK = 1 << 22  # characters held in memory at once
 
 class TextBatch(NamedTuple):
     inputs: Tensor  # (B, T)
-    targets: Tensor  # (B, T): the inputs, one character on
+    targets: Tensor  # (B, T): the inputs, one step on
 
 
 class Streams(Dataset):
@@ -76,35 +76,42 @@ class TextData(L.LightningDataModule):
 
     The vocabulary is that of the training part, or that of a checkpoint's `info`.
     Raises ValueError or OSError, in one sentence, for a text that is missing, not UTF-8 or too short.
+
+    A subclass for another kind of text gives `prepare_data`, which sets `info`, the file `encoded` of ids,
+    `meta` and `stop`, where the validation part ends.
     """
 
-    def __init__(self, config: TextConfig, seed: int = 0, info: dict | None = None):
+    unit = "characters"
+
+    def __init__(self, config: Any, seed: int = 0, info: dict | None = None):
         super().__init__()
         self.config = config
-        self.vocabulary = None if info is None else info["vocabulary"]
+        self.checkpoint = info
 
     def prepare_data(self) -> None:
-        config = self.config
+        config: TextConfig = self.config
         cache = Path(config.cache)
         cache.mkdir(parents=True, exist_ok=True)
         corpus = CORPORA[config.name](config, cache)
-        self.encoded, self.meta = encode(corpus, config.val_fraction, cache, self.vocabulary)
+        vocabulary = None if self.checkpoint is None else self.checkpoint["vocabulary"]
+        self.encoded, self.meta = encode(corpus, config.val_fraction, cache, vocabulary)
+        train, total = self.meta["train"], self.meta["total"]
+        self.stop = min(total, train + (config.max_val_chars or total))
         source = f"{corpus.name}, sha256 {self.meta['sha256'][:12]}"
         self.info = {"vocabulary": self.meta["vocabulary"], "source": source}
 
     def setup(self, stage: str) -> None:
-        config, meta = self.config, self.meta
+        config, meta, stop = self.config, self.meta, self.stop
         train, total = meta["train"], meta["total"]
         batch, length = config.batch_size, config.sequence_length
         if train < batch * length + 1:
             raise ValueError(
-                f"data={config.name} has {train} characters to train on, fewer than "
+                f"data={config.name} has {train} {self.unit} to train on, fewer than "
                 f"data.batch_size={batch} × data.sequence_length={length} + 1; make one of them smaller"
             )
-        stop = min(total, train + (config.max_val_chars or total))
         if stop - train <= COLD_WINDOW:
             raise ValueError(
-                f"data.val_fraction={config.val_fraction} leaves {stop - train} of {total} characters "
+                f"data.val_fraction={config.val_fraction} leaves {stop - train} of {total} {self.unit} "
                 f"for validation, which needs more than {COLD_WINDOW}"
             )
         file, dtype = self.encoded, meta["dtype"]
@@ -115,7 +122,7 @@ class TextData(L.LightningDataModule):
         ]
 
     def read_ids(self, start: int, count: int) -> np.ndarray:
-        """At most `count` ids of the text from character `start` on, int64."""
+        """At most `count` ids of the text from number `start` on, int64."""
         dtype = np.dtype(self.meta["dtype"])
         return np.fromfile(self.encoded, dtype, count, offset=start * dtype.itemsize).astype(np.int64)
 

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from lstmlab.atomic import replace_file
 from lstmlab.data.batching import Ragged
 from lstmlab.data.rows import Rows
-from lstmlab.schema import TokensConfig
+from lstmlab.schema import TokenizerConfig
 
 # Said aloud, since the library warns at every fork of a process that has tokenized. The forks, the
 # loaders' workers, never tokenize.
@@ -102,7 +102,7 @@ def delimit(sequences: Ragged, first: int | None, last: int) -> Ragged:
 
 
 def fit_and_encode(
-    columns: dict[str, list[str]], fit: list[str], config: TokensConfig, trained: str | None
+    columns: dict[str, list[str]], fit: list[str], config: TokenizerConfig, trained: str | None
 ) -> tuple[Tokenizer, dict[str, Ragged]]:
     """Encode all columns, with the tokenizer `trained` or, if None, one trained on the columns `fit`.
 

@@ -19,6 +19,7 @@ from lstmlab.data.features import Features
 from lstmlab.data.rows import Rows
 from lstmlab.models.optimizers import build_optimizer
 from lstmlab.models.schedules import build_schedules
+from lstmlab.models.transfer import freeze, measure_heights
 from lstmlab.schema import NormClippingConfig, PredictConfig, TrainConfig, ValueClippingConfig
 from lstmlab.tables import markdown
 
@@ -58,7 +59,7 @@ class Task(L.LightningModule):
     """
 
     options: tuple[str, ...] = ()  # the keys of conf/predict.yaml that this task's `respond` reads
-    # True for a language model, which has `sample_ids`, `training_text` and `vocabulary` like CharLM
+    # True for a language model, which has `sample_ids` and, of characters, `training_text` and `vocabulary`
     writes_text = False
 
     def __init__(self, config: TrainConfig, info: dict):
@@ -68,6 +69,7 @@ class Task(L.LightningModule):
         self.plateau: ReduceLROnPlateau | None = None
         self.grad_norm: Tensor | None = None  # of the latest step, before clipping
         self.resumed: dict[str, Any] = {}  # from the checkpoint from which training resumes
+        self.taken: list[str] = []  # the parameters that began as those of model.init_from
 
     def build_cell(self, input_size: int, **changes: Any) -> nn.Module:
         """The recurrent stack that the `cell` group describes, with some settings changed."""
@@ -169,7 +171,11 @@ class Task(L.LightningModule):
     # --- optimisation ---
 
     def configure_optimizers(self):
-        optimizer = build_optimizer(self.config.optimizer, self.parameters())
+        decay, factors = self.config.model.layer_rate_decay, None
+        if decay != 1:
+            heights = measure_heights(self).values()
+            factors = [decay ** (max(heights) - height) for height in heights]
+        optimizer = build_optimizer(self.config.optimizer, self.parameters(), factors)
         scheduler, self.plateau = build_schedules(optimizer, self.config)
         if self.plateau is not None:
             self.plateau.load_state_dict(self.resumed.get("plateau", {}))
@@ -209,6 +215,11 @@ class Task(L.LightningModule):
         if step % trainer.log_every_n_steps == 0 or step == trainer.max_steps:
             self.log_dict(values, prog_bar=prog_bar, batch_size=1)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if (epochs := self.config.model.unfreeze_after) is not None:
+            batches, together = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+            freeze(self, self.trainer.global_step, epochs * -(-batches // together))
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.stop_when_done()
 
@@ -238,6 +249,8 @@ class Task(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
         checkpoint["metrics"] = self.resumed.get("metrics", {}) | metrics
+        if self.taken:
+            checkpoint["taken"] = self.taken
         if self.plateau is not None:
             checkpoint["plateau"] = {
                 "best": self.plateau.best,
@@ -246,6 +259,7 @@ class Task(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resumed = {key: checkpoint[key] for key in ("metrics", "plateau") if key in checkpoint}
+        self.taken = checkpoint.get("taken", [])
 
 
 def detach(state: tuple[Tensor, ...] | None):

@@ -1,4 +1,4 @@
-"""A character language model trained by truncated backpropagation through time."""
+"""A language model over characters, words or subwords, trained by truncated backpropagation through time."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from lstmlab import distributed
 from lstmlab.cells.dropout import Dropout
-from lstmlab.data import features
+from lstmlab.data.codecs import Characters, Tokens
+from lstmlab.data.features import Features
 from lstmlab.data.rows import Rows
 from lstmlab.data.text import TextBatch
 from lstmlab.models.base import Graph, Sample, Task, detach
@@ -23,8 +24,10 @@ TRANSFER = 16  # characters sampled on the device before they are fetched togeth
 class CharLM(Task):
     """p(x_t | x_<t): embedding → dropout → recurrent stack → dropout → projection (V).
 
-    The loss is in nats per character. With `tie_weights` the projection is the embedding matrix (Press & Wolf
-    2017), after a linear map to its size if the stack has another size.
+    The loss is in nats per character, with data=texts per token. With `tie_weights` the projection is the
+    embedding matrix (Press & Wolf 2017), after a linear map to its size if the stack has another size. With
+    `adaptive_cutoffs` it is an adaptive softmax (Grave et al. 2017), which computes the scores of a group of
+    rarer tokens only where such a token comes next, or all are asked for.
     """
 
     options = ("length", "temperature", "top_k", "seed")
@@ -33,14 +36,32 @@ class CharLM(Task):
     def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
         model, hidden_size = config.model, config.cell.hidden_size
-        self.vocabulary: str = info["vocabulary"]
-        embedding_size = model.embedding_size
-        self.embedding = nn.Embedding(len(self.vocabulary), embedding_size)
+        self.codec: Characters | Tokens
+        if "tokenizer" in info:
+            self.codec = Tokens(info["tokenizer"], config.data.tokenizer)
+        else:
+            self.vocabulary: str = info["vocabulary"]
+            self.codec = Characters(self.vocabulary)
+        V, embedding_size = len(self.codec), model.embedding_size
+        self.embedding = nn.Embedding(V, embedding_size)
+        if isinstance(self.codec, Tokens):
+            with torch.no_grad():
+                # PyTorch's N(0, 1) is noise that rare words, which are most words, never lose
+                self.embedding.weight *= 0.1
         self.cell = self.build_cell(embedding_size)
         self.dropout = Dropout(model.dropout)
         size = embedding_size if model.tie_weights else hidden_size
         self.resize = nn.Identity() if size == hidden_size else nn.Linear(hidden_size, size, bias=False)
-        self.projection = nn.Linear(size, len(self.vocabulary))
+        self.projection: Any
+        if model.adaptive_cutoffs is None:
+            self.projection = nn.Linear(size, V)
+        else:
+            if model.adaptive_cutoffs[-1] >= V:
+                raise ValueError(
+                    f"model.adaptive_cutoffs={list(model.adaptive_cutoffs)} must all be less than {V}, "
+                    "the size of the vocabulary"
+                )
+            self.projection = nn.AdaptiveLogSoftmaxWithLoss(size, V, list(model.adaptive_cutoffs))
         if model.tie_weights:
             self.projection.weight = self.embedding.weight
         self.train_state: tuple[Tensor, ...] | None = None
@@ -49,15 +70,28 @@ class CharLM(Task):
     def embed_ids(self, ids: Tensor) -> Tensor:
         return self.dropout(self.embedding(ids))
 
-    def forward(self, inputs: Tensor, state=None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Ids (B, T) and the state before them → logits (B, T, V) and the new state."""
+    def read(self, inputs: Tensor, state=None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Ids (B, T) and the state before them → the input of the projection (B, T, S) and the new state."""
         output, state = self.cell(self.embed_ids(inputs), state)  # (B, T, H)
-        return self.projection(self.resize(self.dropout(output))), state
+        return self.resize(self.dropout(output)), state
+
+    def forward(self, inputs: Tensor, state=None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Ids (B, T) and the state before them → logits (B, T, V), with `adaptive_cutoffs` log p, and the new
+        state."""
+        hidden, state = self.read(inputs, state)
+        if self.config.model.adaptive_cutoffs is None:
+            return self.projection(hidden), state
+        return self.projection.log_prob(hidden.flatten(0, 1)).view(*inputs.shape, -1), state
 
     def loss(self, batch: TextBatch, state) -> tuple[Tensor, tuple[Tensor, ...]]:
-        logits, state = self(batch.inputs, state)
+        hidden, state = self.read(batch.inputs, state)
+        targets = batch.targets.flatten()
         # In float32 at any precision: the perplexity is exp(loss)
-        return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten()), state
+        if self.config.model.adaptive_cutoffs is None:
+            return F.cross_entropy(self.projection(hidden).flatten(0, 1).float(), targets), state
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.flatten(0, 1).to(self.projection.head.weight.dtype)
+            return self.projection(hidden, targets).loss, state
 
     def training_step(self, batch: TextBatch, index: int) -> Tensor:
         # An epoch starts at the beginning of the text
@@ -92,14 +126,26 @@ class CharLM(Task):
         loss, state = self.loss(batch, self.val_state if stateful else None)
         self.val_state = state
         name = "val/loss_stateful" if stateful else "val/loss_cold"
-        # The mean over batches is weighted by characters
+        # The mean over batches is weighted by characters or tokens
         count = batch.targets.numel()
         self.log(name, loss, prog_bar=True, batch_size=count, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.trainer.callback_metrics["val/loss_stateful"]
-        self.log_dict({"val/perplexity": loss.exp(), "val/bits_per_character": loss / math.log(2)})
+        self.log_perplexity("val")
         super().on_validation_epoch_end()
+
+    def test_step(self, batch: TextBatch, index: int) -> None:
+        loss, self.val_state = self.loss(batch, self.val_state if index else None)
+        self.log("test/loss_stateful", loss, batch_size=batch.targets.numel())
+
+    def on_test_epoch_end(self) -> None:
+        self.log_perplexity("test")
+
+    def log_perplexity(self, part: str) -> None:
+        loss = self.trainer.callback_metrics[f"{part}/loss_stateful"]
+        self.log(f"{part}/perplexity", loss.exp())
+        if isinstance(self.codec, Characters):  # a token has no fixed number of characters
+            self.log(f"{part}/bits_per_character", loss / math.log(2))
 
     def count_tokens(self, batch: TextBatch) -> int:
         return batch.inputs.numel()
@@ -115,19 +161,15 @@ class CharLM(Task):
         top_k: int | None = None,
         seed: int = 0,
     ) -> Iterator[str]:
-        """Continue `prompt` by `length` characters, yielded a few at a time; see `sample_ids`.
+        """Continue `prompt` by `length` characters or tokens, yielded a few at a time; see `sample_ids`. A
+        text of tokens may end before that.
 
-        Raises ValueError for a prompt that is empty or holds a character outside the vocabulary.
+        Raises ValueError for a prompt that is empty or holds a character outside the vocabulary; a prompt of
+        tokens may be any text.
         """
-        ids = {character: i for i, character in enumerate(self.vocabulary) if i > 0}
-        if unknown := sorted(set(prompt) - ids.keys()):
-            known = "".join(ids)
-            raise ValueError(f"text= holds {unknown[0]!r}, not in the model's vocabulary: {known!r}")
-        if not prompt:
-            raise ValueError("text= is empty; give at least one character to start from")
-        inputs = torch.tensor([[ids[c] for c in prompt]], device=self.device)
-        for block in self.sample_ids(inputs, length, temperature, top_k, seed):
-            yield self.decode(block[0])
+        ids = self.codec.encode_prompt(prompt)
+        inputs = torch.tensor([ids], device=self.device)
+        yield from self.codec.continue_text(ids, self.sample_ids(inputs, length, temperature, top_k, seed))
 
     @torch.inference_mode()
     def sample_ids(
@@ -140,22 +182,23 @@ class CharLM(Task):
     ) -> Iterator[Tensor]:
         """Continue each row of ids (B, T) by `length` ids, yielded a few at a time: (B, at most TRANSFER).
 
-        Temperature 0 takes the most probable character. Otherwise it is drawn from
+        Temperature 0 takes the most probable id. Otherwise it is drawn from
         softmax(logits / temperature), among the `top_k` most probable ones if that is given, as
         argmax(logits + temperature · noise) with Gumbel noise, −log Exp(1) (Maddison et al. 2014).
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         state = None
-        noise = torch.empty(TRANSFER, len(inputs), len(self.vocabulary), device=self.device)
+        never = list(self.codec.never_drawn)
+        noise = torch.empty(TRANSFER, len(inputs), len(self.codec), device=self.device)
         for start in range(0, length, TRANSFER):
             drawn = []
             noise.exponential_(generator=generator).log_().mul_(-temperature)
-            noise[..., 0] = -math.inf  # UNKNOWN is never drawn
+            noise[..., never] = -math.inf
             for noise_t in noise[: length - start]:
                 logits, state = self(inputs, state)
                 logits = logits[:, -1].float()  # (B, V)
                 if top_k is not None and top_k < logits.size(1):
-                    logits[:, 0] = -math.inf
+                    logits[:, never] = -math.inf
                     logits[logits < logits.topk(top_k).values[:, -1:]] = -math.inf
                 inputs = (logits + noise_t).argmax(-1, keepdim=True)
                 drawn.append(inputs)
@@ -173,22 +216,21 @@ class CharLM(Task):
         return [{"continuation": "".join(self.sample(text, **how))} for text in texts]
 
     def examples(self, batch: TextBatch) -> tuple[list[str], list[list]]:
-        prompts = [self.decode(row) or self.vocabulary[1] for row in batch.inputs[:3, :40]]
+        prompts = [self.codec.decode(row) or self.codec.first for row in batch.inputs[:3, :40].tolist()]
         return ["prompt", "sample"], [[p, "".join(self.sample(p, 80, temperature=0.8))] for p in prompts]
 
     def finish(self) -> Sample | None:
-        """The last line of the first validation prompt, continued by 500 characters."""
+        """The last line of the first validation prompt, continued by 500 characters; of tokens a new text."""
+        if isinstance(self.codec, Tokens):
+            text = "".join(self.eval().sample("", 500, temperature=0.8))
+            return Sample("A text that it writes, at temperature 0.8", text, " ".join(text.split()[:2]))
         trainer: Any = self.trainer
         _, cold = trainer.datamodule.val_dataloader()
-        prompt = self.decode(next(iter(cold)).inputs[0]) or self.vocabulary[1]
+        prompt = self.codec.decode(next(iter(cold)).inputs[0].tolist()) or self.codec.first
         last_line = prompt.rpartition("\n")[2]
         text = last_line + "".join(self.eval().sample(prompt, 500, temperature=0.8))
         title = f"How it continues held-out text that ends in {last_line[-24:]!r}, at temperature 0.8"
         return Sample(title, text, last_line[-40:] or prompt[-1:])
-
-    def decode(self, ids: Tensor) -> str:
-        """The characters of ids (T,), without UNKNOWN."""
-        return "".join(self.vocabulary[i] for i in ids.tolist() if i > 0)
 
     # --- analysis and export ---
 
@@ -197,10 +239,9 @@ class CharLM(Task):
 
     def read_text(self, text: str) -> Rows:
         """One row. A character outside the vocabulary is UNKNOWN."""
-        if not text:
+        if not (ids := self.codec.encode(text)):
             raise ValueError("text= is empty; give at least one character to read")
-        known = {character: i for i, character in enumerate(self.vocabulary)}
-        return Rows.dense(torch.tensor([[known.get(character, 0) for character in text]]))
+        return Rows.dense(torch.tensor([ids]))
 
     def run(self, rows: Rows) -> Tensor:
         return self(rows.ids.to(self.device))[0]
@@ -218,13 +259,12 @@ class CharLM(Task):
         return "".join(np.array(list(self.vocabulary))[ids])
 
     def token_texts(self, rows: Rows) -> list[str]:
-        return [self.vocabulary[i] for i in rows.ids[rows.mask].tolist()]
+        return self.codec.step_texts(rows)
 
-    def text_features(self, rows: Rows, language: str | None) -> features.Features:
+    def text_features(self, rows: Rows, language: str | None) -> Features:
         """By default the features of Python source for data=stdlib, and those of English prose otherwise."""
         default = "python" if self.config.data.name == "stdlib" else "english"
-        compute = features.python if (language or default) == "python" else features.english
-        return compute("".join(self.token_texts(rows)))
+        return self.codec.compute_features(rows, language or default)
 
     def graphs(self) -> dict[str, Graph]:
         """One graph, which takes a state and returns the new one."""

@@ -10,16 +10,26 @@ from torch.optim import AdamW, Optimizer
 from lstmlab.schema import OptimizerConfig
 
 
-def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Vectors (biases, gains) get no weight decay and, if the optimizer takes only matrices, AdamW."""
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter], factors: Iterable[float] | None = None
+) -> Optimizer:
+    """Vectors (biases, gains) get no weight decay and, if the optimizer takes only matrices, AdamW.
+
+    factors: one of each parameter's learning rate, `config.lr`; None: 1.
+    """
     parameters = list(parameters)
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
+    factors = [1.0] * len(parameters) if factors is None else list(factors)
+    matrices: list[dict[str, Any]] = []
+    vectors: list[dict[str, Any]] = []
+    for factor in sorted(set(factors), reverse=True):
+        own = [p for p, of_p in zip(parameters, factors, strict=True) if of_p == factor]
+        rate = {} if factor == 1 else {"lr": factor * config.lr}
+        matrices.append({"params": [p for p in own if p.ndim > 1], **rate})
+        vectors.append({"params": [p for p in own if p.ndim <= 1], "weight_decay": 0.0, **rate})
     if config.matrices_only:
         of_matrices = config.build("optimizer", Optimizer, matrices)
         return TwoOptimizers(of_matrices, AdamW(vectors, config.lr, weight_decay=0.0))
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return config.build("optimizer", Optimizer, groups)
+    return config.build("optimizer", Optimizer, matrices + vectors)
 
 
 class TwoOptimizers(Optimizer):

@@ -136,6 +136,8 @@ class Sentiment(Task):
 
     def training_step(self, batch: SentimentBatch, index: int) -> Tensor:
         embedded = self.embed_ids(batch.tokens)
+        if self.adversarial:
+            embedded.requires_grad_()  # it does not yet where the embedding is frozen
         loss, _ = self.loss(batch, embedded)
         if self.adversarial:
             (gradient,) = torch.autograd.grad(loss, embedded, retain_graph=True)

@@ -42,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     )
     with intervene(model, parse_settings(config.set or "", model)):
         metrics = trainer.validate(model, datamodule, verbose=False)
-        if is_overridden("test_step", model):
+        if is_overridden("test_step", model) and is_overridden("test_dataloader", datamodule):
             metrics += trainer.test(model, datamodule, verbose=False)
     return {name: value for part in metrics for name, value in part.items()}
 

@@ -75,7 +75,7 @@ class Predictor:
         seed: int = 0,
         changes: Mapping[str, Change] | None = None,
     ) -> str:
-        """What a language model writes after a prompt: `length` characters."""
+        """What a language model writes after a prompt: `length` characters, or at most so many tokens."""
         options = PredictConfig.model_construct(
             length=length, temperature=temperature, top_k=top_k, seed=seed
         )

@@ -29,10 +29,10 @@ from lstmlab.callbacks.progress import RunProgress
 from lstmlab.checkpoint import CheckpointIO, find_device, load_checkpoint
 from lstmlab.config import name_job, runs_in_parallel
 from lstmlab.data import build_data
-from lstmlab.help import show_as_typed
 from lstmlab.loggers import add_wandb_ids, build_loggers, report_results
 from lstmlab.models import build_model
 from lstmlab.models.base import Task
+from lstmlab.models.transfer import take_tokenizer, take_weights
 from lstmlab.runs.endings import explaining_out_of_memory, finishing_loggers, handling_interrupts
 from lstmlab.runs.resume import Start, find_repeated_run, find_start, read_metrics
 from lstmlab.runs.summary import describe_end, describe_start
@@ -65,18 +65,21 @@ def train(config: TrainConfig) -> dict[str, float]:
     start = find_start(config)
     check_targets(start.config)
     config = set_up_process(start.config)
-    datamodule = load_training_data(config)
+    origin = start.checkpoint or load_origin(config)
+    tokenizer = take_tokenizer(config, origin) if config.model.init_from else None
+    datamodule = load_training_data(config, tokenizer)
     batches = len(datamodule.train_dataloader())
     config = with_step_limits(config, batches)
     check_resumable(config, start, datamodule.info)
     config = config.replace({"logger": add_wandb_ids(config.to_plain()["logger"])})
 
     model = build_model(config, datamodule.info)
+    report = take_weights(model, origin) if origin and not start.checkpoint else ""
     callbacks = build_callbacks(config)
     loggers = build_loggers(config, start.checkpoint.get("global_step"))
     write_config(config, new=start.path is None)
     trainer = build_trainer(config, callbacks, loggers)
-    print(describe_start(config, model, batches))
+    print(describe_start(config, model, batches), *filter(None, [report]), sep="\n")
     if start.path is not None:
         print(f"Resuming after step {start.checkpoint['global_step']}")
 
@@ -90,7 +93,7 @@ def train(config: TrainConfig) -> dict[str, float]:
     sample = model.finish()
     if distributed.rank() == 0:
         metrics = write_results(config, best, metrics)
-        print(show_as_typed(f"\n{describe_end(config, metrics, best, trainer.global_step, sample)}"))
+        print(f"\n{describe_end(config, metrics, best, trainer.global_step, sample)}")
     return metrics
 
 
@@ -142,9 +145,24 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def load_training_data(config: TrainConfig) -> Any:
-    """The data module, ready for training. The first process fetches the data while the others wait."""
+def load_origin(config: TrainConfig) -> dict[str, Any]:
+    """The checkpoint that `model.init_from` names, or {}. Raises what `load_checkpoint` raises."""
+    if config.model.init_from is None:
+        return {}
+    try:
+        return load_checkpoint(config.model.init_from)
+    except (OSError, ValueError) as error:
+        raise type(error)(str(error).replace("ckpt=", "model.init_from=", 1)) from error
+
+
+def load_training_data(config: TrainConfig, tokenizer: str | None = None) -> Any:
+    """The data module, ready for training. The first process fetches the data while the others wait.
+
+    tokenizer: a JSON string, to encode the texts with; None: one that is trained on them.
+    """
     datamodule = build_data(config.data, config.seed)
+    if tokenizer is not None:
+        datamodule.trained = tokenizer
     first = distributed.rank() == 0
     if first:
         datamodule.prepare_data()
@@ -256,7 +274,7 @@ def evaluate_best(trainer: L.Trainer, model: Task, datamodule: Any) -> tuple[int
     model.load_state_dict(best["state_dict"])
     delete_requeue_checkpoints(trainer)
     metrics = best["metrics"]
-    if is_overridden("test_step", model):
+    if is_overridden("test_step", model) and is_overridden("test_dataloader", datamodule):
         metrics |= trainer.test(model, datamodule, verbose=False)[0]
     return best["global_step"], metrics
 
