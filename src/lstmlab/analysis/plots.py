@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from torch import Tensor
 
+from lstmlab.analysis.causes import Cause
 from lstmlab.analysis.gates import SIGMOIDS, VISIBLE, Saturation
 from lstmlab.analysis.probes import ProbeResult
 from lstmlab.analysis.written import Measured
@@ -99,6 +100,28 @@ def draw_probes(results: list[ProbeResult]) -> Figure:
     left.set(xlabel="|r| of the best unit")
     right.set(xlabel="R² of the linear probe")
     right.legend(fontsize=8)
+    return figure
+
+
+def draw_causes(causes: list[Cause]) -> Figure:
+    """How much the loss grows without the units that track a feature, beside random units."""
+    figure, [[ax]] = make_grid(1, 1, 8, 1.2 + 0.4 * len(causes))
+    y = np.arange(len(causes))
+    for effects, shift, color, label in (
+        ([cause.at_work for cause in causes], -0.15, "tab:blue", "where the feature is at work"),
+        ([cause.elsewhere for cause in causes], 0.15, "tab:grey", "elsewhere"),
+    ):
+        means, low, high = np.array(effects).T
+        ax.errorbar(means, y + shift, xerr=(means - low, high - means), fmt="o", ms=4, c=color, label=label)
+    controls = np.concatenate([cause.controls for cause in causes])
+    rows = np.repeat(y - 0.15, [len(cause.controls) for cause in causes])
+    ax.scatter(controls, rows, s=8, color="tab:orange", label="random units, at work", zorder=0)
+    names = [f"{c.feature}\n{f'the best {len(c.units)}' if len(c.units) > 1 else c.units[0]}" for c in causes]
+    ax.set_yticks(y, names, fontsize=8, parse_math=False)
+    ax.axvline(0, color="black", linewidth=0.6)
+    ax.invert_yaxis()
+    ax.set(xlabel="change of the loss without these units, nats per character")
+    ax.legend(fontsize=8)
     return figure
 
 

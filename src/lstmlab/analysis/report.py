@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lstmlab.analysis import gates, plots, written
+from lstmlab.analysis.causes import CONTROLS, STEPS, STREAMS, measure_causes
 from lstmlab.analysis.gradient_flow import count_steps_reached, measure_gradient_flow, measure_initial_flows
 from lstmlab.analysis.page import LABELS, write_page
 from lstmlab.analysis.probes import ProbeResult, find_units
@@ -26,7 +27,7 @@ from lstmlab.tables import markdown
 FLOW_STEPS, FLOW_ROWS = 100, 32
 TEMPERATURES, SHOWN_TEMPERATURE = (0.5, 0.8, 1.0), 0.8
 SAMPLES, PROMPT, LENGTH = 20, 100, 500  # texts at each temperature; characters of a prompt and of a text
-PLOTS = ("attention", "gates", "gradient_flow", "half_life", "probes", "saturation", "writing")
+PLOTS = ("attention", "causes", "gates", "gradient_flow", "half_life", "probes", "saturation", "writing")
 CORPUS = 2_000_000  # the most characters of the training text to compare with
 
 
@@ -195,7 +196,39 @@ def report_units(model: Task, rows: Rows, note: str, language: str | None, folde
     if not results:
         return text
     plots.draw_probes(results).savefig(folder / "probes.png")
-    return f"{text}\n\n{tabulate_probes(results)}"
+    text += f"\n\n{tabulate_probes(results)}"
+    return f"{text}\n\n{report_causes(model, rows, language, results, folder)}" if model.writes_text else text
+
+
+def report_causes(
+    model: Any, rows: Rows, language: str | None, results: list[ProbeResult], folder: Path
+) -> str:
+    """What the loss of a language model does without the units that track a feature."""
+    ids = rows.ids.flatten()[: STREAMS * STEPS]
+    rows = Rows.dense(ids[: len(ids) // STREAMS * STREAMS].view(STREAMS, -1))
+    causes = measure_causes(model, rows, model.text_features(rows, language), results)
+    plots.draw_causes(causes).savefig(folder / "causes.png")
+    table = [
+        [
+            cause.feature,
+            f"the best {len(cause.units)}" if len(cause.units) > 1 else str(cause.units[0]),
+            *(f"{e.mean:+.4f} ({e.low:+.4f} to {e.high:+.4f})" for e in (cause.at_work, cause.elsewhere)),
+            f"{np.mean(cause.controls):+.4f}, {max(cause.controls):+.4f}",
+            f"{cause.ratio:.1f}",
+        ]
+        for cause in causes
+    ]
+    shown = dict.fromkeys(cause.feature for cause in causes if cause.at_work.low > max(cause.controls))
+    return (
+        "## What the units do\n\n"
+        f"The model reads {rows.mask.sum():,} steps, {STREAMS} stretches side by side, while units are held "
+        "at their mean. The table has the change of the loss in nats per character, with 95 % intervals, "
+        "where the feature is above its mean (at work) and elsewhere; that of as many random units of the "
+        f"same layer at work, the mean and the largest of {CONTROLS}; and the ratio to the mean size of "
+        f"theirs. The interval lies above all random choices for {', '.join(shown) or 'no feature'}. For the "
+        "others, the correlation does not turn out to be cause.\n\n"
+        + markdown(["feature", "units", "at work", "elsewhere", "random units", "ratio"], table)
+    )
 
 
 def tabulate_probes(results: list[ProbeResult]) -> str:
