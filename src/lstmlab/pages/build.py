@@ -1,0 +1,101 @@
+"""One HTML file in which a model runs: weights as float16, the recurrence in JavaScript, no network."""
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstmlab.models.base import Task
+
+FOLDER = Path(__file__).parent
+KINDS = ("lstm", "gru", "rnn")  # those of STEPS in runtime.js
+# The parameters that the pages read; the cells of other kinds and options have more
+KNOWN = re.compile(
+    r"(cell|encoder|decoder)\.(weight|bias)_(ih|hh)_l\d+(_reverse)?"
+    r"|((source_|target_)?embedding|projection|resize|score\.[02]|bridge\.\d|attention\.[WUw]|readout)\.(weight|bias)"
+)
+CHECKED = 20  # the probabilities that a page compares with those of Python when it is opened
+
+
+def build_page(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes]:
+    """{file name: content} of the page of `model`, whose weights are rounded to float16.
+
+    Raises ValueError for what a page cannot do: another task, kind of cell, tokenizer or parameter.
+    """
+    task, cell = model.config.model.name, model.config.cell
+    if task not in PARTS:
+        raise ValueError(f"format=html has no page for model={task}, only for {', '.join(PARTS)}")
+    if cell.kind not in KINDS:
+        raise ValueError(f"format=html has no cell.kind={cell.kind}, only {', '.join(KINDS)}")
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if unknown := sorted(name for name in parameters if not KNOWN.fullmatch(name)):
+        raise ValueError(f"format=html does not know the parameter {unknown[0]} of this model={task}")
+    layout, packed = pack_weights(parameters)
+    meta = {
+        "subtitle": f"{cell.kind}, {cell.num_layers} × {cell.hidden_size} units, trained on {model.config.data.name}",
+        "kind": cell.kind,
+        "layout": layout,
+        **PARTS[task](model),
+    }
+    markup, _, script = (FOLDER / f"{task}.html").read_text(encoding="utf-8").partition("<script>")
+    scripts = [(FOLDER / name).read_text(encoding="utf-8") for name in ("runtime.js", "shared.js")]
+    page = (FOLDER / "page.html").read_text(encoding="utf-8")
+    for mark, content in {
+        "<!-- TASK -->": markup,
+        "/* SCRIPTS */": "\n".join([*scripts, script.removesuffix("</script>\n")]),
+        "<!-- META -->": json.dumps(meta, separators=(",", ":")).replace("<", "\\u003c"),
+        "<!-- WEIGHTS -->": packed,
+    }.items():
+        page = page.replace(mark, content, 1)
+    return {"model.html": page.encode()}
+
+
+def pack_weights(parameters: dict[str, Any]) -> tuple[dict[str, list[int]], str]:
+    """Round the parameters to float16, in place. {name: [offset, *shape]} and all values in base64; a tensor
+    with two names is stored once."""
+    layout: dict[str, list[int]] = {}
+    offsets: dict[int, int] = {}
+    parts: list[bytes] = []
+    size = 0
+    with torch.no_grad():
+        for name, tensor in parameters.items():
+            if id(tensor) not in offsets:
+                half = tensor.half()
+                if not half.isfinite().all():
+                    raise ValueError(f"format=html stores float16, and {name} holds values beyond ±65504 or NaN")
+                tensor.copy_(half)
+                offsets[id(tensor)] = size
+                parts.append(half.numpy().astype("<f2").tobytes())
+                size += tensor.numel()
+            layout[name] = [offsets[id(tensor)], *tensor.shape]
+    return layout, base64.b64encode(b"".join(parts)).decode()
+
+
+def build_check(given: Any, p: Tensor) -> dict[str, Any]:
+    """The input of the check, and the most probable of the probabilities p (V,) that it must give."""
+    top = p.topk(min(CHECKED, len(p)))
+    return {"input": given, "ids": top.indices.tolist(), "p": top.values.tolist()}
+
+
+@torch.inference_mode()
+def describe_charlm(model: Any) -> dict[str, Any]:
+    if "tokenizer" in model.info:
+        raise ValueError("format=html has a page for a model=charlm of characters, not for one of tokens")
+    vocabulary = model.vocabulary
+    ids = [1 + 7 * k % (len(vocabulary) - 1) for k in range(32)]
+    logits, _ = model(torch.tensor([ids]))
+    prompts = [*(["def "] if model.config.data.name == "stdlib" else []), "The ", vocabulary[1]]
+    return {
+        "title": "A network that writes",
+        "vocabulary": list(vocabulary),
+        "prompt": next(prompt for prompt in prompts if set(prompt) <= set(vocabulary[1:])),
+        "check": build_check(ids, logits[0, -1].softmax(-1)),
+    }
+
+
+PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {"charlm": describe_charlm}
