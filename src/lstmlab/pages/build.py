@@ -1,6 +1,7 @@
 """One HTML file in which a model runs: weights as float16, the recurrence in JavaScript, no network."""
 
 import base64
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -10,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lstmlab.data.sentiment import LABELS
+from lstmlab.data.tokenization import KINDS as KINDS_OF_TOKENS
+from lstmlab.data.tokenization import load_tokenizer, train_tokenizer
 from lstmlab.models.base import Task
 
-FOLDER = Path(__file__).parent
 KINDS = ("lstm", "gru", "rnn")  # those of STEPS in runtime.js
 # The parameters that the pages read; the cells of other kinds and options have more
 KNOWN = re.compile(
     r"(cell|encoder|decoder)\.(weight|bias)_(ih|hh)_l\d+(_reverse)?"
     r"|((source_|target_)?embedding|projection|resize|score\.[02]|bridge\.\d|attention\.[WUw]|readout)\.(weight|bias)"
 )
+EXAMPLE = "The acting is wonderful, but the story could hardly be more predictable."
 CHECKED = 20  # the probabilities that a page compares with those of Python when it is opened
 
 
@@ -42,17 +46,21 @@ def build_page(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes
         "layout": layout,
         **PARTS[task](model),
     }
-    markup, _, script = (FOLDER / f"{task}.html").read_text(encoding="utf-8").partition("<script>")
-    scripts = [(FOLDER / name).read_text(encoding="utf-8") for name in ("runtime.js", "shared.js")]
-    page = (FOLDER / "page.html").read_text(encoding="utf-8")
+    scripts = ["runtime.js", "shared.js", *(["tokens.js"] if "tokenizer" in meta else [])]
+    markup, _, script = read_file(f"{task}.html").partition("<script>")
+    page = read_file("page.html")
     for mark, content in {
         "<!-- TASK -->": markup,
-        "/* SCRIPTS */": "\n".join([*scripts, script.removesuffix("</script>\n")]),
+        "/* SCRIPTS */": "\n".join([*map(read_file, scripts), script.removesuffix("</script>\n")]),
         "<!-- META -->": json.dumps(meta, separators=(",", ":")).replace("<", "\\u003c"),
         "<!-- WEIGHTS -->": packed,
     }.items():
         page = page.replace(mark, content, 1)
     return {"model.html": page.encode()}
+
+
+def read_file(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def pack_weights(parameters: dict[str, Any]) -> tuple[dict[str, list[int]], str]:
@@ -98,4 +106,45 @@ def describe_charlm(model: Any) -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {"charlm": describe_charlm}
+@torch.inference_mode()
+def describe_sentiment(model: Any) -> dict[str, Any]:
+    info = model.info
+    ids = [k * k % info["vocab_size"] for k in range(2, 2 + min(30, info["max_length"]))]
+    logits, _ = model(torch.tensor([ids]), torch.tensor([len(ids)]))
+    film = model.labels == LABELS
+    return {
+        "title": "What does it think of a film?" if film else f"Which of {len(model.labels)} classes?",
+        "example": EXAMPLE if film else "",
+        "labels": model.labels,
+        "pooling": model.pooling,
+        "maxLength": info["max_length"],
+        "stripMarkup": info.get("strip_markup", True),
+        "tokenizer": describe_tokenizer(info["tokenizer"]),
+        "check": build_check(ids, model.probabilities(logits)[0]),
+    }
+
+
+def describe_tokenizer(text: str) -> dict[str, Any]:
+    """A tokenizer's JSON string for tokens.js, which knows those of `train_tokenizer` alone."""
+    saved = json.loads(load_tokenizer(text).to_str())
+    vocabulary, merges = saved["model"].pop("vocab"), saved["model"].pop("merges", [])
+    for kind, lowercase in itertools.product(KINDS_OF_TOKENS, (False, True)):
+        ours = json.loads(train_tokenizer([], kind, 300, lowercase).to_str())
+        del ours["model"]["vocab"]
+        ours["model"].pop("merges", None)
+        if saved == ours:
+            return {
+                "kind": kind,
+                "lowercase": lowercase,
+                "vocabulary": sorted(vocabulary, key=vocabulary.get),
+                "merges": [" ".join(pair) for pair in merges],
+            }
+    raise ValueError(
+        "format=html knows the tokenizers that this project trains, word, bpe and char; this is another one"
+    )
+
+
+PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "charlm": describe_charlm,
+    "sentiment": describe_sentiment,
+}

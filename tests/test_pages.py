@@ -1,0 +1,216 @@
+"""The exported page computes what Python computes, in Chromium, and does what it offers, without a network."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from lstmlab.cells.scratch import STEPS
+from lstmlab.checkpoint import load_model
+from lstmlab.data.sentiment import clean, encode_reviews
+from lstmlab.data.tokenization import encode, load_tokenizer, train_tokenizer
+from lstmlab.export import export
+from lstmlab.schema import ExportConfig
+
+AWKWARD = [
+    "It isn't, y'all’s “quoted” rock'n'roll…  two  spaces\ttab\u00a0nbsp\u0085next\u2028line\u3000wide ",
+    "ΟΔΥΣΣΕΥΣ İstanbul ǅ ﬁ ẞ ſ Ⅷ ⓐ x²½ 12,345.67 ١٢٣ 漢字かな 한국어 हिन्दी ไทย e\u0301 🙂👩‍👩‍👧 \U0001d54f",
+    "don't I'll we've THEY'RE 's 't \n\n  \r\n indented\n__init__ a_b <eos> <unk> <pad> \ufeffbom \u200b zero",
+    "<br /><b class='x'>bold</b> 1 < 2 &amp; &lt;i&gt; &eacute; &notit; &amp;amp; &#233; &#x1F642; &#150; &#0; &#1; &copy &bogus; &",
+    "",
+    "   ",
+    "\n\nHello",
+    "a",
+]
+
+
+@pytest.fixture
+def opened(tmp_path, trained, browser):
+    """opened("charlm", …): the model with weights of the order of 1, the same rounded to float16, and the page
+    in the browser."""
+
+    def build(name: str, *overrides: str):
+        path = str(tmp_path / "drawn.ckpt")  # one step leaves biases close to 0
+        content = torch.load(trained(name, *overrides), weights_only=True)
+        torch.manual_seed(0)
+        for tensor in content["state_dict"].values():
+            tensor.normal_(std=0.5)
+        torch.save(content, path)
+        [file] = export(ExportConfig(ckpt=path, format="html", folder=str(tmp_path / "page")))
+        model, rounded = load_model(path), load_model(path)
+        with torch.no_grad():
+            for parameter in rounded.parameters():
+                parameter.copy_(parameter.half())
+        browser.get(f"file://{file}")
+        assert run(browser, "return deviation") < 1e-5
+        return model, rounded
+
+    return build
+
+
+def run(browser, script: str, *arguments):
+    """A typed array comes back as a list."""
+    return browser.execute_script(script, *arguments)
+
+
+def wait(browser, condition: str) -> None:
+    for _ in range(1000):
+        if run(browser, f"return {condition}"):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"{condition}: {run(browser, 'return document.body.innerText')}")
+
+
+def finish(browser) -> None:
+    """Nothing was asked of a network, nothing complained."""
+    assert run(browser, "return performance.getEntriesByType('resource').length") == 0
+    assert browser.get_log("browser") == []
+
+
+def close(found: list, rounded: torch.Tensor, exact: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.tensor(found), rounded, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(found), exact, atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("lstm", ["cell.num_layers=1"]),
+        ("gru", ["cell=torch", "model.tie_weights=true"]),  # 8 units, 6 in the embedding
+        ("rnn", ["cell.num_layers=3"]),
+    ],
+)
+def test_charlm(opened, browser, kind, options):
+    model, rounded = opened("charlm", f"cell.kind={kind}", *options)
+    ids = torch.randint(1, len(model.vocabulary), (40,))
+    found = run(browser, "const s = stack.start(); return arguments[0].map(id => [...read(id, s)])", ids.tolist())
+    close(found, *(m(ids[None])[0][0].softmax(-1) for m in (rounded, model)))
+
+    act = "$('temperature').value = arguments[0]; $('prompt').value = arguments[1]; restart()"
+    run(browser, act, 0, "line 1")
+    wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
+    text = run(browser, "return story.text.join('')")
+    assert text == "line 1" + "".join(rounded.sample("line 1", 1000, temperature=0))
+    run(browser, act, 1, "line 1")
+    wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
+    drawn = run(browser, "return story.text.join('')")
+    assert len(drawn) == 1006 and drawn != text and len(set(drawn)) > 10
+    assert run(browser, "return [...document.querySelectorAll('#text span')].map(s => s.textContent).join('')") == drawn
+    run(browser, "point(100)")
+    tip = run(browser, "return $('tip').innerText")
+    assert "character 101" in tip and tip.count("%") >= 6
+    finish(browser)
+
+
+@torch.no_grad()
+def test_a_held_unit_changes_the_writing(opened, browser):
+    _, model = opened("charlm", "cell.kind=lstm", "cell.num_layers=1")
+    wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
+    before = run(browser, "return story.text.join('')")
+    run(browser, "look({unit: 3, member: 'c'}); $('hold').value = 1.5; $('hold').dispatchEvent(new Event('input'))")
+    wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
+    after, p = run(browser, "return [story.text.join(''), story.p.slice(1, 50).map(p => [...p])]")
+    assert after != before and after[: len("l")] == before[: len("l")]
+    assert run(browser, "return story.states.every(([layer]) => layer.c[3] === 1.5)")
+    assert "changes the text from character" in run(browser, "return $('status').textContent")
+
+    step, expected = STEPS["lstm"](*model.cell.all_weights[0]), []
+    h = c = torch.zeros(1, 8)
+    for character in after[:49]:
+        x = model.embedding(torch.tensor([model.vocabulary.index(character)]))
+        (_, c), gates = step(x, h, c)
+        c[:, 3] = 1.5
+        h = gates["o"] * c.tanh()
+        expected.append(model.projection(h)[0].softmax(-1))
+    torch.testing.assert_close(torch.tensor(p), torch.stack(expected), atol=1e-5, rtol=0)
+
+    run(browser, "$('release').click()")
+    wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
+    assert run(browser, "return story.text.join('')") == before
+    finish(browser)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (["model.pooling=max", "data.tokenizer=word", "data.max_length=9"], None),
+        (["model.pooling=attention", "data.tokenizer=bpe", "data.vocab_size=400", "cell.kind=gru"], None),
+        (["model.pooling=last", "data.tokenizer=char", "data.lowercase=false", "cell.num_layers=2"], None),
+        (["model.pooling=mean", "cell.bidirectional=false", "cell.kind=rnn"], "three"),
+    ],
+)
+def test_sentiment(opened, browser, tmp_path, options, labels):
+    if labels:
+        rows = [f"{'good bad fine'.split()[k % 3]} film {k},{'abc'[k % 3]}" for k in range(60)]
+        (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]))
+        options = ["data=classes", f"data.path={tmp_path}/own.csv", *options]
+        options += [f"~data.{key}_size" for key in ()]
+    model, rounded = opened("sentiment", *options)
+    for text in [*AWKWARD, "Not bad at all, but the film is really boring, isn't it? " * 3]:
+        ids = encode(load_tokenizer(model.info["tokenizer"]), [clean(text)]).flat.tolist()
+        assert run(browser, "return encode(read(arguments[0]))", text) == ids
+        read = encode_reviews(model.info, [text])
+        found = run(browser, "return [...predict(encode(read(arguments[0])))]", text)
+        close(found, *(m.probabilities(m(*read)[0])[0] for m in (rounded, model)))
+
+    text = "The film is not bad, boring."
+    run(browser, "$('text').value = arguments[0]; update()", text)
+    wait(browser, f"document.body.dataset.shown === {json.dumps(text)}")
+    without = encode_reviews(model.info, [text, "The film is bad, boring."])
+    p = rounded.probabilities(rounded(*without)[0])
+    likeliest = p[0].argmax()
+    change = p[:, likeliest].logit()
+    found = run(browser, "return moved(words.find(w => w.word === 'not'))")
+    assert found == pytest.approx(float(change[0] - change[1]), abs=1e-4)
+    run(browser, "words[3].span.dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))")
+    assert "without" in run(browser, "return $('tip').innerText")
+    finish(browser)
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe", "char"])
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_tokenizers(opened, browser, kind, lowercase):
+    """In one page, with a tokenizer that has learnt from the awkward texts."""
+    from lstmlab.pages.build import describe_tokenizer
+
+    tokenizer = train_tokenizer(AWKWARD * 3, kind, 600, lowercase)
+    described = describe_tokenizer(tokenizer.to_str())
+    opened("sentiment")
+    run(
+        browser,
+        "Object.assign(tokenizer, arguments[0]); known.clear(); tokenizer.vocabulary.forEach((t, id) => known.set(t, id));"
+        "merged.clear(); ranks.clear(); tokenizer.merges.forEach((pair, rank) => ranks.set(pair, rank))",
+        described,
+    )
+    for text in AWKWARD:
+        ids = encode(tokenizer, [text]).flat.tolist()
+        assert run(browser, "return encode(arguments[0])", text) == ids, text
+        if kind != "word":
+            assert run(browser, "return decode(arguments[0])", ids) == tokenizer.decode(ids, skip_special_tokens=False)
+        assert run(browser, "return clean(arguments[0])", text) == clean(text)
+
+
+REFUSED = {
+    "cell.kind=layernorm": ["cell=fused", "cell.kind=layernorm"],
+    "cell.kind=peephole": ["cell=fused", "cell.kind=peephole"],
+}
+
+
+@pytest.mark.parametrize("named", REFUSED)
+def test_what_a_page_cannot_do_is_refused(command, trained, tmp_path, named):
+    path = trained("charlm", *REFUSED[named])
+    code, _, error = command("export", f"ckpt={path}", "format=html", f"folder={tmp_path}/out")
+    assert code == 1 and f"format=html has no {named}, only lstm, gru, rnn" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_beyond_float16_is_refused(trained, tmp_path):
+    content = torch.load(trained("charlm"), weights_only=True)
+    content["state_dict"]["projection.bias"][0] = 1e5
+    torch.save(content, tmp_path / "large.ckpt")
+    with pytest.raises(ValueError, match=r"projection\.bias holds values beyond ±65504"):
+        export(ExportConfig(ckpt=str(tmp_path / "large.ckpt"), format="html", folder=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
