@@ -2,15 +2,21 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import SMALL
 from lstmlab.cells.scratch import STEPS
 from lstmlab.checkpoint import load_model
 from lstmlab.data.sentiment import clean, encode_reviews
+from lstmlab.data.sequence_tasks import IGNORED
 from lstmlab.data.tokenization import encode, load_tokenizer, train_tokenizer
+from lstmlab.data.translation import decode_targets, encode_sources
 from lstmlab.export import export
+from lstmlab.pages.build import describe_tokenizer
+from lstmlab.runs.train import train
 from lstmlab.schema import ExportConfig
 
 AWKWARD = [
@@ -26,13 +32,13 @@ AWKWARD = [
 
 
 @pytest.fixture
-def opened(tmp_path, trained, browser):
-    """opened("charlm", …): the model with weights of the order of 1, the same rounded to float16, and the page
+def opened(tmp_path, browser):
+    """opened(checkpoint): the model with weights of the order of 1, the same rounded to float16, and the page
     in the browser."""
 
-    def build(name: str, *overrides: str):
+    def build(checkpoint: Path):
         path = str(tmp_path / "drawn.ckpt")  # one step leaves biases close to 0
-        content = torch.load(trained(name, *overrides), weights_only=True)
+        content = torch.load(checkpoint, weights_only=True)
         torch.manual_seed(0)
         for tensor in content["state_dict"].values():
             tensor.normal_(std=0.5)
@@ -82,8 +88,8 @@ def close(found: list, rounded: torch.Tensor, exact: torch.Tensor) -> None:
         ("rnn", ["cell.num_layers=3"]),
     ],
 )
-def test_charlm(opened, browser, kind, options):
-    model, rounded = opened("charlm", f"cell.kind={kind}", *options)
+def test_charlm(opened, trained, browser, kind, options):
+    model, rounded = opened(trained("charlm", f"cell.kind={kind}", *options))
     ids = torch.randint(1, len(model.vocabulary), (40,))
     found = run(browser, "const s = stack.start(); return arguments[0].map(id => [...read(id, s)])", ids.tolist())
     close(found, *(m(ids[None])[0][0].softmax(-1) for m in (rounded, model)))
@@ -105,8 +111,8 @@ def test_charlm(opened, browser, kind, options):
 
 
 @torch.no_grad()
-def test_a_held_unit_changes_the_writing(opened, browser):
-    _, model = opened("charlm", "cell.kind=lstm", "cell.num_layers=1")
+def test_a_held_unit_changes_the_writing(opened, trained, browser):
+    _, model = opened(trained("charlm", "cell.kind=lstm", "cell.num_layers=1"))
     wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
     before = run(browser, "return story.text.join('')")
     run(browser, "look({unit: 3, member: 'c'}); $('hold').value = 1.5; $('hold').dispatchEvent(new Event('input'))")
@@ -134,23 +140,28 @@ def test_a_held_unit_changes_the_writing(opened, browser):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("options", "labels"),
+    "options",
     [
-        (["model.pooling=max", "data.tokenizer=word", "data.max_length=9"], None),
-        (["model.pooling=attention", "data.tokenizer=bpe", "data.vocab_size=400", "cell.kind=gru"], None),
-        (["model.pooling=last", "data.tokenizer=char", "data.lowercase=false", "cell.num_layers=2"], None),
-        (["model.pooling=mean", "cell.bidirectional=false", "cell.kind=rnn"], "three"),
+        ["model.pooling=max", "data.tokenizer=word", "data.max_length=9"],
+        ["model.pooling=attention", "data.tokenizer=bpe", "data.vocab_size=400", "cell.kind=gru"],
+        ["model.pooling=last", "data.tokenizer=char", "data.lowercase=false", "cell.num_layers=2"],
+        ["model.pooling=mean", "cell.bidirectional=false", "cell.kind=rnn", "three classes"],
     ],
 )
-def test_sentiment(opened, browser, tmp_path, options, labels):
-    if labels:
-        rows = [f"{'good bad fine'.split()[k % 3]} film {k},{'abc'[k % 3]}" for k in range(60)]
+def test_sentiment(opened, browser, trained, config, tmp_path, options):
+    if options[-1] == "three classes":
+        rows = [f"{('good', 'bad', 'fine')[k % 3]} film {k},{'abc'[k % 3]}" for k in range(60)]
         (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]))
-        options = ["data=classes", f"data.path={tmp_path}/own.csv", *options]
-        options += [f"~data.{key}_size" for key in ()]
-    model, rounded = opened("sentiment", *options)
+        own = ["model=sentiment", "data=classes", f"data.path={tmp_path}/own.csv", f"data.cache={tmp_path}"]
+        settings = config(*own, *SMALL, "trainer.max_steps=1", "trainer.log_every_n_steps=1", *options[:-1])
+        train(settings)
+        path = Path(settings.run_dir, "checkpoints/best.ckpt")
+    else:
+        path = trained("sentiment", *options)
+    model, rounded = opened(path)
     for text in [*AWKWARD, "Not bad at all, but the film is really boring, isn't it? " * 3]:
-        ids = encode(load_tokenizer(model.info["tokenizer"]), [clean(text)]).flat.tolist()
+        cleaned = clean(text) if model.info["strip_markup"] else text
+        ids = encode(load_tokenizer(model.info["tokenizer"]), [cleaned]).flat.tolist()
         assert run(browser, "return encode(read(arguments[0]))", text) == ids
         read = encode_reviews(model.info, [text])
         found = run(browser, "return [...predict(encode(read(arguments[0])))]", text)
@@ -162,7 +173,7 @@ def test_sentiment(opened, browser, tmp_path, options, labels):
     without = encode_reviews(model.info, [text, "The film is bad, boring."])
     p = rounded.probabilities(rounded(*without)[0])
     likeliest = p[0].argmax()
-    change = p[:, likeliest].logit()
+    change = p[:, likeliest].logit().detach()
     found = run(browser, "return moved(words.find(w => w.word === 'not'))")
     assert found == pytest.approx(float(change[0] - change[1]), abs=1e-4)
     run(browser, "words[3].span.dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))")
@@ -170,15 +181,90 @@ def test_sentiment(opened, browser, tmp_path, options, labels):
     finish(browser)
 
 
+TASKS = {
+    "copy": ["data.delay=12", "cell.kind=lstm"],
+    "selective_copy": ["data=selective_copy", "data.items=3", "data.length=9", "cell.kind=gru", "cell.num_layers=2"],
+    "parity": ["data=parity", "data.length=20", "cell.kind=rnn"],
+    "flipflop": ["data=flipflop", "data.length=30", "cell.bidirectional=true"],
+    "s5": ["data=s5", "data.length=15"],
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TASKS)
+def test_sequence_tasks(opened, browser, config, name):
+    sizes = ["data.val_size=20", "data.test_size=20", "trainer.max_steps=1", "trainer.log_every_n_steps=1"]
+    settings = config("model=copytask", *SMALL, *sizes, *TASKS[name])
+    train(settings)
+    model, rounded = opened(Path(settings.run_dir, "checkpoints/best.ckpt"))
+    typed = run(browser, "return $('typed').value")
+    tokens = torch.from_numpy(model.task.parse(typed, model.info["longest"]))
+    truth = model.task.solve(tokens.numpy())[0].tolist()
+    assert run(browser, "return found.ids") == tokens[0].tolist()
+    assert run(browser, "return found.truth") == [None if right == IGNORED else right for right in truth]
+    close(run(browser, "return found.p.map(p => [...p])"), *(m(tokens)[0].softmax(-1) for m in (rounded, model)))
+    if model.task.recall:
+        asked = tokens[:, [0, 1, 2, -model.task.recall - 1, *[-1] * model.task.recall]]  # after three steps
+        p = rounded(asked)[0].softmax(-1)[range(len(truth)), truth]
+        torch.testing.assert_close(torch.tensor(run(browser, "return found.recalled[2]")), p, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="text="):
+        model.task.parse("x", 1)
+    assert "This model reads" in run(browser, "return parse('x')")
+    run(browser, "$('typed').value = arguments[0]; update(); draw()", typed)
+    painted = "const c = $('picture'); return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+    assert run(browser, painted) > 10
+    assert "right" in run(browser, "return $('status').textContent")
+    finish(browser)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["model.attention=general", "cell.num_layers=2"],
+        ["model.attention=dot", "cell.kind=gru", "model.tie_weights=none", "data.tokenizer=bpe", "data.vocab_size=400"],
+        ["model.attention=additive", "model.input_feeding=true", "cell.bidirectional=false"],
+        ["model.attention=none", "cell.kind=rnn"],
+    ],
+)
+def test_seq2seq(opened, browser, trained, options):
+    model, rounded = opened(trained("seq2seq", *options))
+    text, size = "22. November 2026 é", 3
+    source, lengths = encode_sources(model.info, [text])
+    assert run(browser, "return [...encode(arguments[0]), EOS]", text) == source[0].tolist()
+    target = torch.randint(model.info["vocab_size"], (1, 6))
+    given = {"source": source[0].tolist(), "target": target[0].tolist()}
+    close(
+        run(browser, "return [...predict(arguments[0])]", given),
+        *(m(source, lengths, target)[0][0, -1].softmax(-1) for m in (rounded, model)),
+    )
+    for size in (1, 3):
+        run(browser, "$('text').value = arguments[0]; $('beam').value = arguments[1]; update()", text, size)
+        wait(browser, f"document.body.dataset.shown === {json.dumps(f'{text}|{size}')}")
+        found = run(browser, "return found.tokens")
+        expected = rounded.search(source, lengths, size, model.config.model.length_penalty)
+        assert found == [i for i in expected[0].tolist() if i != model.info["pad"]]
+        shown = run(browser, "return $('translation').textContent")
+        assert shown == decode_targets(model.info, expected.tolist())[0]
+    if model.config.model.attention != "none":
+        before = torch.nn.functional.pad(torch.tensor([found[:-1]]), (1, 0), value=model.info["bos"])
+        weights = rounded(source, lengths, before)[1][0]
+        found = run(browser, "return found.shares.map(s => [...s])")
+        torch.testing.assert_close(torch.tensor(found), weights, atol=1e-5, rtol=0)
+    else:
+        assert run(browser, "return $('map').hidden")
+    run(browser, "$('text').value = arguments[0]; update()", "2 " * 300)
+    wait(browser, "$('status').textContent.includes('trained on at most 100')")
+    finish(browser)
+
+
 @pytest.mark.parametrize("kind", ["word", "bpe", "char"])
 @pytest.mark.parametrize("lowercase", [True, False])
-def test_tokenizers(opened, browser, kind, lowercase):
+def test_tokenizers(opened, trained, browser, kind, lowercase):
     """In one page, with a tokenizer that has learnt from the awkward texts."""
-    from lstmlab.pages.build import describe_tokenizer
-
     tokenizer = train_tokenizer(AWKWARD * 3, kind, 600, lowercase)
     described = describe_tokenizer(tokenizer.to_str())
-    opened("sentiment")
+    opened(trained("sentiment"))
     run(
         browser,
         "Object.assign(tokenizer, arguments[0]); known.clear(); tokenizer.vocabulary.forEach((t, id) => known.set(t, id));"

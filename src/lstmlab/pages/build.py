@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,8 @@ KNOWN = re.compile(
     r"(cell|encoder|decoder)\.(weight|bias)_(ih|hh)_l\d+(_reverse)?"
     r"|((source_|target_)?embedding|projection|resize|score\.[02]|bridge\.\d|attention\.[WUw]|readout)\.(weight|bias)"
 )
-EXAMPLE = "The acting is wonderful, but the story could hardly be more predictable."
+EXAMPLES = {"dates": "22. November 2026", "multi30k": "Two dogs are running through the grass."}
+REVIEW = "The acting is wonderful, but the story could hardly be more predictable."
 CHECKED = 20  # the probabilities that a page compares with those of Python when it is opened
 
 
@@ -114,13 +116,49 @@ def describe_sentiment(model: Any) -> dict[str, Any]:
     film = model.labels == LABELS
     return {
         "title": "What does it think of a film?" if film else f"Which of {len(model.labels)} classes?",
-        "example": EXAMPLE if film else "",
+        "example": REVIEW if film else "",
         "labels": model.labels,
         "pooling": model.pooling,
         "maxLength": info["max_length"],
         "stripMarkup": info.get("strip_markup", True),
         "tokenizer": describe_tokenizer(info["tokenizer"]),
         "check": build_check(ids, model.probabilities(logits)[0]),
+    }
+
+
+@torch.inference_mode()
+def describe_copytask(model: Any) -> dict[str, Any]:
+    task, info = model.task, model.info
+    ids = task.draw(np.random.default_rng(0), 1, info["longest"])
+    return {
+        "title": "How long does it remember?" if task.recall else "Can it keep track?",
+        "task": info["task"],
+        "options": info["options"],
+        "tokens": task.tokens,
+        "answers": task.answers,
+        "recall": task.recall,
+        "longest": info["longest"],
+        "check": build_check(ids[0].tolist(), model(torch.from_numpy(ids))[0, -1].softmax(-1)),
+    }
+
+
+@torch.inference_mode()
+def describe_seq2seq(model: Any) -> dict[str, Any]:
+    info, settings = model.info, model.config.model
+    source = [k * k % info["vocab_size"] for k in range(2, 2 + min(20, info["max_length"]))]
+    target = [info["bos"], *source[:6]]
+    logits, _ = model(torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([target]))
+    return {
+        "title": "A network that translates",
+        "example": EXAMPLES.get(model.config.data.name, ""),
+        "attention": settings.attention,
+        "inputFeeding": settings.input_feeding,
+        "beamSize": settings.beam_size,
+        "lengthPenalty": settings.length_penalty,
+        "maxLength": info["max_length"],
+        "maxTarget": info["max_target_length"] - 1,  # without BOS
+        "tokenizer": describe_tokenizer(info["tokenizer"]),
+        "check": build_check({"source": source, "target": target}, logits[0, -1].softmax(-1)),
     }
 
 
@@ -147,4 +185,6 @@ def describe_tokenizer(text: str) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "charlm": describe_charlm,
     "sentiment": describe_sentiment,
+    "copytask": describe_copytask,
+    "seq2seq": describe_seq2seq,
 }

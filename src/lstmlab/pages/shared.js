@@ -12,7 +12,7 @@ function element(tag, properties = {}, ...children) {
 const pause = () => new Promise(resolve => setTimeout(resolve));  // lets the browser draw and listen
 const shown = token => token.replace(/\n/g, "⏎").replace(/\t/g, "→").replace(/ /g, "␣");
 const signed = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
-const percent = p => `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`;
+const percent = p => p < 0.0005 ? "< 0.1 %" : p > 0.9995 ? "> 99.9 %" : `${(100 * p).toFixed(p < 0.0995 || p > 0.9905 ? 1 : 0)} %`;
 
 // --- colours: from blue by paper to orange, and from paper to teal ---
 
