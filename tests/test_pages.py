@@ -91,7 +91,9 @@ def close(found: list, rounded: torch.Tensor, exact: torch.Tensor) -> None:
 def test_charlm(opened, trained, browser, kind, options):
     model, rounded = opened(trained("charlm", f"cell.kind={kind}", *options))
     ids = torch.randint(1, len(model.vocabulary), (40,))
-    found = run(browser, "const s = stack.start(); return arguments[0].map(id => [...read(id, s)])", ids.tolist())
+    found = run(
+        browser, "const s = stack.start(); return arguments[0].map(id => [...read(id, s)])", ids.tolist()
+    )
     close(found, *(m(ids[None])[0][0].softmax(-1) for m in (rounded, model)))
 
     act = "$('temperature').value = arguments[0]; $('prompt').value = arguments[1]; restart()"
@@ -103,7 +105,10 @@ def test_charlm(opened, trained, browser, kind, options):
     wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
     drawn = run(browser, "return story.text.join('')")
     assert len(drawn) == 1006 and drawn != text and len(set(drawn)) > 10
-    assert run(browser, "return [...document.querySelectorAll('#text span')].map(s => s.textContent).join('')") == drawn
+    assert (
+        run(browser, "return [...document.querySelectorAll('#text span')].map(s => s.textContent).join('')")
+        == drawn
+    )
     run(browser, "point(100)")
     tip = run(browser, "return $('tip').innerText")
     assert "character 101" in tip and tip.count("%") >= 6
@@ -115,7 +120,10 @@ def test_a_held_unit_changes_the_writing(opened, trained, browser):
     _, model = opened(trained("charlm", "cell.kind=lstm", "cell.num_layers=1"))
     wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
     before = run(browser, "return story.text.join('')")
-    run(browser, "look({unit: 3, member: 'c'}); $('hold').value = 1.5; $('hold').dispatchEvent(new Event('input'))")
+    run(
+        browser,
+        "look({unit: 3, member: 'c'}); $('hold').value = 1.5; $('hold').dispatchEvent(new Event('input'))",
+    )
     wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
     after, p = run(browser, "return [story.text.join(''), story.p.slice(1, 50).map(p => [...p])]")
     assert after != before and after[: len("l")] == before[: len("l")]
@@ -183,7 +191,13 @@ def test_sentiment(opened, browser, trained, config, tmp_path, options):
 
 TASKS = {
     "copy": ["data.delay=12", "cell.kind=lstm"],
-    "selective_copy": ["data=selective_copy", "data.items=3", "data.length=9", "cell.kind=gru", "cell.num_layers=2"],
+    "selective_copy": [
+        "data=selective_copy",
+        "data.items=3",
+        "data.length=9",
+        "cell.kind=gru",
+        "cell.num_layers=2",
+    ],
     "parity": ["data=parity", "data.length=20", "cell.kind=rnn"],
     "flipflop": ["data=flipflop", "data.length=30", "cell.bidirectional=true"],
     "s5": ["data=s5", "data.length=15"],
@@ -202,11 +216,15 @@ def test_sequence_tasks(opened, browser, config, name):
     truth = model.task.solve(tokens.numpy())[0].tolist()
     assert run(browser, "return found.ids") == tokens[0].tolist()
     assert run(browser, "return found.truth") == [None if right == IGNORED else right for right in truth]
-    close(run(browser, "return found.p.map(p => [...p])"), *(m(tokens)[0].softmax(-1) for m in (rounded, model)))
+    close(
+        run(browser, "return found.p.map(p => [...p])"), *(m(tokens)[0].softmax(-1) for m in (rounded, model))
+    )
     if model.task.recall:
         asked = tokens[:, [0, 1, 2, -model.task.recall - 1, *[-1] * model.task.recall]]  # after three steps
         p = rounded(asked)[0].softmax(-1)[range(len(truth)), truth]
-        torch.testing.assert_close(torch.tensor(run(browser, "return found.recalled[2]")), p, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            torch.tensor(run(browser, "return found.recalled[2]")), p, atol=1e-5, rtol=0
+        )
     with pytest.raises(ValueError, match="text="):
         model.task.parse("x", 1)
     assert "This model reads" in run(browser, "return parse('x')")
@@ -222,7 +240,13 @@ def test_sequence_tasks(opened, browser, config, name):
     "options",
     [
         ["model.attention=general", "cell.num_layers=2"],
-        ["model.attention=dot", "cell.kind=gru", "model.tie_weights=none", "data.tokenizer=bpe", "data.vocab_size=400"],
+        [
+            "model.attention=dot",
+            "cell.kind=gru",
+            "model.tie_weights=none",
+            "data.tokenizer=bpe",
+            "data.vocab_size=400",
+        ],
         ["model.attention=additive", "model.input_feeding=true", "cell.bidirectional=false"],
         ["model.attention=none", "cell.kind=rnn"],
     ],
@@ -275,7 +299,9 @@ def test_tokenizers(opened, trained, browser, kind, lowercase):
         ids = encode(tokenizer, [text]).flat.tolist()
         assert run(browser, "return encode(arguments[0])", text) == ids, text
         if kind != "word":
-            assert run(browser, "return decode(arguments[0])", ids) == tokenizer.decode(ids, skip_special_tokens=False)
+            assert run(browser, "return decode(arguments[0])", ids) == tokenizer.decode(
+                ids, skip_special_tokens=False
+            )
         assert run(browser, "return clean(arguments[0])", text) == clean(text)
 
 

@@ -52,6 +52,7 @@ def build_page(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes
     markup, _, script = read_file(f"{task}.html").partition("<script>")
     page = read_file("page.html")
     for mark, content in {
+        "/* STYLE */": read_file("style.css"),
         "<!-- TASK -->": markup,
         "/* SCRIPTS */": "\n".join([*map(read_file, scripts), script.removesuffix("</script>\n")]),
         "<!-- META -->": json.dumps(meta, separators=(",", ":")).replace("<", "\\u003c"),
@@ -77,7 +78,9 @@ def pack_weights(parameters: dict[str, Any]) -> tuple[dict[str, list[int]], str]
             if id(tensor) not in offsets:
                 half = tensor.half()
                 if not half.isfinite().all():
-                    raise ValueError(f"format=html stores float16, and {name} holds values beyond ±65504 or NaN")
+                    raise ValueError(
+                        f"format=html stores float16, and {name} holds values beyond ±65504 or NaN"
+                    )
                 tensor.copy_(half)
                 offsets[id(tensor)] = size
                 parts.append(half.numpy().astype("<f2").tobytes())
