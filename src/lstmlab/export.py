@@ -1,4 +1,4 @@
-"""Export a trained model as ONNX, which needs neither Python nor PyTorch, as safetensors, or as a web page."""
+"""Export a trained model as ONNX, which needs neither Python nor PyTorch, as safetensors or as a page."""
 
 import json
 import logging
@@ -35,8 +35,8 @@ def export(config: ExportConfig) -> list[Path]:
 
     onnx: one file for each of the task's `graphs`, for any number of rows and steps: model.onnx, or for
     seq2seq encoder.onnx and decoder.onnx (one step). The metadata `config` and `info` hold the configuration
-    and the vocabulary as JSON. safetensors: model.safetensors, which `load_checkpoint` reads. html: model.html,
-    in which the model runs, for lstm, gru and rnn.
+    and the vocabulary as JSON. safetensors: model.safetensors, which `load_checkpoint` reads. html:
+    model.html, in which a model of lstm, gru or rnn cells runs.
 
     Writes nothing unless all files can be built. Raises what `load_checkpoint` raises, and ValueError if the
     task has no graph or page, a cell has no ONNX operator or JavaScript, or a package is missing.

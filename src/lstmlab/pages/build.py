@@ -43,7 +43,7 @@ def build_page(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes
         raise ValueError(f"format=html does not know the parameter {unknown[0]} of this model={task}")
     layout, packed = pack_weights(parameters)
     meta = {
-        "subtitle": f"{cell.kind}, {cell.num_layers} × {cell.hidden_size} units, trained on {model.config.data.name}",
+        "subtitle": f"{cell.kind}, {cell.num_layers} × {cell.hidden_size} units · {model.config.data.name}",
         "kind": cell.kind,
         "layout": layout,
         **PARTS[task](model),
