@@ -14,10 +14,10 @@ from lstmlab.cells.scratch import STEPS
 from lstmlab.checkpoint import load_model
 from lstmlab.data.sentiment import clean, encode_reviews
 from lstmlab.data.sequence_tasks import IGNORED
-from lstmlab.data.tokenization import encode, load_tokenizer, train_tokenizer
+from lstmlab.data.tokenization import EOS, encode, load_tokenizer, train_tokenizer
 from lstmlab.data.translation import decode_targets, encode_sources
 from lstmlab.export import export
-from lstmlab.pages.build import describe_tokenizer
+from lstmlab.pages.build import build_page, describe_tokenizer
 from lstmlab.runs.train import train
 from lstmlab.schema import ExportConfig
 
@@ -45,6 +45,8 @@ def opened(tmp_path, browser):
         torch.manual_seed(0)
         for tensor in content["state_dict"].values():
             tensor.normal_(std=0.3)
+        if "bridge.0.weight" in content["state_dict"]:  # translations of several lengths
+            content["state_dict"]["projection.bias"][EOS] = 0.6
         torch.save(content, path)
         [file] = export(ExportConfig(ckpt=path, format="html", folder=str(tmp_path / "page")))
         model, rounded = load_model(path), load_model(path)
@@ -108,13 +110,14 @@ def test_charlm(opened, trained, browser, kind, options):
     wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
     drawn = run(browser, "return story.text.join('')")
     assert len(drawn) == 1006 and drawn != text and len(set(drawn)) > 10
-    assert (
-        run(browser, "return [...document.querySelectorAll('#text span')].map(s => s.textContent).join('')")
-        == drawn
-    )
+    lines = "return [...$('text').children].map(row => row.textContent.replace('\u200b', ''))"
+    assert "\n".join(run(browser, lines)).rstrip("\n") == drawn.rstrip("\n")
     run(browser, "point(100)")
     tip = run(browser, "return $('tip').innerText")
     assert "character 101" in tip and tip.count("%") >= 6
+    assert run(browser, "return $('problem').hidden")
+    run(browser, "meta.check.p[0] += 0.01; begin(predict, () => { throw Error('started') })")
+    assert "does not compute what the model computes" in run(browser, "return $('problem').innerText")
     finish(browser)
 
 
@@ -265,7 +268,7 @@ def test_sequence_tasks(opened, browser, config, name):
 )
 def test_seq2seq(opened, browser, trained, options):
     model, rounded = opened(trained("seq2seq", *options))
-    text, size = "22. November 2026 é", 3
+    text = "22. November 2026 é"
     source, lengths = encode_sources(model.info, [text])
     assert run(browser, "return [...encode(arguments[0]), EOS]", text) == source[0].tolist()
     target = torch.randint(model.info["vocab_size"], (1, 6))
@@ -274,16 +277,18 @@ def test_seq2seq(opened, browser, trained, options):
         run(browser, "return [...predict(arguments[0])]", given),
         *(m(source, lengths, target)[0][0, -1].softmax(-1) for m in (rounded, model)),
     )
-    for size in (1, 3):
+    for text, size in [(text, 1), ("1. 1. 1999", 4), ("5 mai 2024", 4), (text, 4)]:
         run(browser, "$('text').value = arguments[0]; $('beam').value = arguments[1]; update()", text, size)
         wait(browser, f"document.body.dataset.shown === {json.dumps(f'{text}|{size}')}")
         found = run(browser, "return found.tokens")
-        expected = rounded.search(source, lengths, size, model.config.model.length_penalty)
+        read = encode_sources(model.info, [text])
+        expected = rounded.search(*read, size, model.config.model.length_penalty)
         assert found == [i for i in expected[0].tolist() if i != model.info["pad"]]
         shown = run(browser, "return $('translation').textContent")
         assert shown == decode_targets(model.info, expected.tolist())[0]
     if model.config.model.attention != "none":
-        before = torch.nn.functional.pad(torch.tensor([found[:-1]]), (1, 0), value=model.info["bos"])
+        given = torch.tensor([found[:-1]], dtype=torch.long)
+        before = torch.nn.functional.pad(given, (1, 0), value=model.info["bos"])
         weights = rounded(source, lengths, before)[1][0]
         found = run(browser, "return found.shares.map(s => [...s])")
         torch.testing.assert_close(torch.tensor(found), weights, atol=1e-5, rtol=0)
@@ -333,6 +338,13 @@ def test_what_a_page_cannot_do_is_refused(command, trained, tmp_path, named):
     code, _, error = command("export", f"ckpt={path}", "format=html", f"folder={tmp_path}/out")
     assert code == 1 and f"format=html has no {named}, only lstm, gru, rnn" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_parameter_that_no_page_reads_is_refused(trained):
+    model = load_model(str(trained("charlm")))
+    model.register_parameter("gain", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(ValueError, match="does not know the parameter gain of this model=charlm"):
+        build_page(model, {})
 
 
 def test_a_weight_beyond_float16_is_refused(trained, tmp_path):
