@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import lstmlab
 from conftest import SMALL
-from lstmlab.cells.scratch import STEPS
+from lstmlab.analysis.interventions import clamp
 from lstmlab.checkpoint import load_model
 from lstmlab.data.sentiment import clean, encode_reviews
 from lstmlab.data.sequence_tasks import IGNORED
@@ -122,7 +123,7 @@ def test_charlm(opened, trained, browser, kind, options):
 
 
 @torch.no_grad()
-def test_a_held_unit_changes_the_writing(opened, trained, browser):
+def test_a_held_unit_changes_the_writing(opened, trained, browser, tmp_path):
     _, model = opened(trained("charlm", "cell.kind=lstm", "cell.num_layers=1"))
     wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
     before = run(browser, "return story.text.join('')")
@@ -136,15 +137,11 @@ def test_a_held_unit_changes_the_writing(opened, trained, browser):
     assert run(browser, "return story.states.every(([layer]) => layer.c[3] === 1.5)")
     assert "changes the text from character" in run(browser, "return $('status').textContent")
 
-    step, expected = STEPS["lstm"](*model.cell.all_weights[0]), []
-    h = c = torch.zeros(1, 8)
-    for character in after[:49]:
-        x = model.embedding(torch.tensor([model.vocabulary.index(character)]))
-        (_, c), gates = step(x, h, c)
-        c[:, 3] = 1.5
-        h = gates["o"] * c.tanh()
-        expected.append(model.projection(h)[0].softmax(-1))
-    torch.testing.assert_close(torch.tensor(p), torch.stack(expected), atol=1e-5, rtol=0)
+    predictor = lstmlab.load(str(tmp_path / "drawn.ckpt"))
+    predictor.changeable.load_state_dict(model.state_dict())  # rounded
+    logits = predictor.run_with_hooks(after[:49], {"layer0.c[3]": clamp(1.5)})
+    torch.testing.assert_close(torch.tensor(p), logits[0].softmax(-1), atol=1e-5, rtol=0)
+    assert 'set="layer0.c[3]=1.5"' in run(browser, "return $('status').title")
 
     run(browser, "$('release').click()")
     wait(browser, "document.body.dataset.written?.startsWith(turn + ' ')")
@@ -277,18 +274,18 @@ def test_seq2seq(opened, browser, trained, options):
         run(browser, "return [...predict(arguments[0])]", given),
         *(m(source, lengths, target)[0][0, -1].softmax(-1) for m in (rounded, model)),
     )
-    for text, size in [(text, 1), ("1. 1. 1999", 4), ("5 mai 2024", 4), (text, 4)]:
-        run(browser, "$('text').value = arguments[0]; $('beam').value = arguments[1]; update()", text, size)
-        wait(browser, f"document.body.dataset.shown === {json.dumps(f'{text}|{size}')}")
+    for asked, size in [(text, 1), ("1. 1. 1999", 4), ("5 mai 2024", 4), (text, 4)]:
+        run(browser, "$('text').value = arguments[0]; $('beam').value = arguments[1]; update()", asked, size)
+        wait(browser, f"document.body.dataset.shown === {json.dumps(f'{asked}|{size}')}")
         found = run(browser, "return found.tokens")
-        read = encode_sources(model.info, [text])
+        read = encode_sources(model.info, [asked])
         expected = rounded.search(*read, size, model.config.model.length_penalty)
         assert found == [i for i in expected[0].tolist() if i != model.info["pad"]]
         shown = run(browser, "return $('translation').textContent")
         assert shown == decode_targets(model.info, expected.tolist())[0]
     if model.config.model.attention != "none":
-        given = torch.tensor([found[:-1]], dtype=torch.long)
-        before = torch.nn.functional.pad(given, (1, 0), value=model.info["bos"])
+        written = torch.tensor([found[:-1]], dtype=torch.long)
+        before = torch.nn.functional.pad(written, (1, 0), value=model.info["bos"])
         weights = rounded(source, lengths, before)[1][0]
         found = run(browser, "return found.shares.map(s => [...s])")
         torch.testing.assert_close(torch.tensor(found), weights, atol=1e-5, rtol=0)
