@@ -15,7 +15,7 @@ LAYERS = (
     ("data",),
     ("models",),
     ("checkpoint", "loggers"),
-    ("callbacks", "analysis"),
+    ("callbacks", "analysis", "pages"),
     ("export", "comparison", "runs"),
     ("benchmarks",),
     ("__main__",),

@@ -17,7 +17,7 @@ from lstmlab.config import PROJECT, quote_raw, to_plain
 from lstmlab.schema import PredictConfig, check
 
 NOT_OURS = {"logs", "multirun", "wandb", "build"}  # folders that runs and tools create
-WRITTEN_BY_RUNS = {"config.yaml", "multirun.yaml"}
+WRITTEN_BY_RUNS = {"config.yaml", "model.html", "multirun.yaml"}
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"!\[(.*?)\]\((.*?)\)")
 

@@ -1,4 +1,4 @@
-"""Export a trained model as ONNX, which needs neither Python nor PyTorch, or as safetensors."""
+"""Export a trained model as ONNX, which needs neither Python nor PyTorch, as safetensors or as a page."""
 
 import json
 import logging
@@ -15,6 +15,7 @@ from lstmlab.atomic import replace_file
 from lstmlab.cells.base import Recurrent, State
 from lstmlab.checkpoint import FORMAT, compute_digest, find_run_folder, load_checkpoint, rebuild_model
 from lstmlab.models.base import Graph, Task
+from lstmlab.pages.build import build_page
 from lstmlab.schema import ExportConfig
 
 # The ONNX operator of each kind, and the order of our gates in its weights
@@ -34,17 +35,17 @@ def export(config: ExportConfig) -> list[Path]:
 
     onnx: one file for each of the task's `graphs`, for any number of rows and steps: model.onnx, or for
     seq2seq encoder.onnx and decoder.onnx (one step). The metadata `config` and `info` hold the configuration
-    and the vocabulary as JSON. safetensors: model.safetensors, which `load_checkpoint` reads.
+    and the vocabulary as JSON. safetensors: model.safetensors, which `load_checkpoint` reads. html:
+    model.html, in which a model of lstm, gru or rnn cells runs.
 
     Writes nothing unless all files can be built. Raises what `load_checkpoint` raises, and ValueError if the
-    task has no graph, a cell has no ONNX operator or a package is missing.
+    task has no graph or page, a cell has no ONNX operator or JavaScript, or a package is missing.
     """
     checkpoint = load_checkpoint(config.ckpt)
     model = rebuild_model(checkpoint, config.ckpt)
     folder = Path(config.folder or find_run_folder(config.ckpt) / "export")
 
-    build = build_onnx_files if config.format == "onnx" else build_safetensors_files
-    contents = build(model, checkpoint["hyper_parameters"])
+    contents = BUILDERS[config.format](model, checkpoint["hyper_parameters"])
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         with replace_file(folder / name) as file:
@@ -160,3 +161,10 @@ class FunctionModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.function(*inputs)
+
+
+BUILDERS: dict[str, Callable[[Task, dict[str, Any]], dict[str, bytes]]] = {
+    "onnx": build_onnx_files,
+    "safetensors": build_safetensors_files,
+    "html": build_page,
+}

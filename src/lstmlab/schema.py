@@ -822,7 +822,7 @@ class AnalyzeConfig(Group):
 
 class ExportConfig(Group):
     ckpt: str
-    format: Literal["onnx", "safetensors"]
+    format: Literal["onnx", "safetensors", "html"]
     folder: str | None
 
 

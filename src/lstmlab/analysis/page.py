@@ -17,6 +17,7 @@ from torch import Tensor
 from lstmlab.analysis.gates import SIGMOIDS
 
 TEMPLATE = Path(__file__).with_name("page.html")
+STYLE = Path(__file__).parents[1] / "pages/style.css"
 LEVELS = 40
 LABELS = {  # in the order of the page's menu; any other letter comes last, without a label
     "c": "cell state c",
@@ -98,7 +99,7 @@ def write_page(
         "halfLives": None if half_lives is None else _replace_infinity(half_lives.tolist()),
     }
     text = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = TEMPLATE.read_text(encoding="utf-8")
+    page = TEMPLATE.read_text(encoding="utf-8").replace("/* STYLE */", STYLE.read_text(encoding="utf-8"), 1)
     path.write_text(
         page.replace("<!-- META -->", text, 1).replace("<!-- BLOCKS -->", "\n".join(blocks), 1),
         encoding="utf-8",

@@ -1,0 +1,162 @@
+"use strict";
+// The numbers: float16 weights, products of matrices and vectors, the recurrence, attention, drawing.
+
+// Each of the 65,536 float16 numbers. Infinities and NaN are refused at export.
+const HALVES = Float32Array.from({ length: 65536 }, (_, bits) => {
+  const exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const size = exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24;
+  return bits >> 15 ? -size : size;
+});
+
+function unpackWeights(base64, layout) {  // {name: {values, shape}}; layout: {name: [offset, ...shape]}
+  const text = atob(base64), all = new Float32Array(text.length / 2);
+  for (let k = 0; k < all.length; k++) all[k] = HALVES[text.charCodeAt(2 * k) | text.charCodeAt(2 * k + 1) << 8];
+  return Object.fromEntries(Object.entries(layout).map(([name, [offset, ...shape]]) => {
+    const size = shape.reduce((a, b) => a * b, 1);
+    return [name, { values: all.subarray(offset, offset + size), shape }];
+  }));
+}
+
+class Linear {
+  // W x + b. W lies in blocks of eight rows, column by column: eight sums then share each x[k] and read
+  // memory in order, which is twice as fast as row by row.
+  constructor(weight, ...biases) {
+    const [rows, columns] = weight.shape;
+    Object.assign(this, { rows, columns, padded: 8 * Math.ceil(rows / 8) });
+    this.blocks = new Float32Array(this.padded * columns);
+    this.bias = new Float64Array(this.padded);
+    for (let r = 0; r < rows; r++) {
+      const start = (r >> 3) * 8 * columns + (r & 7);
+      for (let k = 0; k < columns; k++) this.blocks[start + 8 * k] = weight.values[r * columns + k];
+      for (const bias of biases) this.bias[r] += bias.values[r];
+    }
+  }
+  of(x, out = new Float64Array(this.padded)) {  // out is as long as the padded rows, those behind `rows` are 0
+    const { blocks, bias, padded, columns } = this;
+    for (let r = 0, p = 0; r < padded; r += 8) {
+      let s0 = 0, s1 = 0, s2 = 0, s3 = 0, s4 = 0, s5 = 0, s6 = 0, s7 = 0;
+      for (let k = 0; k < columns; k++, p += 8) {
+        const v = x[k];
+        s0 += blocks[p] * v; s1 += blocks[p + 1] * v; s2 += blocks[p + 2] * v; s3 += blocks[p + 3] * v;
+        s4 += blocks[p + 4] * v; s5 += blocks[p + 5] * v; s6 += blocks[p + 6] * v; s7 += blocks[p + 7] * v;
+      }
+      out[r] = s0 + bias[r]; out[r + 1] = s1 + bias[r + 1]; out[r + 2] = s2 + bias[r + 2]; out[r + 3] = s3 + bias[r + 3];
+      out[r + 4] = s4 + bias[r + 4]; out[r + 5] = s5 + bias[r + 5]; out[r + 6] = s6 + bias[r + 6]; out[r + 7] = s7 + bias[r + 7];
+    }
+    return out;
+  }
+}
+const linear = (weights, name) =>
+  new Linear(weights[`${name}.weight`], ...(weights[`${name}.bias`] ? [weights[`${name}.bias`]] : []));
+
+const sigmoid = x => 1 / (1 + Math.exp(-x));
+function softmax(scores, count = scores.length) {
+  let largest = -Infinity, sum = 0;
+  for (let k = 0; k < count; k++) largest = Math.max(largest, scores[k]);
+  const p = new Float64Array(count);
+  for (let k = 0; k < count; k++) sum += p[k] = Math.exp(scores[k] - largest);
+  for (let k = 0; k < count; k++) p[k] /= sum;
+  return p;
+}
+const argmax = values => values.reduce((best, v, k) => v > values[best] ? k : best, 0);
+const concatenate = parts => { const all = new Float64Array(parts.reduce((n, p) => n + p.length, 0)); let at = 0; for (const p of parts) { all.set(p, at); at += p.length; } return all; };
+
+// One step: a = W_ih x + b and r = W_hh h, with gates in the order of nn.LSTM, nn.GRU and nn.RNN; the state
+// changes in place. Cell state `held` of an LSTM has the value `to`, whatever its gates say.
+const STEPS = {
+  lstm(a, r, { h, c }, H, held, to) {
+    for (let u = 0; u < H; u++) {
+      const i = sigmoid(a[u] + r[u]), f = sigmoid(a[H + u] + r[H + u]);
+      const g = Math.tanh(a[2 * H + u] + r[2 * H + u]), o = sigmoid(a[3 * H + u] + r[3 * H + u]);
+      c[u] = u === held ? to : f * c[u] + i * g;
+      h[u] = o * Math.tanh(c[u]);
+    }
+  },
+  gru(a, r, { h }, H) {
+    for (let u = 0; u < H; u++) {
+      const reset = sigmoid(a[u] + r[u]), z = sigmoid(a[H + u] + r[H + u]);
+      const n = Math.tanh(a[2 * H + u] + reset * r[2 * H + u]);
+      h[u] = (1 - z) * n + z * h[u];
+    }
+  },
+  rnn(a, r, { h }, H) {
+    for (let u = 0; u < H; u++) h[u] = Math.tanh(a[u] + r[u]);
+  },
+};
+
+class Cell {  // one layer in one direction
+  constructor(weights, name, ending, kind) {
+    const of = part => weights[`${name}.${part}_${ending}`];
+    this.hidden = new Linear(of("weight_hh"), of("bias_hh"));
+    this.input = new Linear(of("weight_ih"), of("bias_ih"));
+    this.H = of("weight_hh").shape[1];
+    Object.assign(this, { kind, advance: STEPS[kind], known: new Map(), recurrent: new Float64Array(this.hidden.padded) });
+  }
+  start() { return { h: new Float64Array(this.H), ...(this.kind === "lstm" && { c: new Float64Array(this.H) }) }; }
+  step(a, state, clamp) {  // clamp: {member: "h" or "c", unit, value} or nothing
+    this.advance(a, this.hidden.of(state.h, this.recurrent), state, this.H, clamp?.member === "c" ? clamp.unit : -1, clamp?.value);
+    if (clamp?.member === "h") state.h[clamp.unit] = clamp.value;
+  }
+}
+const copyState = state => Object.fromEntries(Object.entries(state).map(([name, values]) => [name, values.slice()]));
+
+class Stack {  // layers of cells; `embed` makes a vector of an id, and an id may stand for its vector
+  constructor(weights, name, kind, embed) {
+    this.embed = embed;
+    this.layers = [];
+    for (let l = 0; weights[`${name}.weight_ih_l${l}`]; l++) {
+      const endings = [`l${l}`, `l${l}_reverse`].filter(ending => weights[`${name}.weight_ih_${ending}`]);
+      this.layers.push(endings.map(ending => new Cell(weights, name, ending, kind)));
+    }
+  }
+  read(cell, x) {  // W_ih x + b; that of an id is computed once
+    if (typeof x !== "number") return cell.input.of(x);
+    if (!cell.known.has(x)) cell.known.set(x, cell.input.of(this.embed(x)));
+    return cell.known.get(x);
+  }
+  start() { return this.layers.map(([cell]) => cell.start()); }
+  step(x, states, clamp) {  // one step forwards → h of the last layer
+    this.layers.forEach(([cell], layer) => {
+      cell.step(this.read(cell, x), states[layer], clamp?.layer === layer ? clamp : null);
+      x = states[layer].h;
+    });
+    return x;
+  }
+  run(xs) {  // a sequence in all directions → outputs (T, D·H), final states (L·D), all states (L·D, T)
+    const traces = [];
+    for (const layer of this.layers) {
+      const directions = layer.map((cell, direction) => {
+        const state = cell.start(), trace = new Array(xs.length);
+        for (let k = 0; k < xs.length; k++) {
+          const t = direction ? xs.length - 1 - k : k;
+          cell.step(this.read(cell, xs[t]), state);
+          trace[t] = copyState(state);
+        }
+        return trace;
+      });
+      xs = xs.map((_, t) => directions.length > 1 ? concatenate(directions.map(trace => trace[t].h)) : directions[0][t].h);
+      traces.push(...directions);
+    }
+    const D = this.layers[0].length;
+    return { outputs: xs, traces, states: traces.map((trace, k) => trace[k % D ? 0 : trace.length - 1]) };
+  }
+}
+const embedding = ({ values, shape: [, E] }, scale = 1) =>
+  id => Float64Array.from(values.subarray(id * E, (id + 1) * E), v => scale * v);
+
+function* dice(seed) {  // numbers from 0 to 1, the same ones for a seed (mulberry32)
+  for (;;) {
+    seed = seed + 0x6d2b79f5 | 0;
+    let t = Math.imul(seed ^ seed >>> 15, 1 | seed);
+    t = t + Math.imul(t ^ t >>> 7, 61 | t) ^ t;
+    yield ((t ^ t >>> 14) >>> 0) / 4294967296;
+  }
+}
+function draw(p, temperature, chance) {  // an id with probability ∝ p^(1 / temperature); UNKNOWN, 0, is never drawn
+  const most = 1 + argmax(p.subarray(1));
+  if (temperature === 0) return most;
+  const shares = p.map((v, k) => k === 0 ? 0 : (v / p[most]) ** (1 / temperature));
+  let left = chance * shares.reduce((a, b) => a + b);
+  for (let k = 1; k < shares.length; k++) if ((left -= shares[k]) < 0) return k;
+  return most;
+}
