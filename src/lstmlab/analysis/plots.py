@@ -1,6 +1,7 @@
 """The plots of an analysis, each a matplotlib Figure."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,10 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from torch import Tensor
 
-from lstmlab.analysis.causes import Cause
 from lstmlab.analysis.gates import SIGMOIDS, VISIBLE, Saturation
 from lstmlab.analysis.probes import ProbeResult
 from lstmlab.analysis.written import Measured
+
+if TYPE_CHECKING:
+    from lstmlab.analysis.causes import Cause
 
 SHOWN_STEPS = 120  # in the plot of the gates
 
@@ -103,7 +106,7 @@ def draw_probes(results: list[ProbeResult]) -> Figure:
     return figure
 
 
-def draw_causes(causes: list[Cause]) -> Figure:
+def draw_causes(causes: "list[Cause]") -> Figure:
     """How much the loss grows without the units that track a feature, beside random units."""
     figure, [[ax]] = make_grid(1, 1, 8, 1.2 + 0.4 * len(causes))
     y = np.arange(len(causes))
