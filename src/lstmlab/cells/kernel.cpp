@@ -29,6 +29,8 @@ static void cell_forward(const Scan<R> &scan, int64_t b, int64_t s, R *a, R *nor
     case LAYERNORM: return lstm_forward<LAYERNORM>(a, c_before, c, h, bias, scan.extra, H);
     case RNN: return rnn_forward(a, h, H);
     case GRU: return gru_forward(a, scan.h_before(b, s), h, H);
+    case MINGRU: return mingru_forward(a, scan.h_before(b, s), h, H);
+    case MINLSTM: return minlstm_forward(a, scan.h_before(b, s), h, H);
   }
 }
 
@@ -50,6 +52,8 @@ static void cell_backward(const Scan<R> &scan, int64_t b, int64_t s, int64_t cel
     case LAYERNORM: return lstm(lstm_backward<LAYERNORM, R>);
     case RNN: return rnn_backward(d, scan.y_at(b, s), dh, dy, dbias, H);
     case GRU: return gru_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
+    case MINGRU: return mingru_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
+    case MINLSTM: return minlstm_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
   }
 }
 
@@ -120,14 +124,14 @@ template <class E, class R> static void forward(const Scan<R> &scan) {
 // Whether packing the weights would take longer than one step without gradients that uses them as they are:
 // for a few rows, and for weights far larger than the L2 cache.
 template <class R> static bool uses_unpacked_weights(const Scan<R> &scan) {
-  const bool large = scan.N() * (scan.I + scan.H) * sizeof(R) > 4 << 20;
+  const bool large = scan.N() * (scan.I + scan.K()) * sizeof(R) > 4 << 20;
   return scan.T == 1 && !scan.gates && (scan.B < 24 || large);
 }
 
 // One step (T = 1) without gradients, with the weights as they are.
 template <class R> static void step(const Scan<R> &scan) {
   const int64_t B = scan.B, I = scan.I, H = scan.H, G = scan.G();
-  const int64_t shared = scan.kind == GRU ? 2 * H : G;  // gates whose two products are summed
+  const int64_t K = scan.K(), shared = scan.kind == GRU ? 2 * H : scan.N();  // gates whose two products are summed
   const R *w_ih = scan.w_ih, *w_hh = scan.w_hh;
   const Buffer<R> gates(B * G), bias(G);
   scan.bias(bias.p);
@@ -141,10 +145,10 @@ template <class R> static void step(const Scan<R> &scan) {
     else std::copy_n(bias.p, G, to[b]);
   }
   // Of large weights, each thread has its part in its own cache.
-  const bool large = scan.N() * (I + H) * sizeof(R) > 1 << 18;
+  const bool large = scan.N() * (I + K) * sizeof(R) > 1 << 18;
 #pragma omp parallel num_threads(large ? scan.threads : 1)
   {
-    multiply_unpacked(x.data(), w_ih, I, h.data(), w_hh, H, shared, to.data(), 0, B);
+    multiply_unpacked(x.data(), w_ih, I, h.data(), w_hh, K, shared, to.data(), 0, B);
     if (scan.kind == GRU) {
       multiply_unpacked(x.data(), w_ih + 2 * H * I, I, h.data(), w_hh, 0, H, to.data(), 2 * H, B);
       multiply_unpacked(x.data(), w_ih, 0, h.data(), w_hh + 2 * H * H, H, H, to.data(), 3 * H, B);

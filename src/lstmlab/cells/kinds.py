@@ -18,7 +18,7 @@ class LSTMState(NamedTuple):
 
 
 class HiddenState(NamedTuple):
-    """The state of the RNN and the GRU: the hidden state (L·D, B, H)."""
+    """The state of the RNN, the GRU, the minGRU and the minLSTM: the hidden state (L·D, B, H)."""
 
     h: Tensor
 
@@ -57,6 +57,8 @@ KINDS = {
     "layernorm": Kind(("scratch", "fused"), LSTMState, "ifgo", "ifo", retains="f", own={"gain": (4,)}),
     "rnn": Kind(("scratch", "fused", "torch"), HiddenState, "h", ""),
     "gru": Kind(("scratch", "fused", "torch"), HiddenState, "rzn", "rz", retains="z"),
+    "mingru": Kind(("scratch", "fused"), HiddenState, "zg", "z", reads_h=False),
+    "minlstm": Kind(("scratch", "fused"), HiddenState, "ifg", "if", retains="f", reads_h=False),
 }
 BACKENDS = {
     backend: tuple(name for name, kind in KINDS.items() if backend in kind.backends)

@@ -16,8 +16,12 @@ from .kinds import KINDS
 from .library import find_kernel
 
 T = TypeVar("T")
+Operands = Sequence[Tensor | None]  # of one layer and direction, see `as_operands`
 
-NUMBERS = {"lstm": 0, "peephole": 1, "layernorm": 2, "rnn": 3, "gru": 4}  # as in cell.h
+KIND_NAMES = ("lstm", "peephole", "layernorm", "rnn", "gru", "mingru", "minlstm")
+NUMBERS = {name: number for number, name in enumerate(KIND_NAMES)}  # as in cell.h
+# Columns of a row of gates in units of H, as G in scan.h
+COLUMNS = dict.fromkeys(NUMBERS, 4) | {"rnn": 1, "mingru": 2}
 
 
 class Scan(ctypes.Structure):
@@ -42,7 +46,7 @@ def run_scan(
     x: Tensor,
     state: Sequence[Tensor],
     lengths: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Operands,
     reverse: bool,
     buffers: Sequence[Tensor | None] = (None, None, None),
 ) -> tuple[Tensor, list[Tensor]]:
@@ -52,7 +56,7 @@ def run_scan(
     x: (B, T, I).
     state: each (B, H), contiguous.
     lengths: (B,) int64, contiguous, or None.
-    weights: W_ih, W_hh, b_ih, b_hh and the kind's own, which for peephole is one tensor (3H,).
+    weights: see `as_operands`.
     buffers: filled with what the backward pass needs, see `empty_buffers`.
     """
     x = _contiguous_rows(x)
@@ -72,13 +76,13 @@ def run_scan(
 
 
 def run_step(
-    kind: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Sequence[Tensor]]
+    kind: str, x: Tensor, state: Sequence[Tensor], weights: Sequence[Operands]
 ) -> tuple[Tensor, list[Tensor]]:
     """One step of a stack of layers in one call → h of the last layer (B, 1, H); the state after the step.
 
     x: (B, 1, I).
     state: each (L, B, H), contiguous.
-    weights: of each layer, see `run_scan`.
+    weights: of each layer, see `as_operands`.
     """
     x = _contiguous_rows(x)
     (B, _, I), H = x.shape, state[0].size(-1)
@@ -105,7 +109,7 @@ def run_step(
 def empty_buffers(kind: str, cells: int, x: Tensor, H: int) -> list[Tensor | None]:
     """What forward keeps for backward: gates, c and layer norm's 1/σ, each with a row per unpadded step."""
     return [
-        x.new_empty(cells, H if kind == "rnn" else 4 * H),
+        x.new_empty(cells, COLUMNS[kind] * H),
         x.new_empty(cells, H) if "c" in KINDS[kind].state._fields else None,
         x.new_empty(cells, 4) if kind == "layernorm" else None,
     ]
@@ -117,7 +121,7 @@ def run_scan_backward(
     x: Tensor,
     state: Sequence[Tensor],
     lengths: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Operands,
     reverse: bool,
     needs: Sequence[bool],
     y: Tensor,
@@ -134,17 +138,18 @@ def run_scan_backward(
     dgates: memory as large as the gates; if it is theirs, they are overwritten.
     """
     x = _contiguous_rows(x)
-    (B, T, I), (rows, H) = x.shape, weights[1].shape
+    (B, T, I), H, (W_ih, W_hh, *_) = x.shape, y.size(-1), weights
+    assert W_ih is not None
     # Not empty_like: x or a weight may have other strides than those in which the kernel writes.
     dx = x.new_empty(B, T, I) if needs[0] else None
-    dw_ih = x.new_empty(rows, I) if needs[1] else None
-    dw_hh = x.new_empty(rows, H) if needs[2] else None
+    dw_ih = x.new_empty(W_ih.shape) if needs[1] else None
+    dw_hh = x.new_empty(W_hh.shape) if W_hh is not None and needs[2] else None
     d_state = [
         torch.zeros_like(s) if d is None else d.clone(memory_format=torch.contiguous_format)
         for d, s in zip(d_final, state, strict=True)
     ]
     d_bias = x.new_empty(dgates.size(1))
-    d_extra: list[Tensor | None] = [x.new_empty(weight.numel()) for weight in weights[4:]]
+    d_extra: list[Tensor | None] = [x.new_empty(w.numel()) for w in weights[4:] if w is not None]
     (x_b, x_t, _), (y_b, y_t, _) = x.stride(), y.stride()
     (h0, c0), (dh, dc), (gates, cs, norms) = _addresses(state), _addresses(d_state), map(_address, buffers)
     _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
@@ -160,9 +165,10 @@ def run_scan_backward(
         dy = _contiguous_rows(dy)
         arguments.dy, (arguments.dy_b, arguments.dy_t, _) = dy.data_ptr(), dy.stride()
     _call_kernel("backward", precision, arguments)
-    db_ih, db_hh = d_bias, d_bias.clone()
+    db_ih = d_bias[: len(W_ih)]
+    db_hh = None if W_hh is None else db_ih.clone()
     if kind == "gru":  # The kernel's are of r, z and the two parts of n.
-        db_ih, db_hh = d_bias[: 3 * H], torch.cat([d_bias[: 2 * H], d_bias[3 * H :]])
+        db_hh = torch.cat([d_bias[: 2 * H], d_bias[3 * H :]])
     return [dx, *d_state, dw_ih, dw_hh, db_ih, db_hh, *d_extra]
 
 
@@ -180,10 +186,19 @@ def _contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _operands(weights: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+def as_operands(kind: str, weights: Sequence[Tensor]) -> Operands:
+    """The weights of a layer as the kernel takes them: W_ih, W_hh, b_ih, b_hh (W_hh and b_hh None where the
+    gates do not see h) and, if the kind has parameters of its own, one tensor of all."""
+    common = 4 if KINDS[kind].reads_h else 2
+    own = weights[common:]
+    operands = weights[:4] if common == 4 else (weights[0], None, weights[1], None)
+    return [*operands, torch.cat(list(own)) if len(own) > 1 else own[0]] if own else operands
+
+
+def _operands(weights: Operands) -> tuple[Operands, list[int]]:
     """The weights as the kernel reads them, which must live while it runs, and five addresses."""
-    held = [weight if weight.is_contiguous() else weight.contiguous() for weight in weights]
-    addresses = [weight.data_ptr() for weight in held]
+    held = [weight if weight is None or weight.is_contiguous() else weight.contiguous() for weight in weights]
+    addresses = [_address(weight) for weight in held]
     return held, addresses if len(held) == 5 else [*addresses, 0]
 
 
@@ -202,7 +217,7 @@ def run_differentiable_scan(
     x: Tensor,
     state: Sequence[Tensor],
     lengths: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Operands,
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     y, *final = DifferentiableScan.apply(

@@ -25,8 +25,8 @@ class CellOptions:
     batch_first: input and output are (B, T, ·); False: (T, B, ·).
     recompute: fused alone: compute the gates again in the backward pass instead of storing them.
     engine: fused alone: what runs it, see `engines`; auto: the fastest for each call. torch is for the kinds
-        that PyTorch has, plain for the LSTM kinds, amx for CPUs with AMX in bf16, on which auto does not yet
-        take it.
+        that PyTorch has, plain for all but rnn and gru, amx for CPUs with AMX in bf16, on which auto does not
+        yet take it.
 
     Raises ValueError for a pair of backend and kind that does not exist and for a value out of range.
     """
@@ -83,7 +83,7 @@ class CellOptions:
             raise ValueError(f"recompute=true is for backend=fused, not {self.backend}.")
         kind = KINDS[self.kind]
         engines = ["auto", "native", "amx", *(["torch"] if "torch" in kind.backends else [])]
-        engines += ["plain"] if "c" in kind.state._fields else []
+        engines += ["plain"] if self.kind not in ("rnn", "gru") else []
         if self.engine not in engines:
             raise ValueError(
                 f"engine={self.engine!r} is not for kind={self.kind}: it takes {', '.join(engines)}."

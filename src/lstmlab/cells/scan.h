@@ -4,7 +4,7 @@
 #include <numeric>
 #include <vector>
 
-#include "cell.h"
+#include "min.h"
 
 // Rows [row, row + n) of W_hh give columns [column, column + n) of the gates.
 struct Part {
@@ -37,11 +37,16 @@ template <class R> struct Scan {
   R *dw_ih, *dw_hh, *dbias, *dextra;
   R *dgates;  // (cells, G): of the pre-activations; may be gates, which are then overwritten
 
-  bool has_addresses() const { return x && h0 && (c0 || !has_c()) && w_ih && w_hh && b_ih && b_hh && y; }
+  bool has_addresses() const {
+    return x && h0 && (c0 || !has_c()) && w_ih && b_ih && ((w_hh && b_hh) || !reads_h()) && y;
+  }
   bool has_c() const { return kind <= LAYERNORM; }
-  int64_t G() const { return kind == RNN ? H : 4 * H; }
-  int64_t N() const { return kind == GRU ? 3 * H : G(); }  // rows of W_ih and of W_hh
+  bool reads_h() const { return kind != MINGRU && kind != MINLSTM; }
+  int64_t G() const { return kind == RNN ? H : kind == MINGRU ? 2 * H : 4 * H; }
+  int64_t N() const { return kind == GRU || kind == MINLSTM ? 3 * H : G(); }  // rows of W_ih and of W_hh
+  int64_t K() const { return reads_h() ? H : 0; }                           // columns of W_hh
   std::vector<Part> parts() const {
+    if (!reads_h()) return {};
     if (kind == GRU) return {{0, 0, 2 * H}, {2 * H, 3 * H, H}};
     return {{0, 0, G()}};
   }

@@ -1,0 +1,80 @@
+"""The kinds of 2020 and later: against public implementations, at extreme gates, and what they refuse."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lstmlab.cells import build_cell
+
+F64 = torch.float64
+MIN = ["mingru", "minlstm"]
+
+
+@pytest.mark.parametrize("kind", MIN)
+@pytest.mark.parametrize("backend", ["scratch", "fused"])
+@pytest.mark.parametrize("T", [1, 40])
+def test_min_kinds_are_those_of_the_public_package(kind, backend, T):
+    """Its scan is in log space, so it takes no negative state."""
+    pytest.importorskip("minGRU_pytorch", reason="minGRU-pytorch is not installed")
+    from minGRU_pytorch.minGRU import minGRU
+    from minGRU_pytorch.minLSTM import minLSTM
+
+    torch.manual_seed(0)
+    theirs = (minGRU(16) if kind == "mingru" else minLSTM(16)).double()
+    weight = theirs.to_hidden_and_gate if kind == "mingru" else theirs.to_hidden_and_f_i_gate
+    ours = build_cell(backend, 16, 16, kind=kind, bias=False).double()
+    g, *gates = weight.weight.detach().chunk(2 if kind == "mingru" else 3)
+    ours.weight_ih_l0.data = torch.cat([*reversed(gates), g])
+    x = torch.randn(3, T, 16, dtype=F64, requires_grad=True)
+    h = torch.rand(3, 1, 16, dtype=F64) if kind == "mingru" else None  # its minLSTM changes a given state
+    expected = theirs(x, h)
+    output, _ = ours(x, None if h is None else h.transpose(0, 1))
+    assert_close(output, expected)
+    found, wanted = (torch.autograd.grad(y.square().sum(), x)[0] for y in (output, expected))
+    assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", MIN)
+@pytest.mark.parametrize("engine", ["scratch", "native", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_min_kinds_at_gates_of_200(kind, engine, dtype):
+    """Every pair of gates at ±200 and 0 gives the limit, with finite gradients."""
+    backend = {"scratch": {"backend": "scratch"}}.get(engine, {"backend": "fused", "engine": engine})
+    cell: Any = build_cell(**backend, input_size=3, hidden_size=1, kind=kind, bias=False).to(dtype)
+    weight = cell.all_weights[0][0]
+    weight.data = torch.eye(3, dtype=dtype)[3 - len(weight) :]
+    a = torch.tensor([-200.0, 0.0, 200.0], dtype=dtype)
+    x = torch.cartesian_prod(a, a, a).unsqueeze(1).requires_grad_()  # (27, 1, 3), the gates then g
+    h0 = torch.full((1, 27, 1), -3.0, dtype=dtype)
+    output, _ = cell(x, (h0,))
+    i, f, g = x.detach()[:, 0].double().unbind(-1)
+    if kind == "mingru":
+        new = torch.sigmoid(f)  # the second of three inputs
+    else:
+        new = torch.sigmoid(torch.nn.functional.logsigmoid(i) - torch.nn.functional.logsigmoid(f))
+    expected = (1 - new) * -3 + new * torch.where(g >= 0, g + 0.5, torch.sigmoid(g))
+    assert_close(output[:, 0, 0].double(), expected, rtol=1e-6, atol=1e-6)
+    (d_x,) = torch.autograd.grad(output.sum(), x)
+    assert d_x.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", MIN)
+@pytest.mark.parametrize("T", [1, 2, 3, 31, 64])
+def test_sequential_and_parallel_modes_agree(kind, T):
+    step, scan = (
+        build_cell("scratch", 5, 7, kind=kind).double(),
+        build_cell("fused", 5, 7, kind=kind, engine="plain").double(),
+    )
+    scan.load_state_dict(step.state_dict())
+    x, h = torch.randn(4, T, 5, dtype=F64), -9 * torch.rand(1, 4, 7, dtype=F64)
+    assert_close(scan(x, h), step(x, h), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", MIN)
+def test_what_needs_recurrent_weights_is_refused(kind):
+    with pytest.raises(ValueError, match=rf"^weight_drop=0.1 .* which kind={kind} does not have.$"):
+        build_cell("fused", 3, 4, kind=kind, weight_drop=0.1)
+    names = [name for name, _ in build_cell("fused", 3, 4, kind=kind).named_parameters()]
+    assert names == ["weight_ih_l0", "bias_ih_l0"]
