@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lstmlab import cells
 from lstmlab.cells import KINDS
+
+
+def build_cell(backend: str, input_size: int, hidden_size: int, **options: Any) -> Any:
+    """That of `lstmlab.cells`, for any kind and size: with the fewest heads that divide it."""
+    if options.get("kind") == "slstm":
+        divisors = [n for n in range(2, hidden_size + 1) if hidden_size % n == 0]
+        options = {"heads": min(divisors, default=1)} | options
+    return cells.build_cell(backend, input_size, hidden_size, **options)
 
 
 def σ(a: Tensor) -> Tensor:
@@ -45,6 +54,18 @@ def reference_step(
         hr, hz, hn = (R @ h + b_h).chunk(3)
         z = σ(xz + hz)
         return ((1 - z) * torch.tanh(xn + σ(xr + hr) * hn) + z * h,)
+    if kind == "slstm":
+        c, n, m = rest
+        K = R.size(1)
+        starts = [K * (unit // K) for unit in range(len(h))] * 4
+        Rh = torch.stack([row @ h[start : start + K] for row, start in zip(R, starts, strict=True)])
+        i_a, f_a, g, o = (W @ x + b + Rh + b_h).chunk(4)
+        started = n != 0
+        past = torch.where(started, torch.log(σ(f_a)) + m, -torch.inf)
+        m = torch.where(past > i_a, past, i_a)
+        i, f = torch.exp(i_a - m), torch.exp(past - m)
+        c, n = torch.where(started, f * c, 0) + i * torch.tanh(g), f * n + i
+        return σ(o) * c / n, c, n, m
     c = rest[0]
     i, f, g, o = (W @ x + R @ h).chunk(4)
     b_i, b_f, b_g, b_o = (b + b_h).chunk(4)

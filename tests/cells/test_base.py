@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from cell_reference import random_state, reference
-from lstmlab.cells import BACKENDS, KINDS, build_cell
+from cell_reference import build_cell, random_state, reference
+from lstmlab.cells import BACKENDS, KINDS
 
 CELLS = [(backend, kind) for backend, kinds in BACKENDS.items() for kind in kinds]
 every_cell = pytest.mark.parametrize("backend, kind", CELLS)

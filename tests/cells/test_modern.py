@@ -78,3 +78,66 @@ def test_what_needs_recurrent_weights_is_refused(kind):
         build_cell("fused", 3, 4, kind=kind, weight_drop=0.1)
     names = [name for name, _ in build_cell("fused", 3, 4, kind=kind).named_parameters()]
     assert names == ["weight_ih_l0", "bias_ih_l0"]
+
+
+@pytest.mark.parametrize("backend", ["scratch", "fused"])
+def test_slstm_is_that_of_its_authors(backend):
+    pytest.importorskip("xlstm", reason="xlstm is not installed")
+    from xlstm.blocks.slstm.src.vanilla.slstm import slstm_forward_pointwise
+
+    torch.manual_seed(0)
+    cell: Any = build_cell(backend, 5, 12, kind="slstm", heads=3, init="torch").double()
+    x = torch.randn(4, 9, 5, dtype=F64)
+    blocks = cell.weight_hh_l0.unflatten(0, (4, 3, 4))  # (gate, head, 4, 4)
+    state, outputs = torch.zeros(4, 4, 12, dtype=F64), []
+    for t in range(9):
+        heads = state[0].unflatten(-1, (3, 4))
+        recurrent = torch.einsum("bkd,gked->bgke", heads, blocks).flatten(1)
+        bias = cell.bias_ih_l0 + cell.bias_hh_l0
+        state, _ = slstm_forward_pointwise(x[:, t] @ cell.weight_ih_l0.T, recurrent, bias, state, {})
+        outputs.append(state[0])
+    output, final = cell(x)
+    assert_close(output, torch.stack(outputs, 1))
+    assert_close([s[0] for s in final], list(state))
+
+
+SLSTMS = [{"backend": "scratch"}, {"backend": "fused"}, {"backend": "fused", "engine": "plain"}]
+
+
+@pytest.mark.parametrize("how", SLSTMS, ids=["scratch", "native", "plain"])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_slstm_begins_at_any_input_gate(how, dtype):
+    """Its first step gives o ⊙ g whatever i and f are, and rows that start later do so beside others."""
+    cell: Any = build_cell(**how, input_size=4, hidden_size=1, kind="slstm", heads=1, bias=False).to(dtype)
+    cell.weight_ih_l0.data, cell.weight_hh_l0.data = torch.eye(4, dtype=dtype), torch.zeros(4, 1, dtype=dtype)
+    a = torch.tensor([-200.0, 0.0, 200.0], dtype=dtype)
+    gates = torch.cartesian_prod(a, a, torch.tensor([0.7], dtype=dtype), torch.tensor([0.3], dtype=dtype))
+    x = gates.unsqueeze(1).expand(-1, 5, -1).contiguous().requires_grad_()  # (9, 5, 4)
+    output, state = cell(x)
+    o_g = torch.sigmoid(gates[:, 3]) * torch.tanh(gates[:, 2])
+    assert_close(output, o_g[:, None, None].expand_as(output))  # a mean of equal numbers
+    assert (state.n >= 1).all()
+    d_x, d_W = torch.autograd.grad(output.sum() + state.c.sum(), [x, cell.weight_ih_l0])
+    assert d_x.isfinite().all() and d_W.isfinite().all()
+
+    begun = torch.tensor([0.0, 1.0, 0.0], dtype=dtype).view(1, 3, 1)  # the second of three rows has started
+    given = (begun, 0.5 * begun, begun, 300 * (1 - begun))
+    output, _ = cell(x[:3], given)
+    assert_close(output[[0, 2]], cell(x[:3])[0][[0, 2]])
+    assert not torch.equal(output[1, :1], cell(x[:3])[0][1, :1]) and output.isfinite().all()
+
+
+@pytest.mark.parametrize("how", SLSTMS, ids=["scratch", "native", "plain"])
+def test_what_stands_beside_n_of_zero_does_not_count(how):
+    """As a row that is reset by its n, within a batch."""
+    cell: Any = build_cell(**how, input_size=3, hidden_size=8, kind="slstm").double()
+    x, zeros = torch.randn(2, 6, 3, dtype=F64), torch.zeros(1, 2, 8, dtype=F64)
+    other = (zeros, torch.randn_like(zeros), zeros, 100 * torch.randn_like(zeros))
+    assert_close(cell(x, other), cell(x), rtol=0, atol=0)
+
+
+def test_heads_are_checked():
+    with pytest.raises(ValueError, match=r"heads=4 must divide hidden_size=6\."):
+        build_cell("fused", 3, 6, kind="slstm")
+    with pytest.raises(ValueError, match=r"heads=2 is for kind=slstm, not lstm\."):
+        build_cell("fused", 3, 6, heads=2)

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
-from cell_reference import random_state, reference
-from lstmlab.cells import BACKENDS, build_cell
+from cell_reference import build_cell, random_state, reference
+from lstmlab.cells import BACKENDS
 
 CELLS = [(backend, kind) for backend, kinds in BACKENDS.items() for kind in kinds]
 size = st.integers(1, 5)

@@ -61,16 +61,20 @@ class FusedCell(Stack):
         dtype = flat[0].dtype
         x = x if x.dtype is dtype else x.to(dtype)
         state = [s if s.dtype is dtype and s.is_contiguous() else s.to(dtype).contiguous() for s in state]
+        H, names = self.hidden_size, self._state_type._fields
+        if len(names) > 2:  # The kernel takes c, n and m as one.
+            state = [state[0], torch.cat(list(state[1:]), -1)]
         operands: Any = [native.as_operands(self.kind, layer) for layer in weights]
         drops = self.training and self.dropout > 0 and self.num_layers > 1
         one_step = x.size(1) == 1 and lengths is None and not self.bidirectional and not drops
         if plain and one_step and not differentiable:  # as in decoding
-            return native.run_step(self.kind, x, state, operands)
+            output, (h, *c) = native.run_step(self.kind, x, state, operands)
+            return output, [h, *(s for cs in c for s in cs.split(H, -1))]
         run = native.run_scan if not differentiable else native.run_differentiable_scan
         scan = partial(run if plain else operators.run_traced_scan, self.kind, precision)
-        return super()._run_layers(
-            x, state, lengths, operands, self._checkpointed(scan) if differentiable else scan
-        )
+        scan = self._checkpointed(scan) if differentiable else scan
+        output, (h, *c) = super()._run_layers(x, state, lengths, operands, scan)
+        return output, [h, *(s for cs in c for s in cs.split(H, -1))]
 
     def _choose_engine(self, x: Tensor, lengths: Tensor | None, compiled: bool, differentiable: bool) -> str:
         if self.engine in ("native", "amx") and not compiled and x.numel() > 0:
@@ -113,6 +117,8 @@ class FusedCell(Stack):
     def _run_steps(
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights
     ) -> tuple[Tensor, Sequence[Tensor]]:
+        if self.kind == "slstm":
+            return self._checkpointed(self._run_equations)(x, state, mask, weights)
         run = run_recurrence if KINDS[self.kind].reads_h else run_linear_recurrence
         return self._checkpointed(run)(self.kind, x, state, mask, weights)
 

@@ -51,8 +51,10 @@ def initialise_parameters(
             for weight in per_gate.values():
                 nn.init.xavier_uniform_(weight, generator=generator)
         elif name.startswith("weight_hh"):
+            block = value.size(1) if kind == "slstm" else hidden_size
             for weight in per_gate.values():
-                nn.init.orthogonal_(weight, generator=generator)
+                for head in weight.split(block):
+                    nn.init.orthogonal_(head, generator=generator)
         elif name.startswith("weight_hr"):
             nn.init.orthogonal_(value, generator=generator)
         elif name.startswith("bias_ih") and init == "chrono":

@@ -23,7 +23,19 @@ class HiddenState(NamedTuple):
     h: Tensor
 
 
-State = LSTMState | HiddenState
+class SLSTMState(NamedTuple):
+    """The state of the sLSTM, each (L·D, B, H): hidden and cell state, normaliser and stabiliser.
+
+    Where n = 0, as in a state of zeros, a unit has not started, and its c and m do not count.
+    """
+
+    h: Tensor
+    c: Tensor
+    n: Tensor
+    m: Tensor
+
+
+State = LSTMState | HiddenState | SLSTMState
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,8 @@ class Kind:
     state: what it carries from step to step.
     gates: one letter each, in the order in which nn.LSTM, nn.GRU and nn.RNN stack them in their weights.
     sigmoids: the gates whose values lie between 0 and 1.
-    retains: the gate that multiplies the old state, if there is one.
+    retains: what multiplies the old state, if that measures memory: a gate, or 1 minus one, as "1 − z". The
+        sLSTM has none, since its factor f depends on its stabiliser.
     reads_h: whether its gates see the old hidden state; if not, there are no weight_hh and bias_hh.
     own: the parameters that it has beside weight_ih, weight_hh, bias_ih and bias_hh, by name, with their
         shapes in units of H: (4,) is (4H,). `init.initialise_parameters` says what they start as.
@@ -49,6 +62,7 @@ class Kind:
     own: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
+HEADS = 4  # of an sLSTM, unless cell.heads says otherwise
 PEEPHOLES = {"weight_ci": (1,), "weight_cf": (1,), "weight_co": (1,)}
 
 KINDS = {
@@ -57,8 +71,9 @@ KINDS = {
     "layernorm": Kind(("scratch", "fused"), LSTMState, "ifgo", "ifo", retains="f", own={"gain": (4,)}),
     "rnn": Kind(("scratch", "fused", "torch"), HiddenState, "h", ""),
     "gru": Kind(("scratch", "fused", "torch"), HiddenState, "rzn", "rz", retains="z"),
-    "mingru": Kind(("scratch", "fused"), HiddenState, "zg", "z", reads_h=False),
+    "mingru": Kind(("scratch", "fused"), HiddenState, "zg", "z", retains="1 − z", reads_h=False),
     "minlstm": Kind(("scratch", "fused"), HiddenState, "ifg", "if", retains="f", reads_h=False),
+    "slstm": Kind(("scratch", "fused"), SLSTMState, "ifgo", "ifo"),
 }
 BACKENDS = {
     backend: tuple(name for name, kind in KINDS.items() if backend in kind.backends)

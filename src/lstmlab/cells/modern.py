@@ -1,6 +1,8 @@
 """The equations of newer kinds, written as those in scratch.py."""
 
-from torch import Tensor, sigmoid, where
+from math import inf
+
+from torch import Tensor, cat, exp, sigmoid, tanh, where
 from torch.nn.functional import linear, logsigmoid
 
 StepResult = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # the new state, and the gates
@@ -60,3 +62,46 @@ class MinLSTM:
 def positive(a: Tensor) -> Tensor:
     """G of minGRU and minLSTM."""
     return where(a >= 0, a + 0.5, sigmoid(a))
+
+
+class SLSTM:
+    """Beck et al. 2024: exponential gates, a normaliser n, and a stabiliser m against overflow. R_i and its
+    siblings are block-diagonal: they mix the units of each head only.
+
+    ĩ = W_i·x + R_i·h + b_i
+    m' = max(log σ(W_f·x + R_f·h + b_f) + m, ĩ)
+    i = exp(ĩ − m')
+    f = exp(log σ(W_f·x + R_f·h + b_f) + m − m')
+    g = tanh(W_g·x + R_g·h + b_g)
+    o = σ(W_o·x + R_o·h + b_o)
+    c' = f ⊙ c + i ⊙ g
+    n' = f ⊙ n + i
+    h' = o ⊙ c' / n'
+
+    A unit with n = 0 has not started: m' = ĩ and f = 0. From then on n is at least 1.
+    """
+
+    def __init__(self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor):
+        self.W_i, self.W_f, self.W_g, self.W_o = weight_ih.chunk(4)
+        self.R_i, self.R_f, self.R_g, self.R_o = weight_hh.chunk(4)
+        self.b_i, self.b_f, self.b_g, self.b_o = (bias_ih + bias_hh).chunk(4)
+
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor, n: Tensor, m: Tensor) -> StepResult:
+        """x (B, I), h, c, n and m (B, H)."""
+        i_a = linear(x, self.W_i, self.b_i) + multiply_heads(h, self.R_i)
+        past = logsigmoid(linear(x, self.W_f, self.b_f) + multiply_heads(h, self.R_f)) + m
+        m = where((n == 0) | (i_a >= past), i_a, past)
+        i = exp(i_a - m)
+        f = exp(where(n == 0, -inf, past - m))
+        g = tanh(linear(x, self.W_g, self.b_g) + multiply_heads(h, self.R_g))
+        o = sigmoid(linear(x, self.W_o, self.b_o) + multiply_heads(h, self.R_o))
+        c = f * c + i * g
+        n = f * n + i
+        h = o * c / n
+        return (h, c, n, m), {"i": i, "f": f, "g": g, "o": o}
+
+
+def multiply_heads(h: Tensor, R: Tensor) -> Tensor:
+    """h (B, H) times the block-diagonal matrix whose blocks lie in R (H, d), one below the other → (B, H)."""
+    d = R.size(1)
+    return cat([linear(h_k, R_k) for h_k, R_k in zip(h.split(d, -1), R.split(d), strict=True)], -1)

@@ -18,10 +18,10 @@ from .library import find_kernel
 T = TypeVar("T")
 Operands = Sequence[Tensor | None]  # of one layer and direction, see `as_operands`
 
-KIND_NAMES = ("lstm", "peephole", "layernorm", "rnn", "gru", "mingru", "minlstm")
+KIND_NAMES = ("lstm", "peephole", "layernorm", "rnn", "gru", "mingru", "minlstm", "slstm")
 NUMBERS = {name: number for number, name in enumerate(KIND_NAMES)}  # as in cell.h
 # Columns of a row of gates in units of H, as G in scan.h
-COLUMNS = dict.fromkeys(NUMBERS, 4) | {"rnn": 1, "mingru": 2}
+COLUMNS = dict.fromkeys(NUMBERS, 4) | {"rnn": 1, "mingru": 2, "slstm": 5}
 
 
 class Scan(ctypes.Structure):
@@ -32,7 +32,7 @@ class Scan(ctypes.Structure):
 
     # fmt: off
     _fields_ = [(name, ctypes.c_int64) for name in (
-        "kind", "B", "T", "I", "H", "reverse", "threads", "lengths", "x", "x_b", "x_t", "h0", "c0",
+        "kind", "B", "T", "I", "H", "K", "reverse", "threads", "lengths", "x", "x_b", "x_t", "h0", "c0",
         "w_ih", "w_hh", "b_ih", "b_hh", "extra", "y", "y_b", "y_t", "h", "c", "gates", "cs", "norms",
         "dy", "dy_b", "dy_t", "dx", "dx_b", "dx_t", "dh", "dc",
         "dw_ih", "dw_hh", "dbias", "dextra", "dgates",
@@ -54,7 +54,7 @@ def run_scan(
 
     precision: see `admission.find_precision`.
     x: (B, T, I).
-    state: each (B, H), contiguous.
+    state: h (B, H) and, if there is more, c (B, H), of the sLSTM c, n and m side by side (B, 3H); contiguous.
     lengths: (B,) int64, contiguous, or None.
     weights: see `as_operands`.
     buffers: filled with what the backward pass needs, see `empty_buffers`.
@@ -66,9 +66,9 @@ def run_scan(
     _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
     gates, cs, norms = map(_address, buffers)
     arguments = Scan(
-        kind=NUMBERS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
-        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
-        w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
+        kind=NUMBERS[kind], B=B, T=T, I=I, H=H, K=_columns(weights[1]), reverse=reverse,
+        threads=torch.get_num_threads(), lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t,
+        h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
         y=y.data_ptr(), y_b=T * H, y_t=H, h=h, c=c, gates=gates, cs=cs, norms=norms,
     )  # fmt: skip
     _call_kernel("forward", precision, arguments)
@@ -81,14 +81,15 @@ def run_step(
     """One step of a stack of layers in one call → h of the last layer (B, 1, H); the state after the step.
 
     x: (B, 1, I).
-    state: each (L, B, H), contiguous.
+    state: as for `run_scan`, with a first axis of L layers.
     weights: of each layer, see `as_operands`.
     """
     x = _contiguous_rows(x)
     (B, _, I), H = x.shape, state[0].size(-1)
     y, final = x.new_empty(B, 1, H), [torch.empty_like(s) for s in state]
     (h0, c0), (h, c) = _addresses(state), _addresses(final)
-    source, x_b, size = x.data_ptr(), x.stride(0), B * H * x.element_size()
+    source, x_b = x.data_ptr(), x.stride(0)
+    size, c_size = (B * s.size(-1) * s.element_size() for s in (state[0], state[-1]))
     number, threads, held, calls = NUMBERS[kind], torch.get_num_threads(), [], []
     for k, layer in enumerate(weights):
         tensors, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(layer)
@@ -96,12 +97,13 @@ def run_step(
         target = y.data_ptr() if k == len(weights) - 1 else h
         calls.append(
             Scan(
-                kind=number, B=B, T=1, I=I, H=H, threads=threads, x=source, x_b=x_b, h0=h0, c0=c0,
+                kind=number, B=B, T=1, I=I, H=H, K=_columns(layer[1]), threads=threads,
+                x=source, x_b=x_b, h0=h0, c0=c0,
                 w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra, y=target, y_b=H, h=h, c=c,
             )
         )  # fmt: skip
         source, x_b, I = target, H, H
-        h0, c0, h, c = h0 + size, c0 + size, h + size, c + size
+        h0, c0, h, c = h0 + size, c0 + c_size, h + size, c + c_size
     _call_kernel("forward", PRECISIONS[x.dtype], *calls)
     return y, final
 
@@ -110,7 +112,7 @@ def empty_buffers(kind: str, cells: int, x: Tensor, H: int) -> list[Tensor | Non
     """What forward keeps for backward: gates, c and layer norm's 1/σ, each with a row per unpadded step."""
     return [
         x.new_empty(cells, COLUMNS[kind] * H),
-        x.new_empty(cells, H) if "c" in KINDS[kind].state._fields else None,
+        x.new_empty(cells, columns * H) if (columns := len(KINDS[kind].state._fields) - 1) else None,
         x.new_empty(cells, 4) if kind == "layernorm" else None,
     ]
 
@@ -154,9 +156,9 @@ def run_scan_backward(
     (h0, c0), (dh, dc), (gates, cs, norms) = _addresses(state), _addresses(d_state), map(_address, buffers)
     _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
     arguments = Scan(
-        kind=NUMBERS[kind], B=B, T=T, I=I, H=H, reverse=reverse, threads=torch.get_num_threads(),
-        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
-        w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
+        kind=NUMBERS[kind], B=B, T=T, I=I, H=H, K=_columns(weights[1]), reverse=reverse,
+        threads=torch.get_num_threads(), lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t,
+        h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
         y=y.data_ptr(), y_b=y_b, y_t=y_t, gates=gates, cs=cs, norms=norms, dh=dh, dc=dc,
         dx=_address(dx), dx_b=T * I, dx_t=I, dw_ih=_address(dw_ih), dw_hh=_address(dw_hh),
         dbias=d_bias.data_ptr(), dextra=_address(d_extra[0] if d_extra else None), dgates=dgates.data_ptr(),
@@ -205,6 +207,10 @@ def _operands(weights: Operands) -> tuple[Operands, list[int]]:
 def _addresses(state: Sequence[Tensor]) -> tuple[int, int]:
     """The addresses of h and c; 0 if there is no c."""
     return state[0].data_ptr(), state[1].data_ptr() if len(state) == 2 else 0
+
+
+def _columns(weight_hh: Tensor | None) -> int:
+    return 0 if weight_hh is None else weight_hh.size(1)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -283,5 +289,5 @@ def _description(tensor: Tensor | None) -> Any:
 
 def split_state(kind: str, tensors: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
     """What belongs to the members of the state, and what belongs to the weights."""
-    members = len(KINDS[kind].state._fields)
+    members = min(2, len(KINDS[kind].state._fields))
     return tensors[:members], tensors[members:]

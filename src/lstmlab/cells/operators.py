@@ -83,7 +83,7 @@ def scan(
 @scan.register_fake
 def _(kind, precision, reverse, keep, x, lengths, h, c, *weights):
     (B, T, _), H = x.shape, h.size(1)
-    final = [None if s is None else s.new_empty(B, H) for s in (h, c)]
+    final = [None if s is None else s.new_empty(s.shape) for s in (h, c)]
     buffers = native.empty_buffers(kind, B * T, x, H) if keep else [None] * 3
     return _results(x, x.new_empty(B, T, H), *final, *buffers)
 
@@ -121,11 +121,11 @@ def scan_backward(
     expected = {
         "y": (y, (B, T, H)),
         "gates": (gates, (cells, native.COLUMNS[kind] * H)),
-        "cs": (cs, (cells, H) if len(state) == 2 else (0,)),
+        "cs": (cs, (cells, state[1].size(1)) if len(state) == 2 else (0,)),
         "norms": (norms, (cells, 4) if kind == "layernorm" else (0,)),
         "dy": (dy, (B, T, H)),
         "dh_n": (dh_n, (B, H)),
-        "dc_n": (dc_n, (B, H)),
+        "dc_n": (dc_n, state[-1].shape),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is not None:
@@ -171,11 +171,14 @@ def _check_operands(
     assert h is not None
     (B, T, I), H, rows = x.shape, h.size(-1), len(KINDS[kind].gates) * h.size(-1)
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {"h": (h, (B, H))}
-    if "c" in KINDS[kind].state._fields:
-        expected["c"] = (c, (B, H))
+    if columns := len(KINDS[kind].state._fields) - 1:
+        expected["c"] = (c, (B, columns * H))
     expected |= {"weight_ih": (weight_ih, (rows, I)), "bias_ih": (bias_ih, (rows,))}
     if KINDS[kind].reads_h:
-        expected |= {"weight_hh": (weight_hh, (rows, H)), "bias_hh": (bias_hh, (rows,))}
+        K = H if kind != "slstm" or weight_hh is None else weight_hh.size(-1)
+        if H % K:
+            raise ValueError(f"weight_hh has {K} columns, units of each head, which do not divide {H}.")
+        expected |= {"weight_hh": (weight_hh, (rows, K)), "bias_hh": (bias_hh, (rows,))}
     if own := KINDS[kind].own:
         expected["extra"] = (extra, (sum(n for (n,) in own.values()) * H,))
     dtype = torch.float64 if precision == "f64" else torch.float32

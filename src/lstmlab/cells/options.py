@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .kinds import BACKENDS, KINDS
+from .kinds import BACKENDS, HEADS, KINDS
 
 INITS = ("xavier", "chrono", "torch")
 
@@ -27,6 +27,7 @@ class CellOptions:
     engine: fused alone: what runs it, see `engines`; auto: the fastest for each call. torch is for the kinds
         that PyTorch has, plain for all but rnn and gru, amx for CPUs with AMX in bf16, on which auto does not
         yet take it.
+    heads: blocks of weight_hh, for kind=slstm; None: 4.
 
     Raises ValueError for a pair of backend and kind that does not exist and for a value out of range.
     """
@@ -47,6 +48,7 @@ class CellOptions:
     batch_first: bool = True
     recompute: bool = False
     engine: str = "auto"
+    heads: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in BACKENDS.get(self.backend, ()):
@@ -88,3 +90,10 @@ class CellOptions:
             raise ValueError(
                 f"engine={self.engine!r} is not for kind={self.kind}: it takes {', '.join(engines)}."
             )
+        if self.kind == "slstm":
+            heads = HEADS if self.heads is None else self.heads
+            if heads < 1 or self.hidden_size % heads:
+                raise ValueError(f"heads={heads} must divide hidden_size={self.hidden_size}.")
+            object.__setattr__(self, "heads", heads)
+        elif self.heads is not None:
+            raise ValueError(f"heads={self.heads} is for kind=slstm, not {self.kind}.")

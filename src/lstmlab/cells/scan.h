@@ -5,10 +5,11 @@
 #include <vector>
 
 #include "min.h"
+#include "slstm.h"
 
-// Rows [row, row + n) of W_hh give columns [column, column + n) of the gates.
+// Rows [row, row + n) of W_hh times h from unit `from` on give columns [column, column + n) of the gates.
 struct Part {
-  int64_t row, column, n;
+  int64_t row, column, n, from;
 };
 
 // The arguments of a call. native.py fills them in: its class Scan has the same fields in the same order.
@@ -16,39 +17,45 @@ struct Part {
 // between the input's and the hidden part of n.
 template <class R> struct Scan {
   Kind kind;
-  int64_t B, T, I, H, reverse, threads;
+  int64_t B, T, I, H, K, reverse, threads;  // K: columns of W_hh; 0 if no gate sees h
   const int64_t *lengths;  // (B,); null: all T
   const R *x;
   int64_t x_b, x_t;  // strides of B and T, here and below
-  const R *h0, *c0;  // (B, H)
+  const R *h0, *c0;  // (B, H), (B, C)
   const R *w_ih, *w_hh, *b_ih, *b_hh;
   const R *extra;  // peephole: w_ci, w_cf, w_co; layer norm: gain
   R *y;
   int64_t y_b, y_t;
-  R *h, *c;     // (B, H): the final state
+  R *h, *c;     // (B, H), (B, C): the final state
   R *gates;     // (cells, G): activated, or normalised by layer norm; null: not wanted
-  R *cs;        // (cells, H)
+  R *cs;        // (cells, C)
   R *norms;     // (cells, 4): layer norm's 1/σ of each gate
   const R *dy;  // null: zeros
   int64_t dy_b, dy_t;
   R *dx;  // null: not wanted
   int64_t dx_b, dx_t;
-  R *dh, *dc;  // (B, H): of the final state on entry, of the first one on return
+  R *dh, *dc;  // (B, H), (B, C): of the final state on entry, of the first one on return
   R *dw_ih, *dw_hh, *dbias, *dextra;
   R *dgates;  // (cells, G): of the pre-activations; may be gates, which are then overwritten
 
   bool has_addresses() const {
-    return x && h0 && (c0 || !has_c()) && w_ih && b_ih && ((w_hh && b_hh) || !reads_h()) && y;
+    return x && h0 && (c0 || !has_c()) && w_ih && b_ih && ((w_hh && b_hh) || !K) && y;
   }
-  bool has_c() const { return kind <= LAYERNORM; }
-  bool reads_h() const { return kind != MINGRU && kind != MINLSTM; }
-  int64_t G() const { return kind == RNN ? H : kind == MINGRU ? 2 * H : 4 * H; }
-  int64_t N() const { return kind == GRU || kind == MINLSTM ? 3 * H : G(); }  // rows of W_ih and of W_hh
-  int64_t K() const { return reads_h() ? H : 0; }                           // columns of W_hh
+  bool has_c() const { return kind <= LAYERNORM || kind == SLSTM; }
+  int64_t C() const { return kind == SLSTM ? 3 * H : H; }  // columns of c, with n and m
+  int64_t G() const {
+    return kind == RNN ? H : kind == MINGRU ? 2 * H : kind == SLSTM ? 5 * H : 4 * H;
+  }
+  int64_t N() const {  // rows of W_ih and of W_hh
+    return kind == GRU || kind == MINLSTM ? 3 * H : kind == SLSTM ? 4 * H : G();
+  }
   std::vector<Part> parts() const {
-    if (!reads_h()) return {};
-    if (kind == GRU) return {{0, 0, 2 * H}, {2 * H, 3 * H, H}};
-    return {{0, 0, G()}};
+    if (kind == GRU) return {{0, 0, 2 * H, 0}, {2 * H, 3 * H, H, 0}};
+    if (K == H) return {{0, 0, N(), 0}};
+    std::vector<Part> parts;  // of each head and gate
+    for (int64_t from = 0; K && from < H; from += K)
+      for (int64_t gate = 0; gate < N(); gate += H) parts.push_back({gate + from, gate + from, K, from});
+    return parts;
   }
   void bias(R *to) const {  // (G,)
     std::fill(std::copy_n(b_ih, N(), to), to + G(), R(0));

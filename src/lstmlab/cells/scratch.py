@@ -19,11 +19,12 @@ from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
 from .kinds import State
-from .modern import MinGRU, MinLSTM, StepResult
+from .modern import SLSTM, MinGRU, MinLSTM, StepResult
 from .stack import Stack
 
 Hook = Callable[[int, str, Tensor], Tensor]  # step, symbol, its value → the value to go on with
-STEPS: dict[str, Any] = {"mingru": MinGRU, "minlstm": MinLSTM}  # of each kind, the class of its equations
+# Of each kind, the class of its equations
+STEPS: dict[str, Any] = {"mingru": MinGRU, "minlstm": MinLSTM, "slstm": SLSTM}
 
 
 def step_of(kind: str) -> Callable[[type], type]:
