@@ -149,6 +149,8 @@ class CellConfig(Group):
     recompute: bool
     engine: Literal["auto", "native", "amx", "torch", "plain"] = "auto"
     heads: PositiveInt | None = None
+    rounds: PositiveInt | None = None
+    rank: PositiveInt | None = None
 
     def conflict(self) -> str | None:
         if self.kind not in BACKENDS[self.backend]:
@@ -162,6 +164,9 @@ class CellConfig(Group):
             return f"cell.weight_drop={self.weight_drop} is not for cell.kind={self.kind}, without weight_hh"
         if self.heads is not None and self.kind != "slstm":
             return f"cell.heads={self.heads} is for cell.kind=slstm, not cell.kind={self.kind}"
+        for name in ("rounds", "rank"):
+            if (value := getattr(self, name)) is not None and self.kind != "mogrifier":
+                return f"cell.{name}={value} is for cell.kind=mogrifier, not cell.kind={self.kind}"
         if self.kind == "slstm" and self.hidden_size % (self.heads or HEADS):
             return f"cell.heads={self.heads or HEADS} must divide cell.hidden_size={self.hidden_size}"
         return None

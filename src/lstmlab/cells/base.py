@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .dropout import dropout
 from .init import initialise_parameters
-from .kinds import KINDS, HiddenState, State
+from .kinds import KINDS, HiddenState, State, mogrifier_shapes
 from .options import CellOptions
 
 Weights = Sequence[Tensor]  # of one layer and direction: weight_ih, weight_hh, bias_ih, bias_hh, a kind's own
@@ -73,6 +73,8 @@ class Recurrent(nn.Module):
     recompute: bool
     engine: str
     heads: int | None
+    rounds: int | None
+    rank: int | None
 
     _state_type: type[State]
     _shapes: list[dict[str, tuple[int, ...]]]
@@ -99,6 +101,12 @@ class Recurrent(nn.Module):
             if self.proj_size:
                 shapes |= {"weight_hr": (self.proj_size, H)}
             shapes |= {name: tuple(n * H for n in shape) for name, shape in kind.own.items()}
+            if self.rounds is not None:
+                if self.rank is not None and self.rank >= min(columns, H):
+                    raise ValueError(
+                        f"rank={self.rank} must be less than the {columns} inputs and {H} units."
+                    )
+                shapes |= mogrifier_shapes(columns, H, self.rounds, self.rank)
             suffix = f"_l{layer}" + ("_reverse" if direction == 1 else "")
             layers.append({name + suffix: shape for name, shape in shapes.items()})
         return layers

@@ -8,7 +8,7 @@
 using std::int64_t;
 
 // The numbers are those of NUMBERS in native.py.
-enum Kind : int64_t { LSTM, PEEPHOLE, LAYERNORM, RNN, GRU, MINGRU, MINLSTM, SLSTM };
+enum Kind : int64_t { LSTM, PEEPHOLE, LAYERNORM, RNN, GRU, MINGRU, MINLSTM, SLSTM, MOGRIFIER };
 
 // e^x = s + s·p, where s is a power of two and p = e^r − 1 with |r| ≤ ln(2)/2. Both parts are returned, so
 // that tanh need not subtract 1 from a rounded sum. Relative error 1e-7.

@@ -117,7 +117,7 @@ class FusedCell(Stack):
     def _run_steps(
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        if self.kind == "slstm":
+        if self.kind in ("slstm", "mogrifier"):
             return self._checkpointed(self._run_equations)(x, state, mask, weights)
         run = run_recurrence if KINDS[self.kind].reads_h else run_linear_recurrence
         return self._checkpointed(run)(self.kind, x, state, mask, weights)

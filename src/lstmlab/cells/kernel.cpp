@@ -14,7 +14,7 @@
 #else
 #include "gemm.h"
 #endif
-#include "scan.h"
+#include "mogrifier.h"
 #include "unpacked.h"
 
 template <class R>
@@ -32,6 +32,7 @@ static void cell_forward(const Scan<R> &scan, int64_t b, int64_t s, R *a, R *nor
     case MINGRU: return mingru_forward(a, scan.h_before(b, s), h, H);
     case MINLSTM: return minlstm_forward(a, scan.h_before(b, s), h, H);
     case SLSTM: return slstm_forward(a, c_before, c, h, H);
+    case MOGRIFIER: break;  // has loops of its own
   }
 }
 
@@ -56,6 +57,7 @@ static void cell_backward(const Scan<R> &scan, int64_t b, int64_t s, int64_t cel
     case MINGRU: return mingru_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
     case MINLSTM: return minlstm_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
     case SLSTM: return slstm_backward(a, d, c_before, c, dh, dy, dc, dbias, H);
+    case MOGRIFIER: break;
   }
 }
 
@@ -259,13 +261,14 @@ template <class E, class R> static void backward(const Scan<R> &scan) {
 template <class E, class R> static int forward_each(const Scan<R> *scans, int n) {
   for (const Scan<R> *scan = scans; scan < scans + n; scan++) {
     if (!scan->has_addresses()) return 1;
-    uses_unpacked_weights(*scan) ? step(*scan) : forward<E>(*scan);
+    if (scan->kind == MOGRIFIER) mogrifier_forward<E>(*scan);
+    else uses_unpacked_weights(*scan) ? step(*scan) : forward<E>(*scan);
   }
   return 0;
 }
 template <class E, class R> static int backward_one(const Scan<R> &scan) {
   if (!scan.has_addresses() || !scan.gates || !scan.dgates || !scan.dh) return 1;
-  backward<E>(scan);
+  scan.kind == MOGRIFIER ? mogrifier_backward<E>(scan) : backward<E>(scan);
   return 0;
 }
 

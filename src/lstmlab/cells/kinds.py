@@ -50,7 +50,7 @@ class Kind:
         sLSTM has none, since its factor f depends on its stabiliser.
     reads_h: whether its gates see the old hidden state; if not, there are no weight_hh and bias_hh.
     own: the parameters that it has beside weight_ih, weight_hh, bias_ih and bias_hh, by name, with their
-        shapes in units of H: (4,) is (4H,). `init.initialise_parameters` says what they start as.
+        shapes in units of H: (4,) is (4H,). (Those of a mogrifier are in `mogrifier_shapes`.) `init.initialise_parameters` says what they start as.
     """
 
     backends: tuple[str, ...]
@@ -62,6 +62,19 @@ class Kind:
     own: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
+def mogrifier_shapes(I: int, H: int, rounds: int, rank: int | None) -> dict[str, tuple[int, ...]]:
+    """The matrices of a mogrifier's rounds, whole or, of low rank, as left · right."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for k in range(1, rounds + 1):
+        name, rows, columns = (f"weight_q{k}", I, H) if k % 2 else (f"weight_r{k}", H, I)
+        if rank is None:
+            shapes[name] = (rows, columns)
+        else:
+            shapes |= {f"{name}_left": (rows, rank), f"{name}_right": (rank, columns)}
+    return shapes
+
+
+ROUNDS = 4  # of a mogrifier, unless cell.rounds says otherwise
 HEADS = 4  # of an sLSTM, unless cell.heads says otherwise
 PEEPHOLES = {"weight_ci": (1,), "weight_cf": (1,), "weight_co": (1,)}
 
@@ -71,6 +84,7 @@ KINDS = {
     "layernorm": Kind(("scratch", "fused"), LSTMState, "ifgo", "ifo", retains="f", own={"gain": (4,)}),
     "rnn": Kind(("scratch", "fused", "torch"), HiddenState, "h", ""),
     "gru": Kind(("scratch", "fused", "torch"), HiddenState, "rzn", "rz", retains="z"),
+    "mogrifier": Kind(("scratch", "fused"), LSTMState, "ifgo", "ifo", retains="f"),
     "mingru": Kind(("scratch", "fused"), HiddenState, "zg", "z", retains="1 − z", reads_h=False),
     "minlstm": Kind(("scratch", "fused"), HiddenState, "ifg", "if", retains="f", reads_h=False),
     "slstm": Kind(("scratch", "fused"), SLSTMState, "ifgo", "ifo"),

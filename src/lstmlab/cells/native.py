@@ -18,7 +18,7 @@ from .library import find_kernel
 T = TypeVar("T")
 Operands = Sequence[Tensor | None]  # of one layer and direction, see `as_operands`
 
-KIND_NAMES = ("lstm", "peephole", "layernorm", "rnn", "gru", "mingru", "minlstm", "slstm")
+KIND_NAMES = ("lstm", "peephole", "layernorm", "rnn", "gru", "mingru", "minlstm", "slstm", "mogrifier")
 NUMBERS = {name: number for number, name in enumerate(KIND_NAMES)}  # as in cell.h
 # Columns of a row of gates in units of H, as G in scan.h
 COLUMNS = dict.fromkeys(NUMBERS, 4) | {"rnn": 1, "mingru": 2, "slstm": 5}
@@ -32,7 +32,7 @@ class Scan(ctypes.Structure):
 
     # fmt: off
     _fields_ = [(name, ctypes.c_int64) for name in (
-        "kind", "B", "T", "I", "H", "K", "reverse", "threads", "lengths", "x", "x_b", "x_t", "h0", "c0",
+        "kind", "B", "T", "I", "H", "K", "reverse", "threads", "rounds", "rank", "lengths", "x", "x_b", "x_t", "h0", "c0",
         "w_ih", "w_hh", "b_ih", "b_hh", "extra", "y", "y_b", "y_t", "h", "c", "gates", "cs", "norms",
         "dy", "dy_b", "dy_t", "dx", "dx_b", "dx_t", "dh", "dc",
         "dw_ih", "dw_hh", "dbias", "dextra", "dgates",
@@ -65,10 +65,11 @@ def run_scan(
     (x_b, x_t, _), (h0, c0), (h, c) = x.stride(), _addresses(state), _addresses(final)
     _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
     gates, cs, norms = map(_address, buffers)
+    rounds, rank = _rounds_and_rank(kind, weights)
     arguments = Scan(
         kind=NUMBERS[kind], B=B, T=T, I=I, H=H, K=_columns(weights[1]), reverse=reverse,
-        threads=torch.get_num_threads(), lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t,
-        h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
+        threads=torch.get_num_threads(), rounds=rounds, rank=rank,
+        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
         y=y.data_ptr(), y_b=T * H, y_t=H, h=h, c=c, gates=gates, cs=cs, norms=norms,
     )  # fmt: skip
     _call_kernel("forward", precision, arguments)
@@ -95,9 +96,10 @@ def run_step(
         tensors, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(layer)
         held.append(tensors)
         target = y.data_ptr() if k == len(weights) - 1 else h
+        rounds, rank = _rounds_and_rank(kind, layer)
         calls.append(
             Scan(
-                kind=number, B=B, T=1, I=I, H=H, K=_columns(layer[1]), threads=threads,
+                kind=number, B=B, T=1, I=I, H=H, K=_columns(layer[1]), threads=threads, rounds=rounds, rank=rank,
                 x=source, x_b=x_b, h0=h0, c0=c0,
                 w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra, y=target, y_b=H, h=h, c=c,
             )
@@ -108,13 +110,30 @@ def run_step(
     return y, final
 
 
-def empty_buffers(kind: str, cells: int, x: Tensor, H: int) -> list[Tensor | None]:
-    """What forward keeps for backward: gates, c and layer norm's 1/σ, each with a row per unpadded step."""
+def empty_buffers(kind: str, cells: int, x: Tensor, H: int, weights: Operands) -> list[Tensor | None]:
+    """What forward keeps for backward: gates, c and layer norm's 1/σ or what a mogrifier's rounds made, each
+    with a row per unpadded step."""
+    width = width_of_norms(kind, x.size(-1), H, weights)
     return [
         x.new_empty(cells, COLUMNS[kind] * H),
         x.new_empty(cells, columns * H) if (columns := len(KINDS[kind].state._fields) - 1) else None,
-        x.new_empty(cells, 4) if kind == "layernorm" else None,
+        x.new_empty(cells, width) if width else None,
     ]
+
+
+def width_of_norms(kind: str, I: int, H: int, weights: Operands) -> int:
+    """As width in mogrifier.h; 0: the kind keeps nothing there."""
+    rounds, rank = _rounds_and_rank(kind, weights)
+    widths = 2 * (I * ((rounds + 1) // 2) + H * (rounds // 2) + rank * rounds)
+    return 4 if kind == "layernorm" else widths
+
+
+def _rounds_and_rank(kind: str, weights: Operands) -> tuple[int, int]:
+    """Of a mogrifier, by the shape of its matrices, see `as_operands`; of another kind, zeros."""
+    matrices = weights[-1]
+    if kind != "mogrifier" or matrices is None:
+        return 0, 0
+    return matrices.size(0), matrices.size(1) if matrices.dim() == 3 else 0
 
 
 def run_scan_backward(
@@ -151,14 +170,15 @@ def run_scan_backward(
         for d, s in zip(d_final, state, strict=True)
     ]
     d_bias = x.new_empty(dgates.size(1))
-    d_extra: list[Tensor | None] = [x.new_empty(w.numel()) for w in weights[4:] if w is not None]
+    d_extra: list[Tensor | None] = [x.new_empty(w.shape) for w in weights[4:] if w is not None]
     (x_b, x_t, _), (y_b, y_t, _) = x.stride(), y.stride()
     (h0, c0), (dh, dc), (gates, cs, norms) = _addresses(state), _addresses(d_state), map(_address, buffers)
     _held, (w_ih, w_hh, b_ih, b_hh, extra) = _operands(weights)
+    rounds, rank = _rounds_and_rank(kind, weights)
     arguments = Scan(
         kind=NUMBERS[kind], B=B, T=T, I=I, H=H, K=_columns(weights[1]), reverse=reverse,
-        threads=torch.get_num_threads(), lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t,
-        h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
+        threads=torch.get_num_threads(), rounds=rounds, rank=rank,
+        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
         y=y.data_ptr(), y_b=y_b, y_t=y_t, gates=gates, cs=cs, norms=norms, dh=dh, dc=dc,
         dx=_address(dx), dx_b=T * I, dx_t=I, dw_ih=_address(dw_ih), dw_hh=_address(dw_hh),
         dbias=d_bias.data_ptr(), dextra=_address(d_extra[0] if d_extra else None), dgates=dgates.data_ptr(),
@@ -190,11 +210,16 @@ def _contiguous_rows(x: Tensor) -> Tensor:
 
 def as_operands(kind: str, weights: Sequence[Tensor]) -> Operands:
     """The weights of a layer as the kernel takes them: W_ih, W_hh, b_ih, b_hh (W_hh and b_hh None where the
-    gates do not see h) and, if the kind has parameters of its own, one tensor of all."""
-    common = 4 if KINDS[kind].reads_h else 2
-    own = weights[common:]
-    operands = weights[:4] if common == 4 else (weights[0], None, weights[1], None)
-    return [*operands, torch.cat(list(own)) if len(own) > 1 else own[0]] if own else operands
+    gates do not see h) and, if the kind has parameters of its own, one tensor of all. The matrices of a
+    mogrifier's rounds are (rounds, I · H) there, or (rounds, rank, I + H) if each is a product of two."""
+    if not KINDS[kind].reads_h:
+        return weights[0], None, weights[1], None
+    common, own = weights[:4], list(weights[4:])
+    if kind == "mogrifier":
+        numbers, (I, H) = torch.cat([weight.flatten() for weight in own]), (len(own[0]), weights[1].size(1))
+        rank = own[0].size(1)
+        own = [numbers.view(-1, I * H) if rank == H else numbers.view(-1, rank, I + H)]
+    return [*common, torch.cat(own)] if own else common
 
 
 def _operands(weights: Operands) -> tuple[Operands, list[int]]:
@@ -242,7 +267,7 @@ class DifferentiableScan(torch.autograd.Function):
     def forward(ctx, kind, precision, x, lengths, reverse, *tensors):
         state, weights = split_state(kind, tensors)
         cells = x.size(0) * x.size(1) if lengths is None else int(lengths.sum())
-        buffers = empty_buffers(kind, cells, x, state[0].size(-1))
+        buffers = empty_buffers(kind, cells, x, state[0].size(-1), weights)
         y, final = run_scan(kind, precision, x, state, lengths, weights, reverse, buffers)
         saved = (x, lengths, y, *buffers, *tensors)
         hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
@@ -274,7 +299,7 @@ class DifferentiableScan(torch.autograd.Function):
         state, weights = split_state(kind, rest[3:])
         scanned = (kind, precision, x, state, lengths, weights, reverse)
         if ctx.gates_overwritten:
-            buffers = empty_buffers(kind, len(buffers[0]), x, y.size(-1))
+            buffers = empty_buffers(kind, len(buffers[0]), x, y.size(-1), weights)
             run_scan(*scanned, buffers)
         ctx.gates_overwritten = True
         _, _, x_needs, _, _, *needs = ctx.needs_input_grad

@@ -4,10 +4,11 @@ They are for whatever watches operators: torch.compile, torch.export, tracers, f
 and torch.func, which gets them through `TransformedScan`. A call that nothing watches goes straight to the
 kernel (`native.run_scan`, `native.DifferentiableScan`), because an operator costs more.
 
-The argument `extra` holds the peephole weights (3H,) or layer norm's gain (4H,). What a kind does not have
+The argument `extra` holds the peephole weights (3H,), layer norm's gain (4H,) or a mogrifier's matrices. What a kind does not have
 (minGRU has no weight_hh) is None as an argument and an empty tensor as a result.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ def scan(
     tensors = (h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra)
     x, state, lengths, weights = _check_operands(kind, precision, x, lengths, tensors)
     cells = x.size(0) * x.size(1)
-    buffers = native.empty_buffers(kind, cells, x, h.size(1)) if keep else [None] * 3
+    buffers = native.empty_buffers(kind, cells, x, h.size(1), weights) if keep else [None] * 3
     y, final = native.run_scan(kind, precision, x, state, lengths, weights, reverse, buffers)
     return _results(x, y, *final, *[None] * (2 - len(final)), *buffers)
 
@@ -84,7 +85,7 @@ def scan(
 def _(kind, precision, reverse, keep, x, lengths, h, c, *weights):
     (B, T, _), H = x.shape, h.size(1)
     final = [None if s is None else s.new_empty(s.shape) for s in (h, c)]
-    buffers = native.empty_buffers(kind, B * T, x, H) if keep else [None] * 3
+    buffers = native.empty_buffers(kind, B * T, x, H, weights) if keep else [None] * 3
     return _results(x, x.new_empty(B, T, H), *final, *buffers)
 
 
@@ -118,11 +119,12 @@ def scan_backward(
     tensors = (h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra)
     x, state, lengths, weights = _check_operands(kind, precision, x, lengths, tensors)
     (B, T, _), H, cells = x.shape, h.size(1), x.size(0) * x.size(1)
+    width = native.width_of_norms(kind, x.size(2), H, weights)
     expected = {
         "y": (y, (B, T, H)),
         "gates": (gates, (cells, native.COLUMNS[kind] * H)),
         "cs": (cs, (cells, state[1].size(1)) if len(state) == 2 else (0,)),
-        "norms": (norms, (cells, 4) if kind == "layernorm" else (0,)),
+        "norms": (norms, (cells, width) if width else (0,)),
         "dy": (dy, (B, T, H)),
         "dh_n": (dh_n, (B, H)),
         "dc_n": (dc_n, state[-1].shape),
@@ -131,6 +133,8 @@ def scan_backward(
         if tensor is not None:
             _expect(name, tensor, shape, x.dtype)
     buffers = [buffer.contiguous() for buffer in (gates, cs, norms)]
+    if kind == "mogrifier":
+        buffers[2] = buffers[2].clone()  # Gradients overwrite it.
     dgates = torch.empty_like(buffers[0])  # Not the gates: an operator may not overwrite its arguments.
     dx, *gradients = native.run_scan_backward(
         *(kind, precision, x, state, lengths, weights, reverse),
@@ -181,6 +185,9 @@ def _check_operands(
         expected |= {"weight_hh": (weight_hh, (rows, K)), "bias_hh": (bias_hh, (rows,))}
     if own := KINDS[kind].own:
         expected["extra"] = (extra, (sum(n for (n,) in own.values()) * H,))
+    if kind == "mogrifier" and extra is not None and extra.dim() in (2, 3):
+        rounds, rank, *_ = extra.shape
+        expected["extra"] = (extra, (rounds, I * H) if extra.dim() == 2 else (rounds, rank, I + H))
     dtype = torch.float64 if precision == "f64" else torch.float32
     if B == 0 or T == 0:
         raise ValueError(f"x must have rows and steps, not {tuple(x.shape)}.")
@@ -189,6 +196,8 @@ def _check_operands(
     state = [present[name].contiguous() for name in "hc" if name in present]
     weights = [present.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     weights += [present[name] for name in ("extra",) if name in present]
+    if kind == "mogrifier" and len(weights) < 5:
+        raise ValueError("extra must hold the matrices of the mogrifier's rounds.")
     if lengths is not None:
         lengths = _expect("lengths", lengths, (B,), torch.int64).contiguous()
         if not 1 <= lengths.min() <= lengths.max() <= T:
@@ -280,16 +289,19 @@ scan_backward.register_vmap(call_one_by_one(scan_backward))
 
 
 @register_flop_formula(torch.ops.lstmlab.scan)
-def scan_flops(kind, precision, reverse, keep, x, lengths, h, c, weight_ih, weight_hh, *_, **__) -> int:
+def scan_flops(kind, precision, reverse, keep, x, lengths, h, c, weight_ih, weight_hh, *rest, **__) -> int:
     """The FLOPs of the products. The counter passes shapes in place of tensors."""
     (B, T, _), (rows, I) = x, weight_ih
-    return 2 * B * T * rows * (I + (weight_hh[1] if weight_hh else 0))
+    rounds = math.prod(rest[2]) if kind == "mogrifier" else 0
+    return 2 * B * T * (rows * (I + (weight_hh[1] if weight_hh else 0)) + rounds)
 
 
 @register_flop_formula(torch.ops.lstmlab.scan_backward)
 def scan_backward_flops(
-    kind, precision, reverse, needs, x, lengths, h, c, weight_ih, weight_hh, *_, **__
+    kind, precision, reverse, needs, x, lengths, h, c, weight_ih, weight_hh, *rest, **__
 ) -> int:
     (B, T, _), (rows, I), (x_needs, ih_needs, hh_needs) = x, weight_ih, needs
-    H = weight_hh[1] if weight_hh else 0
-    return 2 * B * T * rows * (I * (x_needs + ih_needs) + H * (1 + hh_needs))
+    H, rounds = weight_hh[1] if weight_hh else 0, 0
+    if kind == "mogrifier":  # whose rounds need the gradient of x
+        rounds, x_needs = math.prod(rest[2]), True
+    return 2 * B * T * (rows * (I * (x_needs + ih_needs) + H * (1 + hh_needs)) + 2 * rounds)

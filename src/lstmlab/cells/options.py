@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .kinds import BACKENDS, HEADS, KINDS
+from .kinds import BACKENDS, HEADS, KINDS, ROUNDS
 
 INITS = ("xavier", "chrono", "torch")
 
@@ -28,6 +28,8 @@ class CellOptions:
         that PyTorch has, plain for all but rnn and gru, amx for CPUs with AMX in bf16, on which auto does not
         yet take it.
     heads: blocks of weight_hh, for kind=slstm; None: 4.
+    rounds, rank: how often x and h modulate each other, and the rank of the matrices by which they do, for
+        kind=mogrifier; None: 4, and whole matrices.
 
     Raises ValueError for a pair of backend and kind that does not exist and for a value out of range.
     """
@@ -49,6 +51,8 @@ class CellOptions:
     recompute: bool = False
     engine: str = "auto"
     heads: int | None = None
+    rounds: int | None = None
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in BACKENDS.get(self.backend, ()):
@@ -97,3 +101,11 @@ class CellOptions:
             object.__setattr__(self, "heads", heads)
         elif self.heads is not None:
             raise ValueError(f"heads={self.heads} is for kind=slstm, not {self.kind}.")
+        if self.kind == "mogrifier":
+            object.__setattr__(self, "rounds", ROUNDS if self.rounds is None else self.rounds)
+        for name in ("rounds", "rank"):
+            value = getattr(self, name)
+            if value is not None and self.kind != "mogrifier":
+                raise ValueError(f"{name}={value} is for kind=mogrifier, not {self.kind}.")
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")

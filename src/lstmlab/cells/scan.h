@@ -18,18 +18,19 @@ struct Part {
 template <class R> struct Scan {
   Kind kind;
   int64_t B, T, I, H, K, reverse, threads;  // K: columns of W_hh; 0 if no gate sees h
+  int64_t rounds, rank;                     // of the mogrifier; rank 0: its matrices are whole
   const int64_t *lengths;  // (B,); null: all T
   const R *x;
   int64_t x_b, x_t;  // strides of B and T, here and below
   const R *h0, *c0;  // (B, H), (B, C)
   const R *w_ih, *w_hh, *b_ih, *b_hh;
-  const R *extra;  // peephole: w_ci, w_cf, w_co; layer norm: gain
+  const R *extra;  // peephole: w_ci, w_cf, w_co; layer norm: gain; mogrifier: its matrices
   R *y;
   int64_t y_b, y_t;
   R *h, *c;     // (B, H), (B, C): the final state
   R *gates;     // (cells, G): activated, or normalised by layer norm; null: not wanted
   R *cs;        // (cells, C)
-  R *norms;     // (cells, 4): layer norm's 1/σ of each gate
+  R *norms;     // (cells, 4): layer norm's 1/σ of each gate; see mogrifier.h
   const R *dy;  // null: zeros
   int64_t dy_b, dy_t;
   R *dx;  // null: not wanted
@@ -41,7 +42,7 @@ template <class R> struct Scan {
   bool has_addresses() const {
     return x && h0 && (c0 || !has_c()) && w_ih && b_ih && ((w_hh && b_hh) || !K) && y;
   }
-  bool has_c() const { return kind <= LAYERNORM || kind == SLSTM; }
+  bool has_c() const { return kind <= LAYERNORM || kind >= SLSTM; }
   int64_t C() const { return kind == SLSTM ? 3 * H : H; }  // columns of c, with n and m
   int64_t G() const {
     return kind == RNN ? H : kind == MINGRU ? 2 * H : kind == SLSTM ? 5 * H : 4 * H;
