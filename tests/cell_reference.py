@@ -67,6 +67,19 @@ def reference_step(
         c, n = torch.where(started, f * c, 0) + i * torch.tanh(g), f * n + i
         return σ(o) * c / n, c, n, m
     c = rest[0]
+    if kind == "mogrifier":
+        for k in range(1, 9):
+            name = f"weight_{'q' if k % 2 else 'r'}{k}"
+            if f"{name}_left" in p:
+                M = p[f"{name}_left"] @ p[f"{name}_right"]
+            elif name in p:
+                M = p[name]
+            else:
+                break
+            if k % 2:
+                x = 2 * σ(M @ h) * x
+            else:
+                h = 2 * σ(M @ x) * h
     i, f, g, o = (W @ x + R @ h).chunk(4)
     b_i, b_f, b_g, b_o = (b + b_h).chunk(4)
     if kind == "layernorm":

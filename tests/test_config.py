@@ -81,6 +81,7 @@ WRONG = [
     ("train", "experiment=best", "'experiment/best' Available options in 'experiment': copy"),
     ("train", "cell=torch cell.kind=peephole", "cell=torch has no cell.kind=peephole. There are scratch"),
     ("train", "cell.kind=slstm cell.hidden_size=6", "cell.heads=4 must divide cell.hidden_size=6"),
+    ("train", "cell.rank=2", "cell.rank=2 is for cell.kind=mogrifier, not cell.kind=lstm"),
     ("train", "cell.heads=2", "cell.heads=2 is for cell.kind=slstm, not cell.kind=lstm"),
     (
         "train",

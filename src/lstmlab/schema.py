@@ -797,7 +797,7 @@ class CompareConfig(Group):
 
 
 class BenchConfig(TrainConfig):
-    suite: Literal["cells", "engines", "ladder", "sample", "compile", "train", "floors"]
+    suite: Literal["cells", "engines", "kinds", "ladder", "sample", "compile", "train", "floors"]
     rounds: PositiveInt
     steps: PositiveInt
 

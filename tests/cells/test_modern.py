@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from cell_reference import random_state, reference
 from lstmlab.cells import build_cell
 
 F64 = torch.float64
@@ -141,3 +142,46 @@ def test_heads_are_checked():
         build_cell("fused", 3, 6, kind="slstm")
     with pytest.raises(ValueError, match=r"heads=2 is for kind=slstm, not lstm\."):
         build_cell("fused", 3, 6, heads=2)
+
+
+@pytest.mark.parametrize("options", [{"rounds": 1}, {"rounds": 2}, {"rounds": 5, "rank": 2}, {"rank": 1}])
+@pytest.mark.parametrize("lengths", [None, [3, 1, 5, 2]])
+@pytest.mark.parametrize("T", [1, 5])
+def test_rounds_and_ranks_of_the_mogrifier(options, lengths, T):
+    """The native kernel against plain loops, with every gradient; one step without gradients too."""
+    torch.manual_seed(0)
+    lengths = lengths and [min(n, T) for n in lengths]
+    cell = build_cell("fused", 3, 7, kind="mogrifier", init="torch", num_layers=2, **options).double()
+    x, state = torch.randn(4, T, 3, dtype=F64), random_state("mogrifier", 2, 4, 7, dtype=F64)
+    results = []
+    for output, final in (cell(x, state, lengths), reference(cell, x, state, lengths)):
+        loss = output.sin().sum() + sum(s.cos().sum() for s in final)
+        results.append([output, *final, *torch.autograd.grad(loss, list(cell.parameters()))])
+    assert_close(*results)
+    with torch.no_grad():
+        assert_close(cell(x, state, lengths)[0], results[0][0])
+
+
+def test_a_mogrifier_begins_close_to_an_lstm_and_without_its_matrices_is_one():
+    lstm, mogrifier = build_cell("fused", 3, 8), build_cell("fused", 3, 8, kind="mogrifier")
+    found = mogrifier.load_state_dict(lstm.state_dict(), strict=False)
+    assert found.missing_keys == [f"weight_{name}_l0" for name in ("q1", "r2", "q3", "r4")]
+    with torch.no_grad():
+        for name in found.missing_keys:
+            getattr(mogrifier, name).zero_()
+    x = torch.randn(2, 5, 3)
+    assert_close(mogrifier(x), lstm(x))
+
+
+@pytest.mark.parametrize(
+    "kind, options, message",
+    [
+        ("mogrifier", {"rank": 3}, r"rank=3 must be less than the 3 inputs and 8 units\."),
+        ("mogrifier", {"rounds": 0}, r"rounds=0 must be at least 1\."),
+        ("lstm", {"rounds": 2}, r"rounds=2 is for kind=mogrifier, not lstm\."),
+        ("slstm", {"rank": 2}, r"rank=2 is for kind=mogrifier, not slstm\."),
+    ],
+)
+def test_options_of_the_mogrifier_are_checked(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_cell("fused", 3, 8, kind=kind, **options)

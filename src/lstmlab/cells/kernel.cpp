@@ -31,7 +31,10 @@ static void cell_forward(const Scan<R> &scan, int64_t b, int64_t s, R *a, R *nor
     case GRU: return gru_forward(a, scan.h_before(b, s), h, H);
     case MINGRU: return mingru_forward(a, scan.h_before(b, s), h, H);
     case MINLSTM: return minlstm_forward(a, scan.h_before(b, s), h, H);
-    case SLSTM: return slstm_forward(a, c_before, c, h, H);
+    case SLSTM:
+      for (int64_t j = 0; j < H; j += scan.K)
+        slstm_forward(a + 4 * j, a + 4 * H + j, c_before + j, c + j, h + j, scan.K, H);
+      return;
     case MOGRIFIER: break;  // has loops of its own
   }
 }
@@ -56,7 +59,11 @@ static void cell_backward(const Scan<R> &scan, int64_t b, int64_t s, int64_t cel
     case GRU: return gru_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
     case MINGRU: return mingru_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
     case MINLSTM: return minlstm_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
-    case SLSTM: return slstm_backward(a, d, c_before, c, dh, dy, dc, dbias, H);
+    case SLSTM:
+      for (int64_t j = 0, K = scan.K; j < H; j += K)
+        slstm_backward(a + 4 * j, a + 4 * H + j, d + 4 * j, c_before + j, c + j, dh + j, dy + j, dc + j,
+                       dbias + 4 * j, K, H);
+      return;
     case MOGRIFIER: break;
   }
 }
@@ -139,6 +146,8 @@ template <class R> static void step(const Scan<R> &scan) {
   const R *w_ih = scan.w_ih, *w_hh = scan.w_hh;
   const Buffer<R> gates(B * G), bias(G);
   scan.bias(bias.p);
+  if (scan.kind == SLSTM)
+    for (int64_t j = 0; j < 4 * H; j++) bias.p[j] = scan.b_ih[scan.head_row(j)] + scan.b_hh[scan.head_row(j)];
   std::vector<const R *> x(B), h(B);
   std::vector<R *> to(B);
   for (int64_t b = 0; b < B; b++) {
@@ -152,17 +161,19 @@ template <class R> static void step(const Scan<R> &scan) {
   const bool large = scan.N() * (I + K) * sizeof(R) > 1 << 18;
 #pragma omp parallel num_threads(large ? scan.threads : 1)
   {
-    multiply_unpacked(x.data(), w_ih, I, h.data(), w_hh, K == H ? K : 0, shared, to.data(), 0, B);
+    if (scan.kind != SLSTM)
+      multiply_unpacked(x.data(), w_ih, I, h.data(), w_hh, K, shared, to.data(), 0, B);
     if (scan.kind == GRU) {
       multiply_unpacked(x.data(), w_ih + 2 * H * I, I, h.data(), w_hh, 0, H, to.data(), 2 * H, B);
       multiply_unpacked(x.data(), w_ih, 0, h.data(), w_hh + 2 * H * H, H, H, to.data(), 3 * H, B);
     }
-    if (K && K != H)
-      for (const Part &p : scan.parts()) {
-        std::vector<const R *> head(h);
-        for (const R *&units : head) units += p.from;
-        multiply_unpacked(head.data(), w_ih, 0, head.data(), w_hh + p.row * K, K, K, to.data(), p.column, B);
-      }
+    for (int64_t j = 0; scan.kind == SLSTM && j < H; j += K) {
+      std::vector<const R *> head(h);
+      for (const R *&units : head) units += j;
+      for (int64_t gate = 0, row = j; gate < 4; gate++, row += H)
+        multiply_unpacked(x.data(), w_ih + row * I, I, head.data(), w_hh + row * K, K, K, to.data(),
+                          4 * j + gate * K, B);
+    }
 #pragma omp for schedule(static) nowait
     for (int64_t b = 0; b < B; b++) {
       R norms[4];
@@ -257,18 +268,37 @@ template <class E, class R> static void backward(const Scan<R> &scan) {
   }
 }
 
+template <class E, class R> static void head_major_backward(const Scan<R> &scan) {
+  const int64_t I = scan.I, H = scan.H, K = scan.K;
+  HeadMajor<R> moved(scan);
+  const Buffer<R> dw_ih(4 * H * I), dw_hh(4 * H * K), dbias(5 * H);
+  moved.scan.dw_ih = scan.dw_ih ? dw_ih.p : nullptr;
+  moved.scan.dw_hh = scan.dw_hh ? dw_hh.p : nullptr;
+  moved.scan.dbias = dbias.p;
+  backward<E>(moved.scan);
+  for (int64_t column = 0; column < 4 * H; column++) {
+    const int64_t row = scan.head_row(column);
+    if (scan.dw_ih) std::copy_n(dw_ih.p + column * I, I, scan.dw_ih + row * I);
+    if (scan.dw_hh) std::copy_n(dw_hh.p + column * K, K, scan.dw_hh + row * K);
+    scan.dbias[row] = dbias.p[column];
+  }
+}
+
 // 0, or 1 if a tensor has no address, or 2 if the system gives no tiles.
 template <class E, class R> static int forward_each(const Scan<R> *scans, int n) {
   for (const Scan<R> *scan = scans; scan < scans + n; scan++) {
     if (!scan->has_addresses()) return 1;
     if (scan->kind == MOGRIFIER) mogrifier_forward<E>(*scan);
-    else uses_unpacked_weights(*scan) ? step(*scan) : forward<E>(*scan);
+    else if (uses_unpacked_weights(*scan)) step(*scan);
+    else forward<E>(scan->kind == SLSTM ? HeadMajor<R>(*scan).scan : *scan);
   }
   return 0;
 }
 template <class E, class R> static int backward_one(const Scan<R> &scan) {
   if (!scan.has_addresses() || !scan.gates || !scan.dgates || !scan.dh) return 1;
-  scan.kind == MOGRIFIER ? mogrifier_backward<E>(scan) : backward<E>(scan);
+  if (scan.kind == MOGRIFIER) mogrifier_backward<E>(scan);
+  else if (scan.kind == SLSTM) head_major_backward<E>(scan);
+  else backward<E>(scan);
   return 0;
 }
 

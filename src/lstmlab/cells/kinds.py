@@ -50,7 +50,8 @@ class Kind:
         sLSTM has none, since its factor f depends on its stabiliser.
     reads_h: whether its gates see the old hidden state; if not, there are no weight_hh and bias_hh.
     own: the parameters that it has beside weight_ih, weight_hh, bias_ih and bias_hh, by name, with their
-        shapes in units of H: (4,) is (4H,). (Those of a mogrifier are in `mogrifier_shapes`.) `init.initialise_parameters` says what they start as.
+        shapes in units of H: (4,) is (4H,). `mogrifier_shapes` has those of a mogrifier, and
+        `init.initialise_parameters` says what all start as.
     """
 
     backends: tuple[str, ...]

@@ -37,8 +37,9 @@ static void mingru_backward(const R *a, R *d, const R *h_before, R *dh, const R 
 }
 
 // With e(x) = e^−x, f = σ(log σ(f̃) − log σ(ĩ)) = (1 + e(ĩ)) / (2 + e(ĩ) + e(f̃)). Above and below are divided
-// by the largest of these powers, so that none overflows.
-// a (4H,): the pre-activations of i, f and g; on return ∂i/∂ĩ, ∂f/∂f̃, g and f.
+// by the largest of these powers, so that none overflows. One share of the whole, that of 1, is kept beside f:
+// those of e(ĩ) and e(f̃) are f and i without it, and ∂i/∂ĩ is i times the one, ∂f/∂f̃ is f times the other.
+// a (3H,): the pre-activations of i, f and g; on return that share, f and g.
 template <class R> static void minlstm_forward(R *a, const R *h_before, R *h, int64_t H) {
 #pragma omp simd
   for (int64_t j = 0; j < H; j++) {
@@ -54,10 +55,9 @@ template <class R> static void minlstm_forward(R *a, const R *h_before, R *h, in
     const R f = (one + e_i) * scale;
     const R i = (one + e_f) * scale;
     h[j] = f * h_before[j] + i * g;
-    a[j] = i * e_i * scale;
-    a[H + j] = f * e_f * scale;
+    a[j] = one * scale;
+    a[H + j] = f;
     a[2 * H + j] = g;
-    a[3 * H + j] = f;
   }
 }
 
@@ -65,12 +65,13 @@ template <class R>
 static void minlstm_backward(const R *a, R *d, const R *h_before, R *dh, const R *dy, R *dbias, int64_t H) {
 #pragma omp simd
   for (int64_t j = 0; j < H; j++) {
+    const R share = a[j];
+    const R f = a[H + j];
     const R g = a[2 * H + j];
-    const R f = a[3 * H + j];
     const R dh_j = dh[j] + dy[j];
     const R df = dh_j * (h_before[j] - g);  // since i = 1 − f
-    const R d_i = -df * a[j];
-    const R d_f = df * a[H + j];
+    const R d_i = -df * (1 - f) * (f - share);
+    const R d_f = df * f * (1 - f - share);
     const R d_g = dh_j * (1 - f) * positive_slope(g);
     d[j] = d_i;
     d[H + j] = d_f;

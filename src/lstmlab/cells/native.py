@@ -21,7 +21,7 @@ Operands = Sequence[Tensor | None]  # of one layer and direction, see `as_operan
 KIND_NAMES = ("lstm", "peephole", "layernorm", "rnn", "gru", "mingru", "minlstm", "slstm", "mogrifier")
 NUMBERS = {name: number for number, name in enumerate(KIND_NAMES)}  # as in cell.h
 # Columns of a row of gates in units of H, as G in scan.h
-COLUMNS = dict.fromkeys(NUMBERS, 4) | {"rnn": 1, "mingru": 2, "slstm": 5}
+COLUMNS = dict.fromkeys(NUMBERS, 4) | {"rnn": 1, "mingru": 2, "minlstm": 3, "slstm": 5}
 
 
 class Scan(ctypes.Structure):
@@ -32,7 +32,8 @@ class Scan(ctypes.Structure):
 
     # fmt: off
     _fields_ = [(name, ctypes.c_int64) for name in (
-        "kind", "B", "T", "I", "H", "K", "reverse", "threads", "rounds", "rank", "lengths", "x", "x_b", "x_t", "h0", "c0",
+        "kind", "B", "T", "I", "H", "K", "reverse", "threads", "rounds", "rank",
+        "lengths", "x", "x_b", "x_t", "h0", "c0",
         "w_ih", "w_hh", "b_ih", "b_hh", "extra", "y", "y_b", "y_t", "h", "c", "gates", "cs", "norms",
         "dy", "dy_b", "dy_t", "dx", "dx_b", "dx_t", "dh", "dc",
         "dw_ih", "dw_hh", "dbias", "dextra", "dgates",
@@ -69,7 +70,8 @@ def run_scan(
     arguments = Scan(
         kind=NUMBERS[kind], B=B, T=T, I=I, H=H, K=_columns(weights[1]), reverse=reverse,
         threads=torch.get_num_threads(), rounds=rounds, rank=rank,
-        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
+        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
+        w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
         y=y.data_ptr(), y_b=T * H, y_t=H, h=h, c=c, gates=gates, cs=cs, norms=norms,
     )  # fmt: skip
     _call_kernel("forward", precision, arguments)
@@ -99,8 +101,8 @@ def run_step(
         rounds, rank = _rounds_and_rank(kind, layer)
         calls.append(
             Scan(
-                kind=number, B=B, T=1, I=I, H=H, K=_columns(layer[1]), threads=threads, rounds=rounds, rank=rank,
-                x=source, x_b=x_b, h0=h0, c0=c0,
+                kind=number, B=B, T=1, I=I, H=H, K=_columns(layer[1]), threads=threads,
+                rounds=rounds, rank=rank, x=source, x_b=x_b, h0=h0, c0=c0,
                 w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra, y=target, y_b=H, h=h, c=c,
             )
         )  # fmt: skip
@@ -178,7 +180,8 @@ def run_scan_backward(
     arguments = Scan(
         kind=NUMBERS[kind], B=B, T=T, I=I, H=H, K=_columns(weights[1]), reverse=reverse,
         threads=torch.get_num_threads(), rounds=rounds, rank=rank,
-        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
+        lengths=_address(lengths), x=x.data_ptr(), x_b=x_b, x_t=x_t, h0=h0, c0=c0,
+        w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, extra=extra,
         y=y.data_ptr(), y_b=y_b, y_t=y_t, gates=gates, cs=cs, norms=norms, dh=dh, dc=dc,
         dx=_address(dx), dx_b=T * I, dx_t=I, dw_ih=_address(dw_ih), dw_hh=_address(dw_hh),
         dbias=d_bias.data_ptr(), dextra=_address(d_extra[0] if d_extra else None), dgates=dgates.data_ptr(),

@@ -4,8 +4,8 @@ They are for whatever watches operators: torch.compile, torch.export, tracers, f
 and torch.func, which gets them through `TransformedScan`. A call that nothing watches goes straight to the
 kernel (`native.run_scan`, `native.DifferentiableScan`), because an operator costs more.
 
-The argument `extra` holds the peephole weights (3H,), layer norm's gain (4H,) or a mogrifier's matrices. What a kind does not have
-(minGRU has no weight_hh) is None as an argument and an empty tensor as a result.
+The argument `extra` holds peephole weights (3H,), layer norm's gain (4H,) or a mogrifier's matrices. What
+a kind does not have (minGRU has no weight_hh) is None as an argument and an empty tensor as a result.
 """
 
 import math

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "min.h"
+#include "packed.h"
 #include "slstm.h"
 
 // Rows [row, row + n) of W_hh times h from unit `from` on give columns [column, column + n) of the gates.
@@ -14,7 +15,7 @@ struct Part {
 
 // The arguments of a call. native.py fills them in: its class Scan has the same fields in the same order.
 // A row of gates has G columns: i, f, g, o. In the GRU they are r, z, n_x and n_h, since the reset gate comes
-// between the input's and the hidden part of n.
+// between the input's and the hidden part of n; in the sLSTM i, f, g and o of each head, see `HeadMajor`.
 template <class R> struct Scan {
   Kind kind;
   int64_t B, T, I, H, K, reverse, threads;  // K: columns of W_hh; 0 if no gate sees h
@@ -45,19 +46,21 @@ template <class R> struct Scan {
   bool has_c() const { return kind <= LAYERNORM || kind >= SLSTM; }
   int64_t C() const { return kind == SLSTM ? 3 * H : H; }  // columns of c, with n and m
   int64_t G() const {
-    return kind == RNN ? H : kind == MINGRU ? 2 * H : kind == SLSTM ? 5 * H : 4 * H;
+    return kind == RNN ? H : kind == MINGRU ? 2 * H : kind == MINLSTM ? 3 * H : kind == SLSTM ? 5 * H : 4 * H;
   }
   int64_t N() const {  // rows of W_ih and of W_hh
-    return kind == GRU || kind == MINLSTM ? 3 * H : kind == SLSTM ? 4 * H : G();
+    return kind == GRU ? 3 * H : kind == SLSTM ? 4 * H : G();
   }
   std::vector<Part> parts() const {
     if (kind == GRU) return {{0, 0, 2 * H, 0}, {2 * H, 3 * H, H, 0}};
-    if (K == H) return {{0, 0, N(), 0}};
-    std::vector<Part> parts;  // of each head and gate
+    std::vector<Part> parts;  // of each head
+    const int64_t gates = N() / H;
     for (int64_t from = 0; K && from < H; from += K)
-      for (int64_t gate = 0; gate < N(); gate += H) parts.push_back({gate + from, gate + from, K, from});
+      parts.push_back({gates * from, gates * from, gates * K, from});
     return parts;
   }
+  // The row of an sLSTM's weights that gives a column of its gates
+  int64_t head_row(int64_t column) const { return column / K % 4 * H + column / (4 * K) * K + column % K; }
   void bias(R *to) const {  // (G,)
     std::fill(std::copy_n(b_ih, N(), to), to + G(), R(0));
     for (const Part &p : parts())
@@ -84,5 +87,25 @@ struct Rows {
     std::vector<int64_t> mine;
     for (size_t i = thread; i < order.size(); i += threads) mine.push_back(order[i]);
     return mine;
+  }
+};
+
+// An sLSTM with the rows of its weights in the order of gates' columns: head by head, and gate by gate in each.
+// So a head's four gates are one product.
+template <class R> struct HeadMajor {
+  const Scan<R> &original;
+  int64_t I = original.I, H = original.H, K = original.K;
+  Buffer<R> w_ih, w_hh, b_ih, b_hh;
+  Scan<R> scan = original;
+  explicit HeadMajor(const Scan<R> &original)
+      : original(original), w_ih(4 * H * I), w_hh(4 * H * K), b_ih(4 * H), b_hh(5 * H) {
+    for (int64_t column = 0; column < 4 * H; column++) {
+      const int64_t r = original.head_row(column);
+      std::copy_n(scan.w_ih + r * I, I, w_ih.p + column * I);
+      std::copy_n(scan.w_hh + r * K, K, w_hh.p + column * K);
+      b_ih.p[column] = scan.b_ih[r];
+      b_hh.p[column] = scan.b_hh[r];
+    }
+    scan.w_ih = w_ih.p, scan.w_hh = w_hh.p, scan.b_ih = b_ih.p, scan.b_hh = b_hh.p;
   }
 };
