@@ -8,6 +8,48 @@ from torch.nn.functional import linear, logsigmoid
 StepResult = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # the new state, and the gates
 
 
+class Mogrifier:
+    """Melis et al. 2020: before the step of an LSTM, x and h modulate each other, r times by turns.
+
+    x ← 2σ(Q_1·h) ⊙ x
+    h ← 2σ(R_2·x) ⊙ h
+    x ← 2σ(Q_3·h) ⊙ x
+    h ← 2σ(R_4·x) ⊙ h …
+
+    Of low rank, each matrix is a product of two.
+    """
+
+    def __init__(
+        self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, *matrices: Tensor
+    ):
+        self.W_i, self.W_f, self.W_g, self.W_o = cat([weight_hh, weight_ih], 1).chunk(4)
+        self.b_i, self.b_f, self.b_g, self.b_o = (bias_ih + bias_hh).chunk(4)
+        whole = matrices[0].size(1) == weight_hh.size(1)
+        pairs = zip(matrices[1::2], matrices[::2], strict=True) if not whole else ()
+        # Of each round, that which meets the vector first
+        self.rounds = [(matrix,) for matrix in matrices] if whole else list(pairs)
+
+    def modulate(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        for k, factors in enumerate(self.rounds):
+            a = x if k % 2 else h
+            for factor in factors:
+                a = linear(a, factor)
+            x, h = (x, 2 * sigmoid(a) * h) if k % 2 else (2 * sigmoid(a) * x, h)
+        return x, h
+
+    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> StepResult:
+        """x (B, I), h and c (B, H)."""
+        x, h = self.modulate(x, h)
+        hx = cat([h, x], -1)
+        i = sigmoid(linear(hx, self.W_i, self.b_i))
+        f = sigmoid(linear(hx, self.W_f, self.b_f))
+        g = tanh(linear(hx, self.W_g, self.b_g))
+        o = sigmoid(linear(hx, self.W_o, self.b_o))
+        c = f * c + i * g
+        h = o * tanh(c)
+        return (h, c), {"i": i, "f": f, "g": g, "o": o}
+
+
 class MinGRU:
     """Feng et al. 2024: the gates see the input alone, so each step is linear in h.
 
@@ -20,16 +62,17 @@ class MinGRU:
         self.W_z, self.W_g = weight_ih.chunk(2)
         self.b_z, self.b_g = bias_ih.chunk(2)
 
-    def terms(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """x (…, I) → a and b of h' = a ⊙ h + b, and the gates, each (…, H)."""
-        z_a = linear(x, self.W_z, self.b_z)
-        z, g = sigmoid(z_a), positive(linear(x, self.W_g, self.b_g))
-        return sigmoid(-z_a), z * g, {"z": z, "g": g}
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (…, I) → a and b of h' = a ⊙ h + b, each (…, H)."""
+        z = sigmoid(linear(x, self.W_z, self.b_z))
+        return 1 - z, z * positive(linear(x, self.W_g, self.b_g))
 
     def __call__(self, x: Tensor, h: Tensor) -> StepResult:
         """x (B, I), h (B, H)."""
-        a, b, gates = self.terms(x)
-        return (a * h + b,), gates
+        z = sigmoid(linear(x, self.W_z, self.b_z))
+        g = positive(linear(x, self.W_g, self.b_g))
+        h = (1 - z) * h + z * g
+        return (h,), {"z": z, "g": g}
 
 
 class MinLSTM:
@@ -45,18 +88,22 @@ class MinLSTM:
         self.W_i, self.W_f, self.W_g = weight_ih.chunk(3)
         self.b_i, self.b_f, self.b_g = bias_ih.chunk(3)
 
-    def terms(self, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """x (…, I) → a and b of h' = a ⊙ h + b, and the gates, each (…, H)."""
-        log_f = logsigmoid(linear(x, self.W_f, self.b_f))
-        log_i = logsigmoid(linear(x, self.W_i, self.b_i))
-        f, i = sigmoid(log_f - log_i), sigmoid(log_i - log_f)
-        g = positive(linear(x, self.W_g, self.b_g))
-        return f, i * g, {"i": i, "f": f, "g": g}
+    def terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (…, I) → a and b of h' = a ⊙ h + b, each (…, H)."""
+        odds = self.log_odds(x)
+        return sigmoid(odds), sigmoid(-odds) * positive(linear(x, self.W_g, self.b_g))
+
+    def log_odds(self, x: Tensor) -> Tensor:
+        """log f − log i."""
+        return logsigmoid(linear(x, self.W_f, self.b_f)) - logsigmoid(linear(x, self.W_i, self.b_i))
 
     def __call__(self, x: Tensor, h: Tensor) -> StepResult:
         """x (B, I), h (B, H)."""
-        a, b, gates = self.terms(x)
-        return (a * h + b,), gates
+        f = sigmoid(self.log_odds(x))
+        i = sigmoid(-self.log_odds(x))
+        g = positive(linear(x, self.W_g, self.b_g))
+        h = f * h + i * g
+        return (h,), {"i": i, "f": f, "g": g}
 
 
 def positive(a: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def run_linear_recurrence(
     """As `run_recurrence`, for kinds whose steps are linear, h' = a ⊙ h + b. Two such steps are one again, so
     T steps take log₂ T passes over all of them (Hillis & Steele 1986)."""
     [h] = state
-    a, b, _ = STEPS[kind](*weights).terms(x)  # (T, B, H)
+    a, b = STEPS[kind](*weights).terms(x)  # (T, B, H)
     a, b = a.to(h.dtype), b.to(h.dtype)  # under autocast not yet
     if mask is not None:
         a, b = torch.where(mask, a, 1), b.masked_fill(~mask, 0)

@@ -19,12 +19,12 @@ from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
 from .kinds import State
-from .modern import SLSTM, MinGRU, MinLSTM, StepResult
+from .modern import SLSTM, MinGRU, MinLSTM, Mogrifier, StepResult
 from .stack import Stack
 
 Hook = Callable[[int, str, Tensor], Tensor]  # step, symbol, its value → the value to go on with
 # Of each kind, the class of its equations
-STEPS: dict[str, Any] = {"mingru": MinGRU, "minlstm": MinLSTM, "slstm": SLSTM}
+STEPS: dict[str, Any] = {"mogrifier": Mogrifier, "mingru": MinGRU, "minlstm": MinLSTM, "slstm": SLSTM}
 
 
 def step_of(kind: str) -> Callable[[type], type]:
@@ -149,41 +149,6 @@ class ProjectedLSTM(LSTM):
         """x (B, I), h (B, P), c (B, H)."""
         (h, c), gates = super().__call__(x, h, c)
         return (linear(h, self.W_hr), c), gates
-
-
-@step_of("mogrifier")
-class Mogrifier(LSTM):
-    """Melis et al. 2020: before the step of an LSTM, x and h modulate each other, r times by turns.
-
-    x ← 2σ(Q_1·h) ⊙ x
-    h ← 2σ(R_2·x) ⊙ h
-    x ← 2σ(Q_3·h) ⊙ x
-    h ← 2σ(R_4·x) ⊙ h …
-
-    Of low rank, each matrix is a product of two.
-    """
-
-    def __init__(
-        self, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, *matrices: Tensor
-    ):
-        super().__init__(weight_ih, weight_hh, bias_ih, bias_hh)
-        whole = matrices[0].size(1) == weight_hh.size(1)
-        # Each round's factors, that which meets the vector first
-        self.rounds = (
-            [(M,) for M in matrices] if whole else list(zip(matrices[1::2], matrices[::2], strict=True))
-        )
-
-    def __call__(self, x: Tensor, h: Tensor, c: Tensor) -> StepResult:
-        """x (B, I), h and c (B, H)."""
-        for k, factors in enumerate(self.rounds):
-            a = x if k % 2 else h
-            for factor in factors:
-                a = linear(a, factor)
-            if k % 2:
-                h = 2 * sigmoid(a) * h
-            else:
-                x = 2 * sigmoid(a) * x
-        return super().__call__(x, h, c)
 
 
 @step_of("rnn")
