@@ -2,6 +2,7 @@
 
 python src/bench.py suite=cells        the cells against nn.LSTM: dense, ragged, step by step, memory
 python src/bench.py suite=engines      each engine of cell=fused, and where cell.engine=auto is wrong here
+python src/bench.py suite=kinds        newer kinds against nn.GRU and the LSTM
 python src/bench.py suite=ladder       what each step from the equations to a fast cell gains
 python src/bench.py suite=sample       sampling from a character model
 python src/bench.py suite=compile cell=fused   a training step with and without torch.compile

@@ -7,35 +7,79 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NAMES = (
-    "weight_ih",
-    "weight_hh",
-    "bias_ih",
-    "bias_hh",
-    "weight_ci",
-    "weight_cf",
-    "weight_co",
-    "gain",
-    "weight_hr",
-)
+from lstmlab import cells
+from lstmlab.cells import KINDS
+
+
+def build_cell(backend: str, input_size: int, hidden_size: int, **options: Any) -> Any:
+    """That of `lstmlab.cells`, for any kind and size: with the fewest heads that divide it."""
+    if options.get("kind") == "slstm":
+        divisors = [n for n in range(2, hidden_size + 1) if hidden_size % n == 0]
+        options = {"heads": min(divisors, default=1)} | options
+    return cells.build_cell(backend, input_size, hidden_size, **options)
 
 
 def σ(a: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-a))
 
 
-def reference_step(kind: str, p: dict[str, Tensor], x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """x (I,), h (H,), or (P,) with a projection, c (H,); p: the weights by name."""
-    W, R = p["weight_ih"], p["weight_hh"]
-    zero = torch.zeros(len(W), dtype=W.dtype)
+def random_state(
+    kind: str, *shape: int, P: int | None = None, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """A state that a cell could be in. P: units of h."""
+    names = KINDS[kind].state._fields
+    state = [torch.randn(*shape[:-1], P if P and name == "h" else shape[-1], dtype=dtype) for name in names]
+    return [1 + s.abs() if name == "n" else s for name, s in zip(names, state, strict=True)]
+
+
+def reference_step(
+    kind: str, p: dict[str, Tensor], x: Tensor, h: Tensor, *rest: Tensor
+) -> tuple[Tensor, ...]:
+    """x (I,), h (H,), or (P,) with a projection, the rest of the state (H,); p: the weights by name."""
+    W, zero = p["weight_ih"], torch.zeros(len(p["weight_ih"]), dtype=h.dtype)
     b, b_h = p.get("bias_ih", zero), p.get("bias_hh", zero)
+    if kind in ("mingru", "minlstm"):
+        *gates, g = (W @ x + b).chunk(2 if kind == "mingru" else 3)
+        if kind == "mingru":
+            new = σ(gates[0])
+        else:
+            i, f = map(σ, gates)
+            new = i / (i + f)
+        return ((1 - new) * h + new * torch.where(g >= 0, g + 0.5, σ(g)),)
+    R = p["weight_hh"]
     if kind == "rnn":
-        return torch.tanh(W @ x + b + R @ h + b_h), c
+        return (torch.tanh(W @ x + b + R @ h + b_h),)
     if kind == "gru":
         xr, xz, xn = (W @ x + b).chunk(3)
         hr, hz, hn = (R @ h + b_h).chunk(3)
         z = σ(xz + hz)
-        return (1 - z) * torch.tanh(xn + σ(xr + hr) * hn) + z * h, c
+        return ((1 - z) * torch.tanh(xn + σ(xr + hr) * hn) + z * h,)
+    if kind == "slstm":
+        c, n, m = rest
+        K = R.size(1)
+        starts = [K * (unit // K) for unit in range(len(h))] * 4
+        Rh = torch.stack([row @ h[start : start + K] for row, start in zip(R, starts, strict=True)])
+        i_a, f_a, g, o = (W @ x + b + Rh + b_h).chunk(4)
+        started = n != 0
+        past = torch.where(started, torch.log(σ(f_a)) + m, -torch.inf)
+        m = torch.where(past > i_a, past, i_a)
+        i, f = torch.exp(i_a - m), torch.exp(past - m)
+        c, n = torch.where(started, f * c, 0) + i * torch.tanh(g), f * n + i
+        return σ(o) * c / n, c, n, m
+    c = rest[0]
+    if kind == "mogrifier":
+        for k in range(1, 9):
+            name = f"weight_{'q' if k % 2 else 'r'}{k}"
+            if f"{name}_left" in p:
+                M = p[f"{name}_left"] @ p[f"{name}_right"]
+            elif name in p:
+                M = p[name]
+            else:
+                break
+            if k % 2:
+                x = 2 * σ(M @ h) * x
+            else:
+                h = 2 * σ(M @ x) * h
     i, f, g, o = (W @ x + R @ h).chunk(4)
     b_i, b_f, b_g, b_o = (b + b_h).chunk(4)
     if kind == "layernorm":
@@ -69,16 +113,15 @@ def reference(
             columns = []
             for d, suffix in enumerate(directions):
                 end = f"_l{layer}{suffix}"
-                p = {name: getattr(cell, name + end) for name in NAMES if hasattr(cell, name + end)}
                 k = layer * len(directions) + d
-                h = state[0][k, b]
-                c = state[1][k, b] if len(state) == 2 else torch.zeros_like(h)
-                hs = [h] * n
+                p = {name.removesuffix(end): getattr(cell, name) for name in cell._shapes[k]}
+                now = tuple(s[k, b] for s in state)
+                hs = [now[0]] * n
                 for t in range(n) if d == 0 else reversed(range(n)):
-                    h, c = reference_step(cell.kind, p, sequence[t], h, c)
-                    hs[t] = h
+                    now = reference_step(cell.kind, p, sequence[t], *now)
+                    hs[t] = now[0]
                 columns.append(hs)
-                final.append((h, c))
+                final.append(now)
             sequence = [torch.cat(parts) for parts in zip(*columns, strict=True)]
         outputs.append(F.pad(torch.stack(sequence), (0, 0, 0, T - n)))
         finals.append(final)

@@ -17,9 +17,9 @@ import torch
 from lstmlab.config import PROJECT
 
 EQUATIONS = '''
-@step_of("mingru")
-class MinGRU:
-    """Feng et al. 2024: gate and candidate see the input alone."""
+@step_of("leaky")
+class Leaky:
+    """A leaky integrator, whose gate and candidate see the input alone."""
 
     def __init__(self, weight_ih: Tensor, bias_ih: Tensor):
         self.W_z, self.W_k = weight_ih.chunk(2)
@@ -33,7 +33,7 @@ class MinGRU:
 
 def run_steps('''
 ENTRY = """KINDS = {
-    "mingru": Kind(("scratch",), HiddenState, "zk", "z", reads_h=False),"""
+    "leaky": Kind(("scratch",), HiddenState, "zk", "z", reads_h=False),"""
 
 TASK = '''
 from torch import nn
@@ -151,7 +151,7 @@ def test_add_a_cell_kind(project):
     edit(project / "src/lstmlab/cells/scratch.py", "\ndef run_steps(", EQUATIONS)
     edit(project / "src/lstmlab/cells/kinds.py", "KINDS = {", ENTRY)
     run(
-        project, "src/train.py", "model=copytask", "cell=scratch", "cell.kind=mingru", "cell.hidden_size=4",
+        project, "src/train.py", "model=copytask", "cell=scratch", "cell.kind=leaky", "cell.hidden_size=4",
         "data.delay=3", "data.val_size=16", "trainer.max_steps=20", "scheduler=constant", "optimizer.lr=0.5",
         "hydra.run.dir=run",
     )  # fmt: skip

@@ -35,7 +35,11 @@ TASKS = {
     ],
 }
 RAGGED = ("sentiment", "seq2seq")
-KINDS = {"scratch": ("lstm", "peephole"), "fused": ("lstm", "gru", "layernorm"), "torch": ("lstm", "rnn")}
+KINDS = {
+    "scratch": ("lstm", "peephole"),
+    "fused": ("lstm", "gru", "layernorm", "mingru", "slstm"),
+    "torch": ("lstm", "rnn"),
+}
 CASES = [
     (task, backend, kind)
     for task in TASKS
@@ -113,6 +117,8 @@ def run_cases(folder: str) -> dict[str, str]:
     def attempt(task: str, backend: str, kind: str, fault: Any = None) -> str:
         overrides = [f"run_dir={folder}", f"model={task}", *TASKS[task], *HARD, f"cell={backend}"]
         overrides += [f"cell.kind={kind}", "trainer.max_steps=5"]
+        if kind == "mingru":  # without recurrent weights
+            overrides.remove("cell.weight_drop=0.1")
         if task != "copytask":
             overrides += [f"data.cache={folder}", "model.embedding_size=8"]
         if task == "charlm":

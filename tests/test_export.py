@@ -8,7 +8,9 @@ import onnxruntime
 import pytest
 import torch
 
+from cell_reference import random_state
 from lstmlab import checkpoint
+from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 from lstmlab.export import export
 from lstmlab.schema import ExportConfig
@@ -70,7 +72,11 @@ def test_charlm_as_onnx(exported):
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("backend", "kind", "pooling"),
-    [("torch", "lstm", "last"), ("fused", "peephole", "attention")],
+    [
+        ("torch", "lstm", "last"),
+        ("fused", "peephole", "attention"),
+        ("fused", "minlstm", "last"),
+    ],
 )
 def test_sentiment_as_onnx(exported, backend, kind, pooling):
     cell = [f"cell={backend}", f"cell.kind={kind}", "cell.num_layers=2"]
@@ -110,11 +116,17 @@ def test_seq2seq_as_onnx_one_step_at_a_time(exported):
             encoded |= {k.removeprefix("next_"): found[k] for k in found if k in ("next_h", "next_c")}
 
 
-def test_layernorm_as_onnx_is_refused(command, trained, tmp_path):
-    path = trained("charlm", "cell=fused", "cell.kind=layernorm")
-    code, _, error = command("export", f"ckpt={path}", f"folder={tmp_path}/out")
-    assert code == 1 and "cell.kind=layernorm; use format=safetensors" in error
-    assert not (tmp_path / "out").exists()
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["slstm"])
+def test_kinds_without_an_operator_as_onnx(exported, kind):
+    model, run = exported("charlm", "cell=fused", f"cell.kind={kind}", "cell.num_layers=2")
+    for B, T in SIZES:
+        ids = torch.randint(len(model.vocabulary), (B, T))
+        state = random_state(kind, 2, B, 8)
+        names = KINDS[kind].state._fields
+        logits, after = model(ids, state)
+        expected = {"logits": logits} | {f"next_{name}": s for name, s in after._asdict().items()}
+        close(run("model", tokens=ids, **dict(zip(names, state, strict=True))), expected)
 
 
 def test_a_full_disk_keeps_the_earlier_export(command, trained, tmp_path):

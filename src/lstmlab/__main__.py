@@ -27,6 +27,7 @@ TIMED = {"suite", "rounds", "threads"}
 READ = {
     "cells": TIMED,
     "engines": TIMED | {"cell.kind"},
+    "kinds": TIMED,
     "ladder": TIMED,
     "sample": TIMED | {"seed", "cell.hidden_size", "cell.num_layers"},
     "floors": {"suite", "data"}
@@ -129,7 +130,7 @@ def bench(config: BenchConfig) -> None:
 
     import torch
 
-    from lstmlab.benchmarks import cells, compiled, engines, ladder, sample, timing, train
+    from lstmlab.benchmarks import cells, compiled, engines, kinds, ladder, sample, timing, train
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -141,6 +142,8 @@ def bench(config: BenchConfig) -> None:
         return
     if suite == "cells":
         sections = cells.measure_cells(rounds)
+    elif suite == "kinds":
+        sections = kinds.measure_kinds(rounds)
     elif suite == "ladder":
         sections = [ladder.measure_ladder(rounds)]
     elif suite == "sample":

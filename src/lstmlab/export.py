@@ -4,21 +4,26 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
+from torch.fx.experimental import _config
 
 from lstmlab.atomic import replace_file
 from lstmlab.cells.base import Recurrent, State
+from lstmlab.cells.scratch import STEPS as EQUATIONS
+from lstmlab.cells.stack import Stack
 from lstmlab.checkpoint import FORMAT, compute_digest, find_run_folder, load_checkpoint, rebuild_model
 from lstmlab.models.base import Graph, Task
 from lstmlab.pages.build import build_page
 from lstmlab.schema import ExportConfig
 
-# The ONNX operator of each kind, and the order of our gates in its weights
+# The ONNX operator of a kind, if it has one, and the order of our gates in its weights
 OPERATORS = {
     "lstm": ("LSTM", [0, 3, 1, 2]),  # i, o, f, g
     "peephole": ("LSTM", [0, 3, 1, 2]),
@@ -26,6 +31,7 @@ OPERATORS = {
     "rnn": ("RNN", [0]),
 }
 OPSET = 20
+symbolic_shapes: Any = _config
 STEPS = torch.export.Dim("steps")
 DIMS = {"B": torch.export.Dim("batch"), "T": STEPS, "S": STEPS}  # the dynamic axes of a `Graph`
 
@@ -39,7 +45,7 @@ def export(config: ExportConfig) -> list[Path]:
     model.html, in which a model of lstm, gru or rnn cells runs.
 
     Writes nothing unless all files can be built. Raises what `load_checkpoint` raises, and ValueError if the
-    task has no graph or page, a cell has no ONNX operator or JavaScript, or a package is missing.
+    task has no graph or page, a cell has no JavaScript, or a package is missing.
     """
     checkpoint = load_checkpoint(config.ckpt)
     model = rebuild_model(checkpoint, config.ckpt)
@@ -62,18 +68,16 @@ def build_safetensors_files(model: Task, hyper_parameters: dict[str, Any]) -> di
 
 
 def build_onnx_files(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes]:
-    """{file name: content} of the graphs of `model`, whose cells become `OperatorCell`s."""
+    """{file name: content} of the graphs of `model`, whose cells become `OperatorCell`s or `ScanCell`s."""
     graphs = model.graphs()
     cells = {name: cell for name, cell in model.named_modules() if isinstance(cell, Recurrent)}
-    if missing := {cell.kind for cell in cells.values()} - OPERATORS.keys():
-        raise ValueError(f"format=onnx has no operator for cell.kind={min(missing)}; use format=safetensors")
     try:
         import onnxscript  # noqa: F401  torch.onnx would fail later, after seconds
     except ModuleNotFoundError as error:
         raise ValueError(f"format=onnx needs pip install -e '.[export]': {error}") from error
 
     for name, cell in cells.items():
-        model.set_submodule(name, OperatorCell(cell))
+        model.set_submodule(name, OperatorCell(cell) if cell.kind in OPERATORS else ScanCell(cell))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     metadata = {key: json.dumps(value) for key, value in hyper_parameters.items()}
     return {f"{name}.onnx": build_onnx_file(model, graph, metadata) for name, graph in graphs.items()}
@@ -82,7 +86,8 @@ def build_onnx_files(model: Task, hyper_parameters: dict[str, Any]) -> dict[str,
 def build_onnx_file(model: Task, graph: Graph, metadata: dict[str, str]) -> bytes:
     inputs, axes = zip(*graph.inputs.values(), strict=True)
     shapes = tuple({k: DIMS[axis] for k, axis in enumerate(names) if axis in DIMS} for names in axes)
-    with warnings.catch_warnings():
+    # Without the patch PyTorch takes sizes for one that are only equal here, as B and the number of layers.
+    with warnings.catch_warnings(), symbolic_shapes.patch(use_duck_shape=False):
         # torch.onnx warns about its own code
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
@@ -150,6 +155,35 @@ class OperatorCell(nn.Module):
             x = x.transpose(1, 2).flatten(2)  # (T, D, B, H) → (T, B, D·H)
             finals.append(final)
         return x.transpose(0, 1), self.state_type(*(torch.cat(parts) for parts in zip(*finals, strict=True)))
+
+
+class ScanCell(nn.Module):
+    """A cell's equations in the ONNX operator Scan, once per layer and direction, for any number of steps."""
+
+    def __init__(self, cell: Any):
+        super().__init__()
+        self.cell = cell
+
+    def forward(
+        self, x: Tensor, state: Sequence[Tensor] | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        scan_layer = partial(self.cell._scan_layer, steps=self._scan_steps)
+        return self.cell._call(partial(Stack._run_layers, self.cell, scan=scan_layer), x, state, lengths)
+
+    def _scan_steps(
+        self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """As `Stack._run_steps`."""
+
+        def step(state: list[Tensor], inputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+            # The weights are cut up in here: a scan refuses tensors from outside that share memory.
+            new, _ = EQUATIONS[self.cell.kind](*weights)(inputs[0], *state)
+            if len(inputs) == 2:
+                new = [torch.where(inputs[1], n, s) for n, s in zip(new, state, strict=True)]
+            return list(new), new[0].clone()
+
+        final, h = scan(step, list(state), [x] if mask is None else [x, mask])
+        return h, final
 
 
 class FunctionModule(nn.Module):

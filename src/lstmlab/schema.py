@@ -31,7 +31,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from lstmlab.cells.kinds import BACKENDS, KINDS  # imports no torch
+from lstmlab.cells.kinds import BACKENDS, HEADS, KINDS  # imports no torch
 
 Share = Annotated[float, Field(ge=0, lt=1)]  # a share that may not be all
 Backend = Literal["scratch", "fused", "torch"]
@@ -149,6 +149,28 @@ class CellConfig(Group):
     chrono_steps: Annotated[int, Field(ge=3)] | None
     recompute: bool
     engine: Literal["auto", "native", "amx", "torch", "plain"] = "auto"
+    heads: PositiveInt | None = None
+    rounds: PositiveInt | None = None
+    rank: PositiveInt | None = None
+
+    def conflict(self) -> str | None:
+        if self.kind not in BACKENDS[self.backend]:
+            pairs = "; ".join(f"{backend}: {', '.join(kinds)}" for backend, kinds in BACKENDS.items())
+            return f"cell={self.backend} has no cell.kind={self.kind}. There are {pairs}"
+        if self.recompute and self.backend != "fused":
+            return f"cell.recompute=true is for cell=fused, not cell={self.backend}"
+        if self.engine != "auto" and self.backend != "fused":
+            return f"cell.engine={self.engine} is for cell=fused, not cell={self.backend}"
+        if self.weight_drop and not KINDS[self.kind].reads_h:
+            return f"cell.weight_drop={self.weight_drop} is not for cell.kind={self.kind}, without weight_hh"
+        if self.heads is not None and self.kind != "slstm":
+            return f"cell.heads={self.heads} is for cell.kind=slstm, not cell.kind={self.kind}"
+        for name in ("rounds", "rank"):
+            if (value := getattr(self, name)) is not None and self.kind != "mogrifier":
+                return f"cell.{name}={value} is for cell.kind=mogrifier, not cell.kind={self.kind}"
+        if self.kind == "slstm" and self.hidden_size % (self.heads or HEADS):
+            return f"cell.heads={self.heads or HEADS} must divide cell.hidden_size={self.hidden_size}"
+        return None
 
     def with_backend(self, backend: str) -> Self:
         """The same cell on another backend; what only `fused` can do is left out where it is not that."""
@@ -698,13 +720,8 @@ class TrainConfig(CheckpointConfig):
 
     def conflict(self) -> str | None:
         cell, model, data = self.cell, self.model, self.data
-        if cell.kind not in BACKENDS[cell.backend]:
-            pairs = "; ".join(f"{backend}: {', '.join(kinds)}" for backend, kinds in BACKENDS.items())
-            return f"cell={cell.backend} has no cell.kind={cell.kind}. There are {pairs}"
-        if cell.recompute and cell.backend != "fused":
-            return f"cell.recompute=true is for cell=fused, not cell={cell.backend}"
-        if cell.engine != "auto" and cell.backend != "fused":
-            return f"cell.engine={cell.engine} is for cell=fused, not cell={cell.backend}"
+        if problem := cell.conflict():
+            return problem
         if cell.engine == "amx" and self.precision.name != "bf16-mixed":
             return "cell.engine=amx multiplies in bf16, so it needs precision=bf16"
         if data.gives != model.reads:
@@ -834,7 +851,7 @@ class CompareConfig(Group):
 
 
 class BenchConfig(TrainConfig):
-    suite: Literal["cells", "engines", "ladder", "sample", "compile", "train", "floors"]
+    suite: Literal["cells", "engines", "kinds", "ladder", "sample", "compile", "train", "floors"]
     rounds: PositiveInt
     steps: PositiveInt
 

@@ -56,7 +56,7 @@ def test_the_other_direction_writes_from_the_end(trained):
     assert not found[:2].any() and found[2:].all()
 
 
-@pytest.mark.parametrize("kind", [*LSTM_KINDS, "gru"])
+@pytest.mark.parametrize("kind", [*LSTM_KINDS, "gru", "mingru", "minlstm"])
 def test_a_logit_is_the_sum_of_what_the_characters_add(trained, kind):
     model = load(trained("charlm", f"cell.kind={kind}", "cell.num_layers=2"))
     logits, _ = read(model, "line 12")

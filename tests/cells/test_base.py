@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from cell_reference import reference
-from lstmlab.cells import BACKENDS, KINDS, HiddenState, LSTMState, build_cell
+from cell_reference import build_cell, random_state, reference
+from lstmlab.cells import BACKENDS, KINDS
 
 CELLS = [(backend, kind) for backend, kinds in BACKENDS.items() for kind in kinds]
 every_cell = pytest.mark.parametrize("backend, kind", CELLS)
@@ -34,10 +34,9 @@ def build(backend, kind, **options):
     return cell
 
 
-def random_state(cell, B):
-    members = len(KINDS[cell.kind].state._fields)
-    shape = (cell.num_layers * (2 if cell.bidirectional else 1), B, H)
-    return tuple(torch.randn(shape, requires_grad=True) for _ in range(members))
+def draw_state(cell, B):
+    state = random_state(cell.kind, cell.num_layers * (2 if cell.bidirectional else 1), B, H)
+    return tuple(s.requires_grad_() for s in state)
 
 
 def loss_of(output, state):
@@ -74,14 +73,14 @@ def test_output_state_and_every_gradient_are_those_of_the_equations(backend, kin
     lengths = torch.tensor(options.pop("lengths")) if "lengths" in options else None
     cell = build(backend, kind, **options)
     x = torch.randn(B, T, IN, requires_grad=True)
-    start = random_state(cell, B)
+    start = draw_state(cell, B)
     inputs = {"x": x, **dict(cell.named_parameters())}
     if given:
-        inputs |= dict(zip(("h0", "c0"), start, strict=False))
+        inputs |= {f"{name}0": s for name, s in zip(KINDS[kind].state._fields, start, strict=True)}
 
     x_in = x if cell.batch_first else x.transpose(0, 1)
     output, state = cell(x_in, start if given else None, lengths)
-    assert isinstance(state, HiddenState if kind in ("rnn", "gru") else LSTMState)
+    assert isinstance(state, KINDS[kind].state)
     if not cell.batch_first:
         output = output.transpose(0, 1)
     gradients = torch.autograd.grad(loss_of(output, state), list(inputs.values()))
@@ -120,7 +119,7 @@ def test_backends_agree_pairwise(kind, shape):
 @every_cell
 def test_a_ragged_row_is_the_row_alone(backend, kind):
     cell = build(backend, kind, num_layers=2, bidirectional=True)
-    x, start, lengths = torch.randn(4, 6, IN), random_state(cell, 4), torch.tensor([2, 6, 1, 4])
+    x, start, lengths = torch.randn(4, 6, IN), draw_state(cell, 4), torch.tensor([2, 6, 1, 4])
     output, state = cell(x, start, lengths)
     for b, n in enumerate(lengths):
         alone, alone_state = cell(x[b : b + 1, :n], tuple(s[:, b : b + 1] for s in start))
@@ -158,7 +157,7 @@ def test_two_halves_with_carried_state_are_the_whole(backend, kind):
     assert_close(last, state)
 
 
-@every_cell
+@pytest.mark.parametrize("backend, kind", [cell for cell in CELLS if KINDS[cell[1]].reads_h])
 def test_weight_drop(backend, kind):
     torch.manual_seed(2)
     cell = build_cell(
@@ -192,8 +191,9 @@ def constant_first_layer(backend, kind, **options):
     """Without dropout its output is the same number at all steps, as layer 0 has no memory and
     layer 1 sees one unit of layer 0 in one unit of its own."""
     cell = build_cell(backend, 1, 200, kind=kind, num_layers=2, **options)
-    gates = {"rnn": "h", "gru": "rzn"}.get(kind, "ifgo")
+    gates = KINDS[kind].gates
     candidate = {"rnn": "h", "gru": "n"}.get(kind, "g")
+    keeps = {"f": -1000, "z": 1000 if kind == "mingru" else -1000}
     with torch.no_grad():
         for name, parameter in cell.named_parameters():
             if name.startswith("gain"):
@@ -201,7 +201,8 @@ def constant_first_layer(backend, kind, **options):
             parameter.zero_()
             blocks = dict(zip(gates, parameter.chunk(len(gates)), strict=False))
             if name.startswith("bias_ih") and kind != "rnn":
-                blocks["f" if "f" in gates else "z"].fill_(-1000)
+                gate = "f" if "f" in gates else "z"
+                blocks[gate].fill_(keeps[gate])
             if name == "bias_ih_l0":
                 blocks[candidate].fill_(1)
             if name == "weight_ih_l1":
@@ -218,8 +219,9 @@ def test_dropout_between_layers_locked_and_not(backend, kind):
     for cell in (free, locked):
         output, _ = cell(x)
         if kind != "layernorm":  # which moves every unit when one is dropped
-            assert torch.eq(output, 0).double().mean() == pytest.approx(0.4, abs=0.06)
-            assert (output[output != 0] > rest.max()).all()  # scaled by 1 / (1 − p)
+            zero = 0.5 if not KINDS[kind].reads_h else 0.0  # G(0) of minGRU and minLSTM
+            assert torch.eq(output, zero).double().mean() == pytest.approx(0.4, abs=0.06)
+            assert (output[output != zero] > rest.max()).all()  # scaled by 1 / (1 − p)
         assert (output == output[:, :1]).all() == cell.variational
         assert not torch.equal(output, cell(x)[0])
         assert_close(cell.eval()(x)[0], rest)
@@ -270,7 +272,7 @@ def test_bf16_autocast(backend, kind, lengths):
 def test_bad_input_is_refused(backend, kind):
     cell = build(backend, kind, num_layers=2)
     x = torch.randn(2, 4, IN)
-    good = random_state(cell, 2)
+    good = draw_state(cell, 2)
     with pytest.raises(ValueError, match=r"input must be \(B, T, I\).* I=3, not \(2, 4, 4\)"):
         cell(torch.randn(2, 4, IN + 1))
     with pytest.raises(ValueError, match=r"input must be .* not \(2, 2, 4, 3\)"):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lstmlab.cells import BACKENDS, KINDS, build_cell, fused
+from cell_reference import build_cell, random_state
+from lstmlab.cells import BACKENDS, KINDS, fused
 from lstmlab.cells.admission import find_precision
 from lstmlab.cells.cpu import Cpu
 from lstmlab.cells.library import load_amx_kernel, load_kernel
@@ -55,8 +56,8 @@ def build(backend, input_size, hidden_size, seed=1, **options):
 def results(cell, x, state=None, lengths=None, part=None):
     """Output, final state and every gradient by name. part: the one result that the loss feels."""
     inputs = {"x": x, **dict(cell.named_parameters())}
-    inputs |= {f"{name}_0": s for name, s in zip("hc", state or (), strict=False)}
     output, final = cell(x, state, lengths)
+    inputs |= {f"{name}_0": s for name, s in zip(final._fields, state or (), strict=False)}
     found = {"output": output, **final._asdict()}
     loss = sum(
         (v * torch.linspace(-1, 2, v.numel()).view(v.shape).cos()).sum()
@@ -86,8 +87,7 @@ def test_the_numbers_are_those_of_scratch(path, kind, size, ragged, uninitialise
     torch.manual_seed(0)
     options = {"kind": kind, "bidirectional": True}
     x = torch.randn(B, T, D, dtype=F64, requires_grad=True)
-    members = len(KINDS[kind].state._fields)
-    state = tuple(torch.randn(2, B, H, dtype=F64, requires_grad=True) for _ in range(members))
+    state = tuple(s.requires_grad_() for s in random_state(kind, 2, B, H, dtype=F64))
     lengths = torch.randint(1, T + 1, (B,)) if ragged else None
     expected = results(build("scratch", D, H, **options).double(), x, state, lengths)
     assert_close(results(build("fused", D, H, **options).double(), x, state, lengths), expected)
@@ -138,7 +138,7 @@ def test_one_step_without_gradients(path, kind, B, D, H, uninitialised_memory_is
     torch.set_num_threads(2)
     cell = build("fused", D, H, kind=kind, num_layers=2)
     x = torch.randn(B, 1, D)
-    state = tuple(torch.randn(2, B, H) for _ in KINDS[kind].state._fields)
+    state = tuple(random_state(kind, 2, B, H))
     expected = cell(x, state)
     with torch.no_grad():
         found = cell(x, state)
@@ -342,11 +342,16 @@ def test_tiles(amx, kind, B, T, D, H, lengths, bidirectional):
             output, state = cell(x, None, lengths)
         gradients = torch.autograd.grad(output.square().sum() + state[0].sum(), [x, *cell.parameters()])
         found.append([output, *state, *gradients])
+    share = 0.02 if KINDS[kind].reads_h else 0.05  # the slope of their G jumps at 0
     for mine, theirs in zip(*found, strict=True):
-        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+        assert (mine - theirs).norm() < share * theirs.norm()
 
 
-@every_kind
+# A mogrifier's products are of numbers that it has made, which bf16 does not hold.
+kinds_of_given_factors = pytest.mark.parametrize("kind", [k for k in BACKENDS["fused"] if k != "mogrifier"])
+
+
+@kinds_of_given_factors
 def test_sums_in_tiles_are_float32(amx, kind):
     """Two steps of which bf16 can hold all factors but the second h: no sum is rounded before it ends."""
     cell, exact = (
@@ -356,8 +361,7 @@ def test_sums_in_tiles_are_float32(amx, kind):
     for mine, theirs in zip(cell.parameters(), exact.parameters(), strict=True):
         mine.data = mine.data.bfloat16().float()
         theirs.data = mine.data.double()
-    x, h, c = (torch.randn(40, n).bfloat16().float() for n in (77, 33, 33))
-    state = (h[None], c[None])[: len(KINDS[kind].state._fields)]
+    x, *state = (s.bfloat16().float() for s in (torch.randn(40, 77), *random_state(kind, 1, 40, 33)))
     with torch.autocast("cpu", torch.bfloat16):
         output, _ = cell(torch.stack([x, x], 1), state)
     expected, _ = exact(x.double()[:, None], tuple(s.double() for s in state))
@@ -376,7 +380,7 @@ def test_backward_multiplies_what_forward_did(path):
         assert_close(other, found[0], rtol=0, atol=0)
 
 
-@every_kind
+@kinds_of_given_factors
 def test_bf16_products_are_summed_in_float32(path, kind):
     """One step from what bf16 can hold: nothing is rounded before the sums."""
     with torch.autocast("cpu", torch.bfloat16):
@@ -387,8 +391,7 @@ def test_bf16_products_are_summed_in_float32(path, kind):
     for mine, theirs in zip(cell.parameters(), exact.parameters(), strict=True):
         mine.data = mine.data.bfloat16().float()
         theirs.data = mine.data.double()
-    x, h, c = (torch.randn(5, n).bfloat16().float() for n in (77, 33, 33))
-    state = (h[None],) if kind in ("rnn", "gru") else (h[None], c[None])
+    x, *state = (s.bfloat16().float() for s in (torch.randn(5, 77), *random_state(kind, 1, 5, 33)))
     with torch.autocast("cpu", torch.bfloat16):
         found = cell(x[:, None], state)
     expected = exact(x.double()[:, None], tuple(s.double() for s in state))

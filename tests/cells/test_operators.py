@@ -16,7 +16,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from lstmlab.cells import BACKENDS, KINDS, build_cell, operators
+from cell_reference import build_cell, random_state
+from lstmlab.cells import BACKENDS, native, operators
 from lstmlab.cells.library import load_kernel
 
 F64 = torch.float64
@@ -160,7 +161,11 @@ def test_flops_are_those_of_the_products_of_scratch(kind):
             cell(x)[0].sum().backward()
         counts.append((forward.get_total_flops(), both.get_total_flops()))
     assert counts[0][0] == counts[1][0]
-    assert counts[0][1] == counts[1][1] or kind == "gru"  # in scratch no gradient for the first h of W_hn·h
+    assert counts[0][1] == counts[1][1] or kind in (
+        "gru",
+        "slstm",
+        "mogrifier",
+    )  # in scratch no gradient for the first h
     assert counts[0][1] == 3 * counts[0][0]
 
 
@@ -170,10 +175,14 @@ def test_flops_are_those_of_the_gradients_that_are_wanted(kind, wanted):
     """Of x, W_ih and W_hh, a product each; that of h always, beside the two products of the forward pass."""
     fused, _ = pair(kind)
     x = inputs()
-    for tensor, want in zip((x, fused.weight_ih_l0, fused.weight_hh_l0), wanted, strict=True):
+    recurrent = getattr(fused, "weight_hh_l0", torch.zeros(0, 0))
+    for tensor, want in zip((x, fused.weight_ih_l0, recurrent), wanted, strict=True):
         tensor.requires_grad_(want)
-    (B, T, _), rows = x.shape, len(fused.weight_hh_l0)
-    columns = I + H + H + sum(size * want for size, want in zip((I, I, H), wanted, strict=True))
+    (B, T, _), (rows, _), K = x.shape, fused.weight_ih_l0.shape, recurrent.size(1)
+    columns = I + K + K + sum(size * want for size, want in zip((I, I, K), wanted, strict=True))
+    if kind == "mogrifier":  # three products for each of four matrices; the gradient of x in any case
+        columns += (0 if wanted[0] else I) + 3 * 4 * I * H // rows
+        assert 3 * 4 * I * H % rows == 0
     with FlopCounterMode(display=False) as counter:
         fused(x)[0].sum().backward()
     assert counter.get_total_flops() == 2 * B * T * rows * columns
@@ -182,13 +191,13 @@ def test_flops_are_those_of_the_gradients_that_are_wanted(kind, wanted):
 @every_kind
 def test_the_operators_are_sound_to_pytorch(kind):
     """torch.library.opcheck: schema, fake implementation, autograd and functionalisation."""
-    members = len(KINDS[kind].state._fields)
     fused, _ = pair(kind)
-    W_ih, W_hh, b_ih, b_hh, *own = (p.detach() for p in fused.parameters())
-    state = [torch.randn(3, H, dtype=F64) for _ in range(members)] + [None] * (2 - members)
-    extra = torch.cat(own) if own else None
+    weights = native.as_operands(kind, [p.detach() for p in fused.parameters()])
+    h, *rest = random_state(kind, 3, H, dtype=F64)
+    state = [h, torch.cat(rest, -1)] if rest else [h]
+    operands = (*state, *[None] * (2 - len(state)), *weights, *[None] * (5 - len(weights)))
     for lengths in (None, LENGTHS):
-        arguments = (kind, "f64", False, True, inputs(), lengths, *state, W_ih, W_hh, b_ih, b_hh, extra)
+        arguments = (kind, "f64", False, True, inputs(), lengths, *operands)
         leaves = [torch.is_tensor(a) and a.is_floating_point() for a in arguments]
         differentiable = tuple(
             a.clone().requires_grad_() if leaf else a for a, leaf in zip(arguments, leaves, strict=True)

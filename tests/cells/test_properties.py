@@ -14,8 +14,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
-from cell_reference import reference
-from lstmlab.cells import BACKENDS, build_cell
+from cell_reference import build_cell, random_state, reference
+from lstmlab.cells import BACKENDS
 
 CELLS = [(backend, kind) for backend, kinds in BACKENDS.items() for kind in kinds]
 size = st.integers(1, 5)
@@ -111,9 +111,8 @@ def test_any_cell_is_its_equations(cell, data):
         x = torch.randn(B, T + cell.input_size - 1, dtype=dtype).unfold(1, cell.input_size, 1)
     x = x.detach().requires_grad_(draw(st.booleans()))
 
-    sizes = [P] if cell.kind in ("rnn", "gru") else [P, cell.hidden_size]
     layout = LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))]
-    state = [layout(torch.randn(L, B, n, dtype=dtype)).detach() for n in sizes]
+    state = [layout(s).detach() for s in random_state(cell.kind, L, B, cell.hidden_size, P=P, dtype=dtype)]
     for s in state:
         s.requires_grad_(draw(st.booleans()))
     form = draw(st.sampled_from(["none", "tuple", "list", *(["bare"] if len(state) == 1 else [])]))

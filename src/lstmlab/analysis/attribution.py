@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lstmlab.analysis.gates import find_retained
 from lstmlab.analysis.interventions import Cache, find_point, intervene, list_points
 from lstmlab.cells import KINDS
 from lstmlab.models.base import Task
@@ -40,7 +41,7 @@ def attribute_memory(model: Task, cache: Cache, point: str, step: int = -1) -> T
     weights = torch.zeros_like(memory)
     weights[step] = 1
     reverse = layer.endswith("reverse")
-    return _sum_back(weights, memory, cache[f"{layer}.{KINDS[kind].retains}"][0], reverse)[:, units]
+    return _sum_back(weights, memory, _retained(cache, layer, kind), reverse)[:, units]
 
 
 def attribute_prediction(model: Task, text: str, target: str, step: int = -1) -> tuple[Tensor, float]:
@@ -58,7 +59,7 @@ def attribute_prediction(model: Task, text: str, target: str, step: int = -1) ->
     answers, two = _answers(model)
     if target not in answers:
         raise ValueError(f"target={target!r} is none of {', '.join(map(repr, answers))}")
-    index, kind, outputs = answers.index(target), KINDS[cell.kind], []
+    index, outputs = answers.index(target), []
     memory_name = memory_of(cell.kind)
 
     def cut(module: Any, arguments: Any, result: Any) -> Any:
@@ -87,7 +88,7 @@ def attribute_prediction(model: Task, text: str, target: str, step: int = -1) ->
         memory, h = cache[f"{layer}.{memory_name}"][0].detach(), cache[f"{layer}.h"][0].detach()
         o = cache[f"{layer}.o"][0].detach() if memory_name == "c" else torch.ones_like(h)
         factor = torch.where(memory == 0, o, h / memory)  # tanh(c)/c is 1 at 0
-        retained = cache[f"{layer}.{kind.retains}"][0].detach()
+        retained = _retained(cache, layer, cell.kind).detach()
         total += _sum_back(of_direction * factor, memory, retained, reverse=d == 1).sum(1)
     sign = -1 if two and index == 0 else 1
     return sign * total, sign * float(logit.detach() - total.sum())
@@ -98,6 +99,13 @@ def memory_of(kind: str) -> str:
     if KINDS[kind].retains is None:
         raise ValueError(f"kind={kind} has no gate that keeps its memory, so it is no sum over the steps")
     return "c" if "c" in KINDS[kind].state._fields else "h"
+
+
+def _retained(cache: Cache, layer: str, kind: str) -> Tensor:
+    """The share (T, H) of the old memory that each step keeps."""
+    retains = KINDS[kind].retains
+    assert retains is not None
+    return find_retained(retains, {gate: cache[f"{layer}.{gate}"][0] for gate in KINDS[kind].gates})
 
 
 def _answers(model: Task) -> tuple[Sequence[str], bool]:

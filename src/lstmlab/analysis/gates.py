@@ -9,7 +9,7 @@ from torch import Tensor
 from lstmlab.cells import KINDS
 
 SIGMOIDS = {gate for kind in KINDS.values() for gate in kind.sigmoids}  # gates between 0 and 1
-# The gate that multiplies the old state: f of an LSTM, z of a GRU
+# What multiplies the old state: f of an LSTM, z of a GRU, 1 − z of a minGRU
 RETAINS = {name: kind.retains for name, kind in KINDS.items() if kind.retains}
 VISIBLE = {" ": "␣", "\n": "⏎", "\t": "→"}  # how pictures show tokens of one invisible character
 
@@ -17,6 +17,12 @@ VISIBLE = {" ": "␣", "\n": "⏎", "\t": "→"}  # how pictures show tokens of 
 class Saturation(NamedTuple):
     low: Tensor  # share of steps below 0.1
     high: Tensor  # share of steps above 0.9
+
+
+def find_retained(retains: str, values: dict[str, Tensor]) -> Tensor:
+    """The share of the old state that is kept at each step, from the gates by name: see `Kind.retains`."""
+    gate = values[retains.removeprefix("1 − ")]
+    return 1 - gate if retains.startswith("1 − ") else gate
 
 
 def measure_saturation(gate: Tensor) -> Saturation:

@@ -28,7 +28,8 @@ LABELS = {  # in the order of the page's menu; any other letter comes last, with
     "o": "output gate o",
     "z": "update gate z",
     "r": "reset gate r",
-    "n": "candidate n",
+    "n": "candidate n",  # of an sLSTM, the normaliser n
+    "m": "stabiliser m",
 }
 
 
@@ -90,7 +91,14 @@ def write_page(
         "layers": L,
         "directions": D,
         "units": H,
-        "values": [{"name": n, "label": LABELS.get(n, n), "gate": n in SIGMOIDS} for n in traces],
+        "values": [
+            {
+                "name": n,
+                "label": "normaliser n" if n == "n" and "m" in traces else LABELS.get(n, n),
+                "gate": n in SIGMOIDS,
+            }
+            for n in traces
+        ],
         "scales": scales,
         "features": [
             {"name": name, "low": float(label.min()), "high": float(label.max())}

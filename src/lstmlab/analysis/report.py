@@ -68,7 +68,8 @@ def write_analysis(config: AnalyzeConfig, progress: Progress) -> tuple[Path, str
     task, cell = model.config.model.name, model.config.cell
     shape = f"{cell.kind}, {cell.num_layers} × {cell.hidden_size}"
     retain = gates.RETAINS.get(cell.kind)
-    half_lives = None if retain is None else gates.compute_half_lives(values[retain])  # (L, D, H)
+    kept = None if retain is None else gates.find_retained(retain, values)
+    half_lives = None if kept is None else gates.compute_half_lives(kept)  # (L, D, H)
     progress.show(1, 20)
     parts = [f"# Inside {config.ckpt}\n\n{task}: {shape}. {len(tokens):,} steps traced."]
     parts += report_gates(values, tokens, retain, half_lives, folder)
@@ -115,11 +116,12 @@ def report_gates(
     half_lives: torch.Tensor | None,
     folder: Path,
 ) -> list[str]:
-    """What the gates do: values (L, D, N, H) by name, half-lives (L, D, H) of the gate `retain`."""
+    """What the gates do: values (L, D, N, H) by name, half-lives (L, D, H) of what `retain` names."""
     parts, order = [], torch.arange(next(iter(values.values())).size(-1))
     if retain is not None and half_lives is not None:
         order = half_lives[-1, 0].argsort()
-        parts += [report_forgetting(values[retain], tokens), report_memory(half_lives, retain)]
+        kept = gates.find_retained(retain, values)
+        parts += [report_forgetting(kept, tokens), report_memory(half_lives, retain)]
         plots.draw_half_lives(half_lives).savefig(folder / "half_life.png")
     saturations = {name: gates.measure_saturation(v) for name, v in values.items() if name in gates.SIGMOIDS}
     if saturations:
@@ -149,7 +151,7 @@ def report_forgetting(f: torch.Tensor, tokens: list[str]) -> str:
 
 
 def report_memory(half_lives: torch.Tensor, retain: str) -> str:
-    """How long the units remember, from the half_lives (L, D, H) of the gate `retain`."""
+    """How long the units remember, from the half_lives (L, D, H) of what `retain` names."""
     rows = []
     for layer, direction in np.ndindex(*half_lives.shape[:2]):
         values = half_lives[layer, direction]

@@ -7,13 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .kinds import BACKENDS, KINDS, HiddenState, LSTMState
+from .kinds import BACKENDS, KINDS, HiddenState, LSTMState, SLSTMState
 from .options import INITS, CellOptions
 
 if TYPE_CHECKING:
     from .base import Recurrent
 
-__all__ = ["BACKENDS", "INITS", "KINDS", "CellOptions", "HiddenState", "LSTMState", "build_cell"]
+__all__ = [
+    "BACKENDS",
+    "INITS",
+    "KINDS",
+    "CellOptions",
+    "HiddenState",
+    "LSTMState",
+    "SLSTMState",
+    "build_cell",
+]
 
 
 def build_cell(backend: str, input_size: int, hidden_size: int, **options: Any) -> Recurrent:

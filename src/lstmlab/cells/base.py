@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .dropout import dropout
 from .init import initialise_parameters
-from .kinds import KINDS, HiddenState, State
+from .kinds import KINDS, HiddenState, State, mogrifier_shapes
 from .options import CellOptions
 
 Weights = Sequence[Tensor]  # of one layer and direction: weight_ih, weight_hh, bias_ih, bias_hh, a kind's own
@@ -37,16 +37,17 @@ class Recurrent(nn.Module):
     input: (B, T, I), or (T, B, I) with batch_first=False; (T, I) is one sequence without a batch
         axis; or a PackedSequence. B may be 0, but T may not.
     hx: the state before the first step: a tuple or list, each member (L·D, B, H), of one sequence
-        (L·D, H): (h, c) for the LSTM kinds, (h,) or the tensor h alone for RNN and GRU. With
-        proj_size=P, h has P units in place of H. None: zeros of the weights' dtype.
+        (L·D, H): (h, c) for the LSTM kinds, (h, c, n, m) for the sLSTM, (h,) or the tensor h alone
+        for the others. With proj_size=P, h has P units in place of H. None: zeros of the weights'
+        dtype.
     lengths: (B,) integers, a tensor on any device, a list or a tuple, in any order,
         1 ≤ length ≤ T; None: all T. Steps past a row's length leave its state untouched and give
         zeros in output, and the values there are ignored.
 
     output: (B, T, D·H), (T, B, D·H) with batch_first=False, (T, D·H) of one sequence, packed if the
         input was.
-    state: after the last step, a named tuple `LSTMState` or `HiddenState`; a bare tensor, without a
-        batch axis, and in the dtype of hx, if hx was so.
+    state: after the last step, a named tuple `LSTMState`, `HiddenState` or `SLSTMState`; a bare
+        tensor, without a batch axis, and in the dtype of hx, if hx was so.
 
     Raises ValueError for a wrong shape of input, hx or a weight, for an hx of another dtype than
     the input outside of autocast, and for lengths out of range if they are on the CPU and nothing
@@ -71,6 +72,9 @@ class Recurrent(nn.Module):
     batch_first: bool
     recompute: bool
     engine: str
+    heads: int | None
+    rounds: int | None
+    rank: int | None
 
     _state_type: type[State]
     _shapes: list[dict[str, tuple[int, ...]]]
@@ -91,12 +95,18 @@ class Recurrent(nn.Module):
             columns = self.input_size if layer == 0 else self._num_directions * output_size
             shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns)}
             if kind.reads_h:
-                shapes |= {"weight_hh": (rows, output_size)}
+                shapes |= {"weight_hh": (rows, output_size // (self.heads or 1))}
             if self.bias:
                 shapes |= {name.replace("weight", "bias"): (rows,) for name in shapes}
             if self.proj_size:
                 shapes |= {"weight_hr": (self.proj_size, H)}
             shapes |= {name: tuple(n * H for n in shape) for name, shape in kind.own.items()}
+            if self.rounds is not None:
+                if self.rank is not None and self.rank >= min(columns, H):
+                    raise ValueError(
+                        f"rank={self.rank} must be less than the {columns} inputs and {H} units."
+                    )
+                shapes |= mogrifier_shapes(columns, H, self.rounds, self.rank)
             suffix = f"_l{layer}" + ("_reverse" if direction == 1 else "")
             layers.append({name + suffix: shape for name, shape in shapes.items()})
         return layers
@@ -186,7 +196,8 @@ class Recurrent(nn.Module):
 
         names = self._state_type._fields
         batch = (self.num_layers * self._num_directions, B)
-        shapes = [(*batch, self.proj_size or self.hidden_size), (*batch, self.hidden_size)][: len(names)]
+        shapes = [(*batch, self.proj_size or self.hidden_size)]
+        shapes += [(*batch, self.hidden_size)] * (len(names) - 1)
         if state is None:
             return x, [x.new_zeros(shape, dtype=dtype) for shape in shapes], lengths
         if not isinstance(state, tuple | list) or [s.shape for s in state] != shapes:

@@ -8,7 +8,7 @@
 using std::int64_t;
 
 // The numbers are those of NUMBERS in native.py.
-enum Kind : int64_t { LSTM, PEEPHOLE, LAYERNORM, RNN, GRU };
+enum Kind : int64_t { LSTM, PEEPHOLE, LAYERNORM, RNN, GRU, MINGRU, MINLSTM, SLSTM, MOGRIFIER };
 
 // e^x = s + s·p, where s is a power of two and p = e^r − 1 with |r| ≤ ln(2)/2. Both parts are returned, so
 // that tanh need not subtract 1 from a rounded sum. Relative error 1e-7.
@@ -23,6 +23,10 @@ static inline float exp_parts(float x, float &s) {
   p = (p * r + 1 / 6.f) * r + 0.5f;
   return r + r * r * p;
 }
+static inline float exponential(float x) {
+  float s, p = exp_parts(x, s);
+  return s + s * p;
+}
 static inline float sigmoid(float x) {
   float s, p = exp_parts(-x, s);
   return 1 / (1 + (s + s * p));
@@ -31,6 +35,7 @@ static inline float tanh(float x) {
   float s, p = exp_parts(2 * x, s), e = s * p + (s - 1);  // e^2x − 1
   return e / (e + 2);
 }
+static inline double exponential(double x) { return std::exp(x); }
 static inline double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 // â = (a − mean) / σ of each gate; norms[gate] = 1/σ.

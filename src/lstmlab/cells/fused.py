@@ -15,7 +15,8 @@ from .base import Weights
 from .builtin import OPERATORS, run_operator, run_operator_scan
 from .cpu import find_cpu
 from .engines import Call, choose_engine, operator_casts_to_bf16
-from .recurrence import run_recurrence
+from .kinds import KINDS
+from .recurrence import run_linear_recurrence, run_recurrence
 from .scratch import run_steps
 from .stack import LayerScan, Stack
 
@@ -60,17 +61,20 @@ class FusedCell(Stack):
         dtype = flat[0].dtype
         x = x if x.dtype is dtype else x.to(dtype)
         state = [s if s.dtype is dtype and s.is_contiguous() else s.to(dtype).contiguous() for s in state]
-        if self.kind == "peephole":
-            weights = [[*layer[:4], torch.cat(list(layer[4:]))] for layer in weights]
+        H, names = self.hidden_size, self._state_type._fields
+        if len(names) > 2:  # The kernel takes c, n and m as one.
+            state = [state[0], torch.cat(list(state[1:]), -1)]
+        operands: Any = [native.as_operands(self.kind, layer) for layer in weights]
         drops = self.training and self.dropout > 0 and self.num_layers > 1
         one_step = x.size(1) == 1 and lengths is None and not self.bidirectional and not drops
         if plain and one_step and not differentiable:  # as in decoding
-            return native.run_step(self.kind, x, state, weights)
+            output, (h, *c) = native.run_step(self.kind, x, state, operands)
+            return output, [h, *(s for cs in c for s in cs.split(H, -1))]
         run = native.run_scan if not differentiable else native.run_differentiable_scan
         scan = partial(run if plain else operators.run_traced_scan, self.kind, precision)
-        return super()._run_layers(
-            x, state, lengths, weights, self._checkpointed(scan) if differentiable else scan
-        )
+        scan = self._checkpointed(scan) if differentiable else scan
+        output, (h, *c) = super()._run_layers(x, state, lengths, operands, scan)
+        return output, [h, *(s for cs in c for s in cs.split(H, -1))]
 
     def _choose_engine(self, x: Tensor, lengths: Tensor | None, compiled: bool, differentiable: bool) -> str:
         if self.engine in ("native", "amx") and not compiled and x.numel() > 0:
@@ -80,8 +84,8 @@ class FusedCell(Stack):
             )
         if self.engine == "amx" and "AMX-BF16" not in find_cpu().instruction_sets:
             raise ValueError(f"engine=amx needs a CPU with AMX, not {find_cpu().model}. Use engine=auto.")
-        if self.engine != "auto":
-            return self.engine if compiled or self.engine not in ("native", "amx") else "torch"
+        if self.engine in ("torch", "plain") or (self.engine != "auto" and compiled):
+            return self.engine
         (B, T, I), ragged = x.shape, lengths is not None
         bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
         call = Call(x.device.type, self.kind, bf16, ragged, differentiable, B, T, I, self.hidden_size)
@@ -113,7 +117,10 @@ class FusedCell(Stack):
     def _run_steps(
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights
     ) -> tuple[Tensor, Sequence[Tensor]]:
-        return self._checkpointed(run_recurrence)(self.kind, x, state, mask, weights)
+        if self.kind in ("slstm", "mogrifier"):
+            return self._checkpointed(self._run_equations)(x, state, mask, weights)
+        run = run_recurrence if KINDS[self.kind].reads_h else run_linear_recurrence
+        return self._checkpointed(run)(self.kind, x, state, mask, weights)
 
     def _run_equations(
         self, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Weights

@@ -28,7 +28,10 @@ def initialise_parameters(
         (Tallec & Ollivier 2018, equation 16).
     torch: U(−1/√H, 1/√H) for all, nn.LSTM's default.
 
-    Of a kind's own parameters, those whose name starts with "gain" start at one and the others at
+    The matrices of a mogrifier are uniform Xavier too: 2σ of small numbers is close to 1, so that its
+    rounds begin close to the identity (Melis et al. 2020).
+
+    Of a kind's other own parameters, those whose name starts with "gain" start at one and the others at
     zero, unless init is torch: peephole weights, one per unit, have no symmetry to break. One number
     from torch's global generator seeds a generator of the cell's own, so that what is built
     afterwards does not depend on how many numbers are drawn here.
@@ -50,9 +53,13 @@ def initialise_parameters(
         elif name.startswith("weight_ih"):
             for weight in per_gate.values():
                 nn.init.xavier_uniform_(weight, generator=generator)
+        elif name.startswith(("weight_q", "weight_r")):
+            nn.init.xavier_uniform_(value, generator=generator)
         elif name.startswith("weight_hh"):
+            block = value.size(1) if kind == "slstm" else hidden_size
             for weight in per_gate.values():
-                nn.init.orthogonal_(weight, generator=generator)
+                for head in weight.split(block):
+                    nn.init.orthogonal_(head, generator=generator)
         elif name.startswith("weight_hr"):
             nn.init.orthogonal_(value, generator=generator)
         elif name.startswith("bias_ih") and init == "chrono":

@@ -14,7 +14,7 @@
 #else
 #include "gemm.h"
 #endif
-#include "scan.h"
+#include "mogrifier.h"
 #include "unpacked.h"
 
 template <class R>
@@ -29,6 +29,13 @@ static void cell_forward(const Scan<R> &scan, int64_t b, int64_t s, R *a, R *nor
     case LAYERNORM: return lstm_forward<LAYERNORM>(a, c_before, c, h, bias, scan.extra, H);
     case RNN: return rnn_forward(a, h, H);
     case GRU: return gru_forward(a, scan.h_before(b, s), h, H);
+    case MINGRU: return mingru_forward(a, scan.h_before(b, s), h, H);
+    case MINLSTM: return minlstm_forward(a, scan.h_before(b, s), h, H);
+    case SLSTM:
+      for (int64_t j = 0; j < H; j += scan.K)
+        slstm_forward(a + 4 * j, a + 4 * H + j, c_before + j, c + j, h + j, scan.K, H);
+      return;
+    case MOGRIFIER: break;  // has loops of its own
   }
 }
 
@@ -36,10 +43,10 @@ static void cell_forward(const Scan<R> &scan, int64_t b, int64_t s, R *a, R *nor
 template <class R>
 static void cell_backward(const Scan<R> &scan, int64_t b, int64_t s, int64_t cell, const R *bias,
                           const R *zeros, R *dbias, R *dextra, R *da) {
-  const int64_t H = scan.H, G = scan.G();
-  R *d = scan.dgates + cell * G, *dh = scan.dh + b * H, *dc = scan.dc + b * H;
+  const int64_t H = scan.H, G = scan.G(), C = scan.C();
+  R *d = scan.dgates + cell * G, *dh = scan.dh + b * H, *dc = scan.dc + b * C;
   const R *a = scan.gates + cell * G, *norms = scan.norms + 4 * cell;
-  const R *c = scan.cs + cell * H, *c_before = s ? c - H : scan.c0 + b * H;
+  const R *c = scan.cs + cell * C, *c_before = s ? c - C : scan.c0 + b * C;
   const R *dy = scan.dy ? scan.dy + b * scan.dy_b + scan.time(b, s) * scan.dy_t : zeros;
   auto lstm = [&](auto backward) {
     backward(a, d, norms, c_before, c, dh, dy, dc, bias, scan.extra, dbias, dextra, da, H);
@@ -50,6 +57,14 @@ static void cell_backward(const Scan<R> &scan, int64_t b, int64_t s, int64_t cel
     case LAYERNORM: return lstm(lstm_backward<LAYERNORM, R>);
     case RNN: return rnn_backward(d, scan.y_at(b, s), dh, dy, dbias, H);
     case GRU: return gru_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
+    case MINGRU: return mingru_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
+    case MINLSTM: return minlstm_backward(a, d, scan.h_before(b, s), dh, dy, dbias, H);
+    case SLSTM:
+      for (int64_t j = 0, K = scan.K; j < H; j += K)
+        slstm_backward(a + 4 * j, a + 4 * H + j, d + 4 * j, c_before + j, c + j, dh + j, dy + j, dc + j,
+                       dbias + 4 * j, K, H);
+      return;
+    case MOGRIFIER: break;
   }
 }
 
@@ -57,20 +72,20 @@ static void cell_backward(const Scan<R> &scan, int64_t b, int64_t s, int64_t cel
 static int64_t steps_at_once(size_t rows) { return std::max<int64_t>(1, 96 / int64_t(rows)); }
 
 template <class E, class R> static void forward(const Scan<R> &scan) {
-  const int64_t H = scan.H, G = scan.G(), N = scan.N();
+  const int64_t H = scan.H, K = scan.K, C = scan.C(), G = scan.G(), N = scan.N();
   const int most = int(std::min(scan.threads, scan.B));
   const Rows rows(scan);
   const auto parts = scan.parts();
   const Packed<E> W_ih(scan.I, N);
   std::vector<Packed<E>> W_hh;
-  for (const Part &p : parts) W_hh.emplace_back(H, p.n);
+  for (const Part &p : parts) W_hh.emplace_back(K, p.n);
   const Buffer<R> bias(G);
   scan.bias(bias.p);
 #pragma omp parallel num_threads(most)
   {
     const int threads = omp_get_num_threads();  // OMP_THREAD_LIMIT, say, may have left fewer
     pack(W_ih, scan.w_ih, true);
-    for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], scan.w_hh + parts[q].row * H, true);
+    for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], scan.w_hh + parts[q].row * K, true);
     const std::vector<int64_t> mine = rows.of(omp_get_thread_num(), threads);
     const int64_t chunk = steps_at_once(mine.size());
     const Buffer<R> unwanted(scan.gates ? 0 : mine.size() * chunk * G);
@@ -94,22 +109,22 @@ template <class E, class R> static void forward(const Scan<R> &scan) {
       }
       for (size_t q = 0; q < parts.size(); q++) {
         for (size_t i = 0; i < active; i++) {
-          from[i] = scan.h_before(mine[i], s);
+          from[i] = scan.h_before(mine[i], s) + parts[q].from;
           to[i] = gates(i, s) + parts[q].column;
         }
         multiply<R>(from.data(), W_hh[q], to.data(), active, nullptr, true);
       }
       for (size_t i = 0; i < active; i++) {
         const int64_t b = mine[i], cell = rows.start[b] + s;
-        R norms[4], *c = !scan.has_c() ? nullptr : scan.gates ? scan.cs + cell * H : scan.c + b * H;
-        const R *c_before = s == 0 ? scan.c0 + b * H : scan.gates ? c - H : c;
+        R norms[4], *c = !scan.has_c() ? nullptr : scan.gates ? scan.cs + cell * C : scan.c + b * C;
+        const R *c_before = s == 0 ? scan.c0 + b * C : scan.gates ? c - C : c;
         R *norms_at = scan.norms ? scan.norms + 4 * cell : norms;
         cell_forward(scan, b, s, gates(i, s), norms_at, c_before, c, bias.p);
       }
       for (; active && scan.length(mine[active - 1]) == s + 1; active--) {
         const int64_t b = mine[active - 1];
         std::copy_n(scan.y_at(b, s), H, scan.h + b * H);
-        if (scan.has_c() && scan.gates) std::copy_n(scan.cs + (rows.start[b] + s) * H, H, scan.c + b * H);
+        if (scan.has_c() && scan.gates) std::copy_n(scan.cs + (rows.start[b] + s) * C, C, scan.c + b * C);
         for (int64_t t = s + 1; t < scan.T; t++)
           std::fill_n(scan.y + b * scan.y_b + t * scan.y_t, H, R(0));
       }
@@ -120,17 +135,19 @@ template <class E, class R> static void forward(const Scan<R> &scan) {
 // Whether packing the weights would take longer than one step without gradients that uses them as they are:
 // for a few rows, and for weights far larger than the L2 cache.
 template <class R> static bool uses_unpacked_weights(const Scan<R> &scan) {
-  const bool large = scan.N() * (scan.I + scan.H) * sizeof(R) > 4 << 20;
+  const bool large = scan.N() * (scan.I + scan.K) * sizeof(R) > 4 << 20;
   return scan.T == 1 && !scan.gates && (scan.B < 24 || large);
 }
 
 // One step (T = 1) without gradients, with the weights as they are.
 template <class R> static void step(const Scan<R> &scan) {
-  const int64_t B = scan.B, I = scan.I, H = scan.H, G = scan.G();
-  const int64_t shared = scan.kind == GRU ? 2 * H : G;  // gates whose two products are summed
+  const int64_t B = scan.B, I = scan.I, H = scan.H, K = scan.K, C = scan.C(), G = scan.G();
+  const int64_t shared = scan.kind == GRU ? 2 * H : scan.N();  // gates whose two products are summed
   const R *w_ih = scan.w_ih, *w_hh = scan.w_hh;
   const Buffer<R> gates(B * G), bias(G);
   scan.bias(bias.p);
+  if (scan.kind == SLSTM)
+    for (int64_t j = 0; j < 4 * H; j++) bias.p[j] = scan.b_ih[scan.head_row(j)] + scan.b_hh[scan.head_row(j)];
   std::vector<const R *> x(B), h(B);
   std::vector<R *> to(B);
   for (int64_t b = 0; b < B; b++) {
@@ -141,18 +158,26 @@ template <class R> static void step(const Scan<R> &scan) {
     else std::copy_n(bias.p, G, to[b]);
   }
   // Of large weights, each thread has its part in its own cache.
-  const bool large = scan.N() * (I + H) * sizeof(R) > 1 << 18;
+  const bool large = scan.N() * (I + K) * sizeof(R) > 1 << 18;
 #pragma omp parallel num_threads(large ? scan.threads : 1)
   {
-    multiply_unpacked(x.data(), w_ih, I, h.data(), w_hh, H, shared, to.data(), 0, B);
+    if (scan.kind != SLSTM)
+      multiply_unpacked(x.data(), w_ih, I, h.data(), w_hh, K, shared, to.data(), 0, B);
     if (scan.kind == GRU) {
       multiply_unpacked(x.data(), w_ih + 2 * H * I, I, h.data(), w_hh, 0, H, to.data(), 2 * H, B);
       multiply_unpacked(x.data(), w_ih, 0, h.data(), w_hh + 2 * H * H, H, H, to.data(), 3 * H, B);
     }
+    for (int64_t j = 0; scan.kind == SLSTM && j < H; j += K) {
+      std::vector<const R *> head(h);
+      for (const R *&units : head) units += j;
+      for (int64_t gate = 0, row = j; gate < 4; gate++, row += H)
+        multiply_unpacked(x.data(), w_ih + row * I, I, head.data(), w_hh + row * K, K, K, to.data(),
+                          4 * j + gate * K, B);
+    }
 #pragma omp for schedule(static) nowait
     for (int64_t b = 0; b < B; b++) {
       R norms[4];
-      cell_forward(scan, b, 0, to[b], norms, scan.c0 + b * H, scan.c + b * H, bias.p);
+      cell_forward(scan, b, 0, to[b], norms, scan.c0 + b * C, scan.c + b * C, bias.p);
       std::copy_n(scan.y_at(b, 0), H, scan.h + b * H);
     }
   }
@@ -181,9 +206,9 @@ static void backward_rows(const Scan<R> &scan, const Rows &rows, const std::vect
     for (size_t q = 0; q < parts.size(); q++) {
       for (size_t i = 0; i < active; i++) {
         from[i] = scan.dgates + (rows.start[mine[i]] + s) * G + parts[q].column;
-        to[i] = scan.dh + mine[i] * H;
+        to[i] = scan.dh + mine[i] * H + parts[q].from;
       }
-      multiply<R>(from.data(), W_hh[q], to.data(), active, nullptr, scan.kind == GRU);
+      multiply<R>(from.data(), W_hh[q], to.data(), active, nullptr, scan.kind == GRU || scan.kind == SLSTM);
     }
     if (scan.dx && s % chunk == 0) {
       int64_t n = 0;
@@ -202,7 +227,7 @@ static void backward_rows(const Scan<R> &scan, const Rows &rows, const std::vect
 }
 
 template <class E, class R> static void backward(const Scan<R> &scan) {
-  const int64_t H = scan.H, G = scan.G(), N = scan.N();
+  const int64_t H = scan.H, K = scan.K, G = scan.G(), N = scan.N();
   const int64_t X = scan.kind == PEEPHOLE ? 3 * H : scan.kind == LAYERNORM ? 4 * H : 0;
   const int most = int(std::min(scan.threads, scan.B));
   const Rows rows(scan);
@@ -210,7 +235,7 @@ template <class E, class R> static void backward(const Scan<R> &scan) {
   const auto parts = scan.parts();
   const Packed<E> W_ih(N, scan.I);
   std::vector<Packed<E>> W_hh;
-  for (const Part &p : parts) W_hh.emplace_back(p.n, H);
+  for (const Part &p : parts) W_hh.emplace_back(p.n, K);
   const Buffer<R> bias(G), zeros(H), sums(most * (G + X));  // sums: dbias and dextra of each thread
   scan.bias(bias.p);
   std::fill_n(zeros.p, H, R(0));
@@ -219,7 +244,7 @@ template <class E, class R> static void backward(const Scan<R> &scan) {
 #pragma omp parallel num_threads(most)
   {
     if (scan.dx) pack(W_ih, scan.w_ih, false);
-    for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], scan.w_hh + parts[q].row * H, false);
+    for (size_t q = 0; q < parts.size(); q++) pack(W_hh[q], scan.w_hh + parts[q].row * K, false);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     R *own_sums = sums.p + thread * (G + X);
     const std::vector<int64_t> mine = rows.of(thread, threads);
@@ -227,9 +252,12 @@ template <class E, class R> static void backward(const Scan<R> &scan) {
 #pragma omp barrier
     if (scan.dw_ih)
       outer<E>(scan.dgates, G, N, xs.data(), scan.I, cells, scan.dw_ih, thread, threads);
-    for (const Part &p : parts) {
-      const R *d = scan.dgates + p.column;
-      if (scan.dw_hh) outer<E>(d, G, p.n, hs.data(), H, cells, scan.dw_hh + p.row * H, thread, threads);
+    std::vector<const R *> units(hs);
+    int64_t at = 0;
+    for (const Part &p : scan.dw_hh ? parts : std::vector<Part>()) {
+      for (const R *&h : units) h += p.from - at;
+      at = p.from;
+      outer<E>(scan.dgates + p.column, G, p.n, units.data(), K, cells, scan.dw_hh + p.row * K, thread, threads);
     }
   }
   std::fill_n(scan.dbias, G, R(0));
@@ -240,17 +268,37 @@ template <class E, class R> static void backward(const Scan<R> &scan) {
   }
 }
 
+template <class E, class R> static void head_major_backward(const Scan<R> &scan) {
+  const int64_t I = scan.I, H = scan.H, K = scan.K;
+  HeadMajor<R> moved(scan);
+  const Buffer<R> dw_ih(4 * H * I), dw_hh(4 * H * K), dbias(5 * H);
+  moved.scan.dw_ih = scan.dw_ih ? dw_ih.p : nullptr;
+  moved.scan.dw_hh = scan.dw_hh ? dw_hh.p : nullptr;
+  moved.scan.dbias = dbias.p;
+  backward<E>(moved.scan);
+  for (int64_t column = 0; column < 4 * H; column++) {
+    const int64_t row = scan.head_row(column);
+    if (scan.dw_ih) std::copy_n(dw_ih.p + column * I, I, scan.dw_ih + row * I);
+    if (scan.dw_hh) std::copy_n(dw_hh.p + column * K, K, scan.dw_hh + row * K);
+    scan.dbias[row] = dbias.p[column];
+  }
+}
+
 // 0, or 1 if a tensor has no address, or 2 if the system gives no tiles.
 template <class E, class R> static int forward_each(const Scan<R> *scans, int n) {
   for (const Scan<R> *scan = scans; scan < scans + n; scan++) {
     if (!scan->has_addresses()) return 1;
-    uses_unpacked_weights(*scan) ? step(*scan) : forward<E>(*scan);
+    if (scan->kind == MOGRIFIER) mogrifier_forward<E>(*scan);
+    else if (uses_unpacked_weights(*scan)) step(*scan);
+    else forward<E>(scan->kind == SLSTM ? HeadMajor<R>(*scan).scan : *scan);
   }
   return 0;
 }
 template <class E, class R> static int backward_one(const Scan<R> &scan) {
   if (!scan.has_addresses() || !scan.gates || !scan.dgates || !scan.dh) return 1;
-  backward<E>(scan);
+  if (scan.kind == MOGRIFIER) mogrifier_backward<E>(scan);
+  else if (scan.kind == SLSTM) head_major_backward<E>(scan);
+  else backward<E>(scan);
   return 0;
 }
 

@@ -14,7 +14,17 @@ from pathlib import Path
 
 from .cpu import Cpu, find_cpu
 
-HEADERS = ("scan.h", "cell.h", "gemm.h", "tiles.h", "packed.h", "unpacked.h")
+HEADERS = (
+    "scan.h",
+    "cell.h",
+    "min.h",
+    "slstm.h",
+    "mogrifier.h",
+    "gemm.h",
+    "tiles.h",
+    "packed.h",
+    "unpacked.h",
+)
 SOURCES = [Path(__file__).with_name(name) for name in ("kernel.cpp", *HEADERS)]
 # Not -march=native: several machines may share the cache folder.
 CPU_FLAGS = {"AVX-512": ["-march=x86-64-v4", "-mprefer-vector-width=512"], "AVX2": ["-march=x86-64-v3"]}

@@ -4,10 +4,11 @@ They are for whatever watches operators: torch.compile, torch.export, tracers, f
 and torch.func, which gets them through `TransformedScan`. A call that nothing watches goes straight to the
 kernel (`native.run_scan`, `native.DifferentiableScan`), because an operator costs more.
 
-The argument `extra` holds the peephole weights (3H,) or layer norm's gain (4H,). What a kind does not have is
-None as an argument and an empty tensor as a result.
+The argument `extra` holds peephole weights (3H,), layer norm's gain (4H,) or a mogrifier's matrices. What
+a kind does not have (minGRU has no weight_hh) is None as an argument and an empty tensor as a result.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,12 +29,14 @@ def run_traced_scan(
     x: Tensor,
     state: Sequence[Tensor],
     lengths: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: native.Operands,
     reverse: bool,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """The same as `native.run_scan`, through the operator."""
     transformed = not torch.compiler.is_compiling() and is_transformed()
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *weights))
+    differentiable = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (x, *state, *weights) if t is not None
+    )
     # torch.jit.trace runs with gradients, checks without them, and wants the same graph both times.
     keep = transformed or differentiable or torch._C._get_tracing_state() is not None
     operands = (*state, *[None] * (2 - len(state)), *weights, *[None] * (5 - len(weights)))
@@ -61,9 +64,9 @@ def scan(
     h: Tensor,
     c: Tensor | None,
     weight_ih: Tensor,
-    weight_hh: Tensor,
+    weight_hh: Tensor | None,
     bias_ih: Tensor,
-    bias_hh: Tensor,
+    bias_hh: Tensor | None,
     extra: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """y, the final h and c and, with `keep`, the three buffers that backward needs. Any strides will do.
@@ -73,7 +76,7 @@ def scan(
     tensors = (h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra)
     x, state, lengths, weights = _check_operands(kind, precision, x, lengths, tensors)
     cells = x.size(0) * x.size(1)
-    buffers = native.empty_buffers(kind, cells, x, h.size(1)) if keep else [None] * 3
+    buffers = native.empty_buffers(kind, cells, x, h.size(1), weights) if keep else [None] * 3
     y, final = native.run_scan(kind, precision, x, state, lengths, weights, reverse, buffers)
     return _results(x, y, *final, *[None] * (2 - len(final)), *buffers)
 
@@ -81,8 +84,8 @@ def scan(
 @scan.register_fake
 def _(kind, precision, reverse, keep, x, lengths, h, c, *weights):
     (B, T, _), H = x.shape, h.size(1)
-    final = [None if s is None else s.new_empty(B, H) for s in (h, c)]
-    buffers = native.empty_buffers(kind, B * T, x, H) if keep else [None] * 3
+    final = [None if s is None else s.new_empty(s.shape) for s in (h, c)]
+    buffers = native.empty_buffers(kind, B * T, x, H, weights) if keep else [None] * 3
     return _results(x, x.new_empty(B, T, H), *final, *buffers)
 
 
@@ -97,9 +100,9 @@ def scan_backward(
     h: Tensor,
     c: Tensor | None,
     weight_ih: Tensor,
-    weight_hh: Tensor,
+    weight_hh: Tensor | None,
     bias_ih: Tensor,
-    bias_hh: Tensor,
+    bias_hh: Tensor | None,
     extra: Tensor | None,
     y: Tensor,
     gates: Tensor,
@@ -116,19 +119,22 @@ def scan_backward(
     tensors = (h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra)
     x, state, lengths, weights = _check_operands(kind, precision, x, lengths, tensors)
     (B, T, _), H, cells = x.shape, h.size(1), x.size(0) * x.size(1)
+    width = native.width_of_norms(kind, x.size(2), H, weights)
     expected = {
         "y": (y, (B, T, H)),
-        "gates": (gates, (cells, H if kind == "rnn" else 4 * H)),
-        "cs": (cs, (cells, H) if len(state) == 2 else (0,)),
-        "norms": (norms, (cells, 4) if kind == "layernorm" else (0,)),
+        "gates": (gates, (cells, native.COLUMNS[kind] * H)),
+        "cs": (cs, (cells, state[1].size(1)) if len(state) == 2 else (0,)),
+        "norms": (norms, (cells, width) if width else (0,)),
         "dy": (dy, (B, T, H)),
         "dh_n": (dh_n, (B, H)),
-        "dc_n": (dc_n, (B, H)),
+        "dc_n": (dc_n, state[-1].shape),
     }
     for name, (tensor, shape) in expected.items():
         if tensor is not None:
             _expect(name, tensor, shape, x.dtype)
     buffers = [buffer.contiguous() for buffer in (gates, cs, norms)]
+    if kind == "mogrifier":
+        buffers[2] = buffers[2].clone()  # Gradients overwrite it.
     dgates = torch.empty_like(buffers[0])  # Not the gates: an operator may not overwrite its arguments.
     dx, *gradients = native.run_scan_backward(
         *(kind, precision, x, state, lengths, weights, reverse),
@@ -158,7 +164,7 @@ def _results(x: Tensor, *tensors: Tensor | None) -> Any:
 
 def _check_operands(
     kind: str, precision: str, x: Tensor, lengths: Tensor | None, tensors: Sequence[Tensor | None]
-) -> tuple[Tensor, Sequence[Tensor], Tensor | None, Sequence[Tensor]]:
+) -> tuple[Tensor, Sequence[Tensor], Tensor | None, native.Operands]:
     """x, state, lengths and weights for `native.run_scan`, checked, since anyone may call an operator.
 
     tensors: h, c, weight_ih, weight_hh, bias_ih, bias_hh, extra.
@@ -169,23 +175,34 @@ def _check_operands(
     assert h is not None
     (B, T, I), H, rows = x.shape, h.size(-1), len(KINDS[kind].gates) * h.size(-1)
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {"h": (h, (B, H))}
-    if "c" in KINDS[kind].state._fields:
-        expected["c"] = (c, (B, H))
-    expected |= {"weight_ih": (weight_ih, (rows, I)), "weight_hh": (weight_hh, (rows, H))}
-    expected |= {"bias_ih": (bias_ih, (rows,)), "bias_hh": (bias_hh, (rows,))}
+    if columns := len(KINDS[kind].state._fields) - 1:
+        expected["c"] = (c, (B, columns * H))
+    expected |= {"weight_ih": (weight_ih, (rows, I)), "bias_ih": (bias_ih, (rows,))}
+    if KINDS[kind].reads_h:
+        K = H if kind != "slstm" or weight_hh is None else weight_hh.size(-1)
+        if H % K:
+            raise ValueError(f"weight_hh has {K} columns, units of each head, which do not divide {H}.")
+        expected |= {"weight_hh": (weight_hh, (rows, K)), "bias_hh": (bias_hh, (rows,))}
     if own := KINDS[kind].own:
         expected["extra"] = (extra, (sum(n for (n,) in own.values()) * H,))
+    if kind == "mogrifier" and extra is not None and extra.dim() in (2, 3):
+        rounds, rank, *_ = extra.shape
+        expected["extra"] = (extra, (rounds, I * H) if extra.dim() == 2 else (rounds, rank, I + H))
     dtype = torch.float64 if precision == "f64" else torch.float32
     if B == 0 or T == 0:
         raise ValueError(f"x must have rows and steps, not {tuple(x.shape)}.")
     _expect("x", x, (B, T, I), dtype)
-    present = [_expect(name, tensor, shape, dtype) for name, (tensor, shape) in expected.items()]
-    state, weights = native.split_state(kind, present)
+    present = {name: _expect(name, tensor, shape, dtype) for name, (tensor, shape) in expected.items()}
+    state = [present[name].contiguous() for name in "hc" if name in present]
+    weights = [present.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    weights += [present[name] for name in ("extra",) if name in present]
+    if kind == "mogrifier" and len(weights) < 5:
+        raise ValueError("extra must hold the matrices of the mogrifier's rounds.")
     if lengths is not None:
         lengths = _expect("lengths", lengths, (B,), torch.int64).contiguous()
         if not 1 <= lengths.min() <= lengths.max() <= T:
             raise ValueError(f"lengths must be 1 to T={T}, not {lengths.tolist()}.")
-    return x, [s.contiguous() for s in state], lengths, weights
+    return x, state, lengths, weights
 
 
 def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -272,15 +289,19 @@ scan_backward.register_vmap(call_one_by_one(scan_backward))
 
 
 @register_flop_formula(torch.ops.lstmlab.scan)
-def scan_flops(kind, precision, reverse, keep, x, lengths, h, c, weight_ih, weight_hh, *_, **__) -> int:
+def scan_flops(kind, precision, reverse, keep, x, lengths, h, c, weight_ih, weight_hh, *rest, **__) -> int:
     """The FLOPs of the products. The counter passes shapes in place of tensors."""
-    (B, T, I), (rows, H) = x, weight_hh
-    return 2 * B * T * rows * (I + H)
+    (B, T, _), (rows, I) = x, weight_ih
+    rounds = math.prod(rest[2]) if kind == "mogrifier" else 0
+    return 2 * B * T * (rows * (I + (weight_hh[1] if weight_hh else 0)) + rounds)
 
 
 @register_flop_formula(torch.ops.lstmlab.scan_backward)
 def scan_backward_flops(
-    kind, precision, reverse, needs, x, lengths, h, c, weight_ih, weight_hh, *_, **__
+    kind, precision, reverse, needs, x, lengths, h, c, weight_ih, weight_hh, *rest, **__
 ) -> int:
-    (B, T, I), (rows, H), (x_needs, ih_needs, hh_needs) = x, weight_hh, needs
-    return 2 * B * T * rows * (I * (x_needs + ih_needs) + H * (1 + hh_needs))
+    (B, T, _), (rows, I), (x_needs, ih_needs, hh_needs) = x, weight_ih, needs
+    H, rounds = weight_hh[1] if weight_hh else 0, 0
+    if kind == "mogrifier":  # whose rounds need the gradient of x
+        rounds, x_needs = math.prod(rest[2]), True
+    return 2 * B * T * (rows * (I * (x_needs + ih_needs) + H * (1 + hh_needs)) + 2 * rounds)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .kinds import BACKENDS, KINDS
+from .kinds import BACKENDS, HEADS, KINDS, ROUNDS
 
 INITS = ("xavier", "chrono", "torch")
 
@@ -25,8 +25,11 @@ class CellOptions:
     batch_first: input and output are (B, T, ·); False: (T, B, ·).
     recompute: fused alone: compute the gates again in the backward pass instead of storing them.
     engine: fused alone: what runs it, see `engines`; auto: the fastest for each call. torch is for the kinds
-        that PyTorch has, plain for the LSTM kinds, amx for CPUs with AMX in bf16, on which auto does not yet
-        take it.
+        that PyTorch has, plain for all but rnn and gru, amx for CPUs with AMX in bf16, on which auto does not
+        yet take it.
+    heads: blocks of weight_hh, for kind=slstm; None: 4.
+    rounds, rank: how often x and h modulate each other, and the rank of the matrices by which they do, for
+        kind=mogrifier; None: 4, and whole matrices.
 
     Raises ValueError for a pair of backend and kind that does not exist and for a value out of range.
     """
@@ -47,6 +50,9 @@ class CellOptions:
     batch_first: bool = True
     recompute: bool = False
     engine: str = "auto"
+    heads: int | None = None
+    rounds: int | None = None
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in BACKENDS.get(self.backend, ()):
@@ -83,8 +89,23 @@ class CellOptions:
             raise ValueError(f"recompute=true is for backend=fused, not {self.backend}.")
         kind = KINDS[self.kind]
         engines = ["auto", "native", "amx", *(["torch"] if "torch" in kind.backends else [])]
-        engines += ["plain"] if "c" in kind.state._fields else []
+        engines += ["plain"] if self.kind not in ("rnn", "gru") else []
         if self.engine not in engines:
             raise ValueError(
                 f"engine={self.engine!r} is not for kind={self.kind}: it takes {', '.join(engines)}."
             )
+        if self.kind == "slstm":
+            heads = HEADS if self.heads is None else self.heads
+            if heads < 1 or self.hidden_size % heads:
+                raise ValueError(f"heads={heads} must divide hidden_size={self.hidden_size}.")
+            object.__setattr__(self, "heads", heads)
+        elif self.heads is not None:
+            raise ValueError(f"heads={self.heads} is for kind=slstm, not {self.kind}.")
+        if self.kind == "mogrifier":
+            object.__setattr__(self, "rounds", ROUNDS if self.rounds is None else self.rounds)
+        for name in ("rounds", "rank"):
+            value = getattr(self, name)
+            if value is not None and self.kind != "mogrifier":
+                raise ValueError(f"{name}={value} is for kind=mogrifier, not {self.kind}.")
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")

@@ -1,4 +1,5 @@
-"""The recurrence of the LSTM kinds in plain PyTorch with its own backward pass, as one autograd Function.
+"""The recurrence of the LSTM kinds in plain PyTorch with its own backward pass, as one autograd Function; and
+that of the kinds that are linear in their state.
 
 The gradients of a step's pre-activations are products of dc or dh and of factors that depend on no gradient.
 So backward computes the factors of all steps at once, and its loop does little more than the matrix products.
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .derivatives import refuse_other_derivatives
+from .scratch import STEPS
 
 
 def run_recurrence(
@@ -151,3 +153,22 @@ def _lstm_factors(
         dh_to_dc = dh_to_dc * mask
         dc_to_dc = torch.where(mask, dc_to_dc, 1)
     return d_gates, dh_to_dc, dc_to_dc
+
+
+def run_linear_recurrence(
+    kind: str, x: Tensor, state: Sequence[Tensor], mask: Tensor | None, weights: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """As `run_recurrence`, for kinds whose steps are linear, h' = a ⊙ h + b. Two such steps are one again, so
+    T steps take log₂ T passes over all of them (Hillis & Steele 1986)."""
+    [h] = state
+    a, b = STEPS[kind](*weights).terms(x)  # (T, B, H)
+    a, b = a.to(h.dtype), b.to(h.dtype)  # under autocast not yet
+    if mask is not None:
+        a, b = torch.where(mask, a, 1), b.masked_fill(~mask, 0)
+    b = torch.cat([torch.addcmul(b[:1], a[:1], h), b[1:]])
+    step = 1
+    while step < len(b):
+        b = torch.cat([b[:step], torch.addcmul(b[step:], a[step:], b[:-step])])
+        a = torch.cat([a[:step], a[step:] * a[:-step]])
+        step *= 2
+    return b, [b[-1]]

@@ -19,11 +19,12 @@ from torch import Tensor, sigmoid, tanh
 from torch.nn.functional import linear
 
 from .kinds import State
+from .modern import SLSTM, MinGRU, MinLSTM, Mogrifier, StepResult
 from .stack import Stack
 
-StepResult = tuple[tuple[Tensor, ...], dict[str, Tensor]]  # the new state, and the gates
 Hook = Callable[[int, str, Tensor], Tensor]  # step, symbol, its value → the value to go on with
-STEPS: dict[str, Any] = {}  # of each kind, the class of its equations
+# Of each kind, the class of its equations
+STEPS: dict[str, Any] = {"mogrifier": Mogrifier, "mingru": MinGRU, "minlstm": MinLSTM, "slstm": SLSTM}
 
 
 def step_of(kind: str) -> Callable[[type], type]:

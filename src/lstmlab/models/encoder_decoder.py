@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lstmlab.cells import KINDS
+from lstmlab.cells import KINDS, SLSTMState
 from lstmlab.cells.dropout import Dropout
 from lstmlab.models.attention import ATTENTIONS, Memory
 from lstmlab.models.base import Graph, Task
@@ -36,9 +36,9 @@ class EncoderDecoder(Task):
         self.source_embedding = nn.Embedding(V, E)
         self.target_embedding = nn.Embedding(V, E)
         self.encoder = self.build_cell(E)
-        members = len(KINDS[cell.kind].state._fields)  # h and c, or only h
+        members = [name for name in KINDS[cell.kind].state._fields if name in "hc"]
         layers = cell.num_layers
-        self.bridge = nn.ModuleList(nn.Linear(layers * memory_size, layers * H) for _ in range(members))
+        self.bridge = nn.ModuleList(nn.Linear(layers * memory_size, layers * H) for _ in members)
         self.decoder = self.build_cell(2 * E if self.input_feeding else E, bidirectional=False)
         self.attention = ATTENTIONS[model.attention](H, memory_size)
         self.readout = nn.Linear(H + self.attention.context_size, E)
@@ -62,10 +62,14 @@ class EncoderDecoder(Task):
         """Source (B, S) and its lengths (B,) → the memory for attention and the decoder's first state."""
         output, state = self.encoder(self.embed_ids(source), lengths=lengths)
         members = []
-        for linear, final in zip(self.bridge, state, strict=True):
+        if isinstance(state, SLSTMState):
+            state = state._replace(c=state.c / state.n)  # what it remembers, whatever the weights of its past
+        for linear, final in zip(self.bridge, state, strict=False):
             flat = final.transpose(0, 1).flatten(1)  # (L·D, B, H) → (B, L·D·H)
             first = torch.tanh(linear(flat)).unflatten(1, (-1, final.size(2)))  # (B, L, H)
             members.append(first.transpose(0, 1).contiguous())
+        if isinstance(state, SLSTMState):  # as after one step with an input gate of e⁰
+            members += [torch.ones_like(members[1]), torch.zeros_like(members[1])]
         steps = torch.arange(source.size(1), device=source.device)
         mask = steps < lengths.to(source.device)[:, None]  # (B, S)
         return self.attention.memory(self.dropout(output), mask), type(state)(*members)
