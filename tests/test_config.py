@@ -430,6 +430,7 @@ WRONG = [
     ("train", "data=shakespear", "stdlib textfile. Did you mean data=shakespeare?"),
     ("train", "path=x", "Could not override 'path'. Allowed here: callbacks, cell"),
     ("train", "zzz=3", "Could not override 'zzz'. Allowed here: callbacks, cell"),
+    ("bench", "suite=train steps=5", "steps=5 is too few: the speed is logged every 20 steps"),
     ("bench", "rounds=0", "rounds=0: input should be greater than 0"),
     ("bench", "suite=speed", "suite=speed: input should be"),
     ("bench", "suite=train data=textfile data.path={empty}", "{empty} is empty"),

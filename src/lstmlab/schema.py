@@ -867,6 +867,9 @@ class BenchConfig(TrainConfig):
             return f"suite=compile measures model=charlm, not model={self.model.name}"
         if self.trainer.strategy == "ddp":
             return "trainer=ddp is for train.py: bench.py measures one process"
+        if self.suite == "train" and self.steps < self.trainer.log_every_n_steps:
+            least = self.trainer.log_every_n_steps
+            return f"steps={self.steps} is too few: the speed is logged every {least} steps"
         return super().conflict()
 
 
