@@ -4,6 +4,7 @@ A task must have `training_step`, `validation_step` and `count_tokens`. All othe
 Commands and callbacks call them; by default they raise `Unsupported`, which says what the task does not have.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from lstmlab.models.schedules import build_schedules
 from lstmlab.models.transfer import freeze, measure_heights
 from lstmlab.schema import NormClippingConfig, PredictConfig, TrainConfig, ValueClippingConfig
 from lstmlab.tables import markdown
+
+# Silence Lightning's start-up banner and its advertising
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 class Unsupported(ValueError):

@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import json
-import logging
 import platform
 import time
 import warnings
@@ -37,9 +36,6 @@ from lstmlab.runs.endings import explaining_out_of_memory, finishing_loggers, ha
 from lstmlab.runs.resume import Start, find_repeated_run, find_start, read_metrics
 from lstmlab.runs.summary import describe_end, describe_start
 from lstmlab.schema import OwnSchedulerConfig, TrainConfig
-
-# Silence Lightning's start-up banner and its advertising
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
 def train(config: TrainConfig) -> dict[str, float]:
