@@ -134,3 +134,21 @@ def test_symbols_held():
     found = symbols_held(np.array([[1, 0]]), np.array([[0, 2]]), T=7, kinds=2)
     assert found["symbol 1 of 2"].tolist() == [1, 1, 1, 1, 1, 0, 0]
     assert found["symbol 2 of 2"].tolist() == [0, 0, -1, -1, -1, -1, 0]
+
+
+def test_python_finds_its_way_after_each_cut():
+    """Stretches from the middle of files, as in the held-out text of data=stdlib."""
+    sources = [
+        Path(sysconfig.get_path("stdlib"), f"{name}.py").read_text() for name in ("argparse", "doctest")
+    ]
+    texts, truths = [], []
+    for start in range(3000, 80_000, 7000):
+        source = sources[start % 2]
+        whole = python(source)
+        texts.append(source[start % len(source) : start % len(source) + 2500])
+        truths.append({name: v[start % len(source) :][: len(texts[-1])] for name, v in whole.items()})
+    found = python("".join(texts))
+    for name in ("inside a string", "inside a comment"):
+        truth = np.concatenate([part[name] for part in truths])
+        assert 0.05 < truth.mean() < 0.95
+        assert np.corrcoef(found[name], truth)[0, 1] > 0.8, name

@@ -3,7 +3,9 @@
 Each is (N,), one number per step: what a reader knows after that step, without looking ahead.
 """
 
+import itertools
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +18,8 @@ LEXEME = re.compile(
       | (?P<open>[(\[{]) | (?P<close>[)\]}])""",
     re.DOTALL | re.VERBOSE,
 )
+QUOTES = ("", '"""', "'''")
+PIECES = re.compile(r"(?<=\n)(?=[ \t]*(?:def|class|async def|@\w+)\b)")
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
@@ -27,32 +31,50 @@ def position_in_text(lengths: np.ndarray) -> np.ndarray:
 def python(text: str) -> Features:
     """Features of Python source: indentation, strings, comments, brackets and the position in the line.
 
-    The text may be any part of a file, and may begin within a triple-quoted string. It is read both ways,
-    and the reading with fewer errors is taken.
+    The text may be any parts of files, one after the other, and may begin within a triple-quoted string. It
+    is cut before definitions and decorators. Each piece is read as beginning in code or in a string
+    of either kind; of all ways to read the pieces, that with the fewest errors is taken, where a piece that
+    does not go on as the last one ended counts as two.
     """
-    readings = [_scan(text, quotes) for quotes in ("", '"""', "'''")]
-    _, string, comment, depth = min(readings, key=lambda reading: reading[0])
+    readings = [{quotes: _scan(piece, quotes) for quotes in QUOTES} for piece in PIECES.split(text) if piece]
+    paths = {quotes: (reading.errors, [quotes]) for quotes, reading in readings[0].items()}
+    for before, piece in itertools.pairwise(readings):
+        steps = {
+            quotes: min(
+                (cost + piece[quotes].errors + 2 * (before[path[-1]].end != quotes), path)
+                for cost, path in paths.values()
+            )
+            for quotes in QUOTES
+        }
+        paths = {quotes: (cost, [*path, quotes]) for quotes, (cost, path) in steps.items()}
+    _, path = min(paths.values())
+    chosen = [piece[quotes] for piece, quotes in zip(readings, path, strict=True)]
     return {
         "indentation": indentation(text),
-        "inside a string": string,
-        "inside a comment": comment,
-        "bracket depth": depth,
+        "inside a string": np.concatenate([reading.string for reading in chosen]),
+        "inside a comment": np.concatenate([reading.comment for reading in chosen]),
+        "bracket depth": np.concatenate([reading.depth for reading in chosen]),
         "position in line": position_in_line(text),
     }
 
 
-def _scan(text: str, quotes: str) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-    """The number of errors, and (N,) each: in a string, in a comment, brackets open.
+class _Reading(NamedTuple):
+    errors: int
+    string: np.ndarray  # (N,), as the others: 1 in a string
+    comment: np.ndarray  # 1 in a comment
+    depth: np.ndarray  # brackets open
+    end: str  # the quotes of the string in which it ends, or ""
 
-    quotes: what the text is taken to begin within, "" for nothing.
-    """
+
+def _scan(text: str, quotes: str) -> _Reading:
+    """The text, taken to begin within a string of such quotes, or with "" in code."""
     text = quotes + text
-    errors, depth = 0, 0
+    errors, depth, end = 0, 0, ""
     string, comment, change = (np.zeros(len(text), np.float32) for _ in range(3))
     for match in LEXEME.finditer(text):
-        start, end = match.span()
+        start, stop = match.span()
         if match["comment"]:
-            comment[start:end] = 1
+            comment[start:stop] = 1
         elif match["open"]:
             depth += 1
             change[start] = 1
@@ -63,9 +85,10 @@ def _scan(text: str, quotes: str) -> tuple[int, np.ndarray, np.ndarray, np.ndarr
         else:
             unfinished = match["cut"] is not None or match["broken"] is not None
             errors += unfinished
-            string[start : end if unfinished else end - 1] = 1
+            end = match["triple"] if match["cut"] is not None else ""
+            string[start : stop if unfinished else stop - 1] = 1
     cut = len(quotes)
-    return errors, string[cut:], comment[cut:], change.cumsum()[cut:]
+    return _Reading(errors, string[cut:], comment[cut:], change.cumsum()[cut:], end)
 
 
 def indentation(text: str) -> np.ndarray:
