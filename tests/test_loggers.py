@@ -70,6 +70,7 @@ def test_a_run_builds_its_loggers(config):
 def test_a_logger_that_cannot_start_ends_the_run_in_one_sentence(command, small, monkeypatch, tmp_path):
     """And leaves no folder behind."""
     before = set(tmp_path.iterdir())
+    wandb.teardown()  # it remembers that it was offline
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
     monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", False)
     monkeypatch.setitem(sys.modules, "trackio", None)

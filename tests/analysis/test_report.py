@@ -26,8 +26,8 @@ TASKS = {
 }
 EVERYWHERE = {"report.md", "page.html", "gates.png", "gradient_flow.png"}
 MORE = {
-    "charlm": {"half_life.png", "saturation.png", "probes.png", "writing.png"},
-    "charlm with gru": {"half_life.png", "saturation.png", "probes.png", "writing.png"},
+    "charlm": {"half_life.png", "saturation.png", "probes.png", "causes.png", "writing.png"},
+    "charlm with gru": {"half_life.png", "saturation.png", "probes.png", "causes.png", "writing.png"},
     "copytask with rnn": {"probes.png"},
     "sentiment": {"half_life.png", "saturation.png", "probes.png"},
     "seq2seq": {"half_life.png", "saturation.png", "probes.png", "attention.png"},
@@ -123,7 +123,7 @@ def test_units_and_probes_are_reported(trained, tmp_path):
         f"## What the units know\n\n{rows.lengths.sum()} steps of validation data. A note. r is "
     )
     assert "Left out because they are constant: inside quotes." in text
-    found = {row[0]: row[1:] for row in cells(text)}
+    found = {row[0]: row[1:] for row in cells(text.partition("## What the units do")[0])}
     assert list(found) == [result.feature for result in results] == ["position in line", "position in word"]
     for f in results:
         (unit, r), *others = f.best

@@ -190,10 +190,10 @@ def test_predict_continues_a_prompt(config, small, command, text_file, capsys):
     train(settings)
     validation = text_file.read_text(encoding="utf-8")[5400 : 5400 + 256]
     # Training ends with a sample that continues this line
-    start = "\n\n" + validation.rpartition("\n")[2]
+    start = "at temperature 0.8:\n\n" + validation.rpartition("\n")[2]
     printed = capsys.readouterr().out
     after = printed.index(start) + len(start) + 500
-    assert printed[after:].startswith("\n\ntrain/")  # the metrics
+    assert printed[after:].startswith(f"\n\n{settings.run_dir}: metrics.csv, ")
     text_file.unlink()
     ckpt = f"ckpt={settings.run_dir}/checkpoints/best.ckpt"
     code, out, _ = command("predict", ckpt, "text=line 1: é", "length=30", "temperature=0")

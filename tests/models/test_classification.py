@@ -140,7 +140,7 @@ def test_a_run_from_file_to_answer(config, small, command, tmp_path):
 
     code, _, error = command("analyze", f"ckpt={tmp_path}/run", f"data.cache={tmp_path}/cache")
     assert code == 0, error
-    report = (tmp_path / "run/analysis/report.md").read_text()
+    report = (tmp_path / "run/analysis/validation/report.md").read_text()
     assert all(f"the text is {name}" in report for name in CLASSES)
 
     assert command("export", f"ckpt={tmp_path}/run")[0] == 0

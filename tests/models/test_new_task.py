@@ -135,7 +135,7 @@ def train(
 @pytest.mark.parametrize("task", [Regression, RecurrentRegression])
 def test_it_trains_resumes_and_is_evaluated_with_all_default_callbacks(task, settings, tmp_path):
     whole = train(task, settings, tmp_path / "whole", 12)
-    assert whole.trainer.global_step == 12 and whole.finish() == ""
+    assert whole.trainer.global_step == 12 and whole.finish() is None
     assert not list((tmp_path / "whole").glob("*.png")) and not (tmp_path / "whole/gates").exists()
     assert not (tmp_path / "whole/examples.md").exists()
 

@@ -99,8 +99,9 @@ class MinLSTM:
 
     def __call__(self, x: Tensor, h: Tensor) -> StepResult:
         """x (B, I), h (B, H)."""
-        f = sigmoid(self.log_odds(x))
-        i = sigmoid(-self.log_odds(x))
+        odds = self.log_odds(x)
+        f = sigmoid(odds)
+        i = sigmoid(-odds)
         g = positive(linear(x, self.W_g, self.b_g))
         h = f * h + i * g
         return (h,), {"i": i, "f": f, "g": g}

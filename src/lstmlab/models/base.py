@@ -65,6 +65,7 @@ class Task(L.LightningModule):
     options: tuple[str, ...] = ()  # the keys of conf/predict.yaml that this task's `respond` reads
     # True for a language model, which has `sample_ids` and, of characters, `training_text` and `vocabulary`
     writes_text = False
+    page: str | None = None  # the part of an exported web page that shows this task, in `pages/`
 
     def __init__(self, config: TrainConfig, info: dict):
         super().__init__()

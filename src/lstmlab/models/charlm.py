@@ -32,6 +32,7 @@ class CharLM(Task):
 
     options = ("length", "temperature", "top_k", "seed")
     writes_text = True
+    page = "charlm.html"
 
     def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)

@@ -24,6 +24,8 @@ class CopyTask(Task):
     nats per answer. With `cell.chrono_steps=null`, `cell.init=chrono` uses the length of a training sequence.
     """
 
+    page = "copytask.html"
+
     def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
         cell = config.cell

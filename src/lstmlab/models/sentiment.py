@@ -48,6 +48,8 @@ class Sentiment(Task):
     (Miyato et al. 2017).
     """
 
+    page = "sentiment.html"
+
     def __init__(self, config: TrainConfig, info: dict):
         super().__init__(config, info)
         model, cell = config.model, config.cell

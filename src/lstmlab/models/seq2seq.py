@@ -25,6 +25,7 @@ class Seq2Seq(EncoderDecoder):
     """Source texts and target texts as tokens of one vocabulary. The loss is in nats per token."""
 
     options = ("beam_size", "length_penalty", "attention_map")
+    page = "seq2seq.html"
 
     def loss(self, batch: TranslationBatch, label_smoothing: float = 0.0, r_drop: float = 0.0) -> Tensor:
         """Cross-entropy per target token; what stands behind a target's end is ignored.

@@ -33,23 +33,25 @@ def build_page(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes
 
     Raises ValueError for what a page cannot do: another task, kind of cell, tokenizer or parameter.
     """
-    task, cell = model.config.model.name, model.config.cell
-    if task not in PARTS:
-        raise ValueError(f"format=html has no page for model={task}, only for {', '.join(PARTS)}")
+    cell = model.config.cell
+    if model.page is None:
+        raise model.unsupported("has no page for format=html")
     if cell.kind not in KINDS:
         raise ValueError(f"format=html has no cell.kind={cell.kind}, only {', '.join(KINDS)}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if unknown := sorted(name for name in parameters if not KNOWN.fullmatch(name)):
-        raise ValueError(f"format=html does not know the parameter {unknown[0]} of this model={task}")
+        raise ValueError(
+            f"format=html does not know the parameter {unknown[0]} of this model={model.config.model.name}"
+        )
     layout, packed = pack_weights(parameters)
     meta = {
         "subtitle": f"{cell.kind}, {cell.num_layers} × {cell.hidden_size} units · {model.config.data.name}",
         "kind": cell.kind,
         "layout": layout,
-        **PARTS[task](model),
+        **PARTS[model.page](model),
     }
     scripts = ["runtime.js", "shared.js", *(["tokens.js"] if "tokenizer" in meta else [])]
-    markup, _, script = read_file(f"{task}.html").partition("<script>")
+    markup, _, script = read_file(model.page).partition("<script>")
     page = read_file("page.html")
     for mark, content in {
         "/* STYLE */": read_file("style.css"),
@@ -186,8 +188,8 @@ def describe_tokenizer(text: str) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "charlm": describe_charlm,
-    "sentiment": describe_sentiment,
-    "copytask": describe_copytask,
-    "seq2seq": describe_seq2seq,
+    "charlm.html": describe_charlm,
+    "copytask.html": describe_copytask,
+    "sentiment.html": describe_sentiment,
+    "seq2seq.html": describe_seq2seq,
 }
