@@ -124,7 +124,7 @@ def draw_causes(causes: "list[Cause]") -> Figure:
     ax.axvline(0, color="black", linewidth=0.6)
     ax.invert_yaxis()
     ax.set(xlabel="change of the loss without these units, nats per character")
-    ax.legend(fontsize=8)
+    figure.legend(fontsize=8, ncols=3, loc="outside upper center")
     return figure
 
 
