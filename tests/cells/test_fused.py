@@ -144,7 +144,7 @@ def test_one_step_without_gradients(path, kind, B, D, H, uninitialised_memory_is
         found = cell(x, state)
     torch.set_num_threads(1)
     assert not found[0].requires_grad
-    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)  # sums of hundreds, in another order
 
 
 @every_kind

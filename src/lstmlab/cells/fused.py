@@ -77,13 +77,13 @@ class FusedCell(Stack):
         return output, [h, *(s for cs in c for s in cs.split(H, -1))]
 
     def _choose_engine(self, x: Tensor, lengths: Tensor | None, compiled: bool, differentiable: bool) -> str:
+        if self.engine == "amx" and "AMX-BF16" not in find_cpu().instruction_sets:
+            raise ValueError(f"engine=amx needs a CPU with AMX, not {find_cpu().model}. Use engine=auto.")
         if self.engine in ("native", "amx") and not compiled and x.numel() > 0:
             raise ValueError(
                 f"engine={self.engine} has no kernel for input of {x.dtype} on {x.device}: it takes float32 "
                 "and float64 on the CPU, needs a C++ compiler, and has no proj_size. Use engine=auto."
             )
-        if self.engine == "amx" and "AMX-BF16" not in find_cpu().instruction_sets:
-            raise ValueError(f"engine=amx needs a CPU with AMX, not {find_cpu().model}. Use engine=auto.")
         if self.engine in ("torch", "plain") or (self.engine != "auto" and compiled):
             return self.engine
         (B, T, I), ragged = x.shape, lengths is not None
