@@ -92,7 +92,8 @@ class TrackioLogger(Logger):
         import trackio
 
         super().__init__()
-        self.init, self.run = trackio.init, None
+        self.init = trackio.init
+        self.run: Any = None
         unique = f"{name} {'/'.join(Path(run_dir).parts[-2:])}"
         self.settings = {"project": project, "name": unique, "resume": "allow"} | settings
 
