@@ -76,10 +76,11 @@ def test_a_wheel_trains(wheel, tmp_path):
     file, *imported = run(python, "-c", CELLS).split()
     assert file == f"{site}/lstmlab/__init__.py"
     assert {"torch", "numpy"} <= set(imported) <= {"torch", "numpy", "tqdm"}  # of torch
-    run(
+    printed = run(
         tmp_path / "venv/bin/lstmlab", "train", *SMALL, "data=textfile", f"data.path={text}",
         "optimizer=mine", "data.batch_size=4", "data.sequence_length=20", "trainer.max_steps=2", "threads=1",
     )  # fmt: skip
+    assert "lstmlab evaluate ckpt=" in printed and "python src/" not in printed
     [metrics] = user.glob("logs/charlm/*/metrics.json")
     assert "val/loss_stateful" in json.loads(metrics.read_text())
     assert "Adagrad" in (metrics.parent / "config.yaml").read_text()

@@ -9,6 +9,7 @@ import torch
 from lstmlab.cells import engines
 from lstmlab.checkpoint import find_device
 from lstmlab.config import is_sweep, name_job
+from lstmlab.help import show_as_typed
 from lstmlab.models.base import Sample, Task
 from lstmlab.schema import TrainConfig
 
@@ -70,5 +71,5 @@ def describe_end(
             commands.insert(0, f"predict.py {ckpt} text={shlex.quote(sample.prompt)}")
     lines += ["", f"{run}: metrics.csv, curves.png, checkpoints/best.ckpt"]
     if not is_sweep():  # it ends with the command that compares its runs
-        lines += ["Next:", *(f"    python src/{command}" for command in commands)]
+        lines += ["Next:", *(show_as_typed(f"    python src/{command}") for command in commands)]
     return "\n".join(lines)
