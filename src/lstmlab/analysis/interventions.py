@@ -117,6 +117,9 @@ def intervene(model: Task, changes: Mapping[str, Change], record: bool = False) 
     Raises ValueError for a point that the model does not have, as without scratch cells, and for a unit out
     of range.
     """
+    if not changes and not record:
+        yield {}
+        return
     places = list_points(model)
     hooks: dict[ScratchCell, CellHooks] = {}
     for place in places.values():
