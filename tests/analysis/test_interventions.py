@@ -28,7 +28,7 @@ F64 = torch.float64
 
 
 def step_by_hand(kind: str, p: dict[str, Tensor], x: Tensor, state: tuple, put: Any) -> tuple:
-    """One step of a row; `put(symbol, value)` gives the value to go on with."""
+    """One step of a row; `put(symbol, value)` gives the value to continue with."""
     W, R, b, b_h = p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"]
     h = state[0]
     if kind == "rnn":

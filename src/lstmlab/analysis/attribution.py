@@ -29,7 +29,7 @@ def attribute_memory(model: Task, cache: Cache, point: str, step: int = -1) -> T
     point: a cell state, `layer1.c` or `layer1.c[174]`; of a kind that has none, its h.
     Returns (T, units): they sum to the memory at `step`, which began at 0. Steps that were read later have 0.
 
-    Raises ValueError for a point that is no memory kept by a gate, such as the h of an RNN.
+    Raises ValueError for a point that is not a memory that a gate keeps, such as the h of an RNN.
     """
     places = list_points(model)
     place, units = find_point(point, places)

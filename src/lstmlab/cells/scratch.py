@@ -22,7 +22,7 @@ from .kinds import State
 from .modern import SLSTM, MinGRU, MinLSTM, Mogrifier, StepResult
 from .stack import Stack
 
-Hook = Callable[[int, str, Tensor], Tensor]  # step, symbol, its value → the value to go on with
+Hook = Callable[[int, str, Tensor], Tensor]  # step, symbol, its value → the value to continue with
 # Of each kind, the class of its equations
 STEPS: dict[str, Any] = {"mogrifier": Mogrifier, "mingru": MinGRU, "minlstm": MinLSTM, "slstm": SLSTM}
 
@@ -230,7 +230,7 @@ class Hooks(Protocol):
     """What may look at each symbol of a cell's equations, and change it; see `analysis/interventions.py`."""
 
     def __call__(self, number: int, t: int, symbol: str, value: Tensor) -> Tensor:
-        """The value (B, H) to go on with in the layer and direction `number`, at step t of the call."""
+        """The value (B, H) to continue with in the layer and direction `number`, at step t of the call."""
         ...
 
     def restart(self) -> None:

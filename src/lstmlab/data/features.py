@@ -33,8 +33,8 @@ def python(text: str) -> Features:
 
     The text may be any parts of files, one after the other, and may begin within a triple-quoted string. It
     is cut before definitions and decorators. Each piece is read as beginning in code or in a string
-    of either kind; of all ways to read the pieces, that with the fewest errors is taken, where a piece that
-    does not go on as the last one ended counts as two.
+    of either kind; of all ways to read the pieces, that with the fewest errors is taken. A piece that does
+    not begin where the last one ended counts as two errors.
     """
     readings = [{quotes: _scan(piece, quotes) for quotes in QUOTES} for piece in PIECES.split(text) if piece]
     paths = {quotes: (reading.errors, [quotes]) for quotes, reading in readings[0].items()}

@@ -55,7 +55,7 @@ def shorten(folder: str) -> str:
 def describe_end(
     config: TrainConfig, metrics: Mapping[str, float], best: int, last: int, sample: Sample | None
 ) -> str:
-    """The best step and its numbers, a sample of the model's output, and commands to go on with."""
+    """The best step and its numbers, a sample of the model's output, and the commands to run next."""
     monitor, run = config.model.monitor, shorten(config.run_dir)
     first = [name for name in metrics if name == monitor]
     names = [*first, *(n for n in metrics if n.startswith(("val/", "test/")) and n != monitor)]
