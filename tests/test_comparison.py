@@ -202,14 +202,18 @@ def test_a_study_that_changes_one_thing_at_a_time(command, tmp_path):
     write_sweep(tmp_path / "one", "data=d", jobs=one, _target_="StudySweeper")
     for job, own in enumerate(settings):
         every = {"a": 0, "b": "y", "c": 0, "e": 0, "d": own.get("a", 0) + 1} | own
-        write_run(tmp_path / f"one/{job}", {"val/loss": float(job)}, **every, seed=job % 2)
+        write_run(tmp_path / f"one/{job}", {"val/loss": float(job - (job == 7))}, **every, seed=job % 2)
     code, printed, _ = command("compare", "runs=one", "metrics=val/loss")
-    rows = ["| nothing | 2 | 0.5 ± 0.71 |", "| a=1 | 2 | 2.5 ± 0.71 |", "| b=x c=2 | 2 | 4.5 ± 0.71 |"]
-    rows.append("| e=3 | 2 | 6.5 ± 0.71 |")
+    rows = [
+        "| changed | n | val/loss | val/loss, change ± standard error |",
+        "| --- | --- | --- | --- |",
+        "| nothing | 2 | 0.5 ± 0.71 |  |",
+        "| a=1 | 2 | 2.5 ± 0.71 | +2 ± 0 |",
+        "| b=x c=2 | 2 | 4.5 ± 0.71 | +4 ± 0 |",
+        "| e=3 | 2 | 6 ± 0 | +5.5 ± 0.5 |",
+    ]
     assert code == 0
-    assert printed.startswith(
-        "\n".join(["| changed | n | val/loss |", "| --- | --- | --- |", *rows]) + "\n\n"
-    )
+    assert printed.startswith("\n".join(rows) + "\n\n")
     assert "also differs" not in printed and "same seed" not in printed
     write_sweep(tmp_path / "all", jobs=["a=1,2 b=x", "a=1,2 b=y"], _target_="StudySweeper")
     for job in range(4):
@@ -401,7 +405,7 @@ def test_x_can_be_any_setting_that_varies(command, tmp_path):
         write_run(tmp_path / f"study/{job}", {"val/loss": 1.0}, **{"a": 0, "b": 0, "c": 0} | own)
     table = "metrics=val/loss"
     assert command("compare", "runs=study", table, "x=a")[1].startswith("| a | b | c | n | val/loss |\n")
-    assert command("compare", "runs=study", table, "x=bars")[1].startswith("| changed | n | val/loss |\n")
+    assert command("compare", "runs=study", table, "x=bars")[1].startswith("| changed | n | val/loss | val/loss, ")
     code, _, error = command("compare", "runs=study/0", "x=a")
     assert code == 1 and error.endswith("x=a does not vary between these runs; choose one of bars\n")
 

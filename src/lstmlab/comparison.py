@@ -184,6 +184,13 @@ def write_table(runs: pd.DataFrame, keys: list[str], metrics: list[str], path: P
     numbers.columns = [name if of == "mean" else f"{name} std" for name, of in numbers.columns]
     pd.concat([settings, n, numbers], axis=1).to_csv(path, index=False)
     text = pd.concat([settings.map(format_value), n, rows[metrics].agg(format_mean)], axis=1)
+    unchanged = runs[runs["changed"] == "nothing"] if keys == ["changed"] else runs[:0]
+    if len(unchanged):
+        # What a run shares with the unchanged run of the same seed cancels
+        of_seed = unchanged.drop_duplicates("seed").set_index("seed")[metrics[0]]
+        change = (runs[metrics[0]] - runs["seed"].map(of_seed)).drop(unchanged.index)
+        text[f"{metrics[0]}, change ± standard error"] = change.groupby(runs["row"]).agg(format_change)
+        text = text.fillna("")
     return markdown(list(text), text.to_numpy(object).tolist())
 
 
@@ -209,6 +216,13 @@ def format_mean(values: pd.Series) -> str:
     mean = f"{statistics.fmean(known):.4g}" if known else ""
     std = f" ± {statistics.stdev(known):.2g}" if len(known) > 1 else ""
     return mean + std + (f" (n={len(known)})" if 0 < len(known) < len(values) else "")
+
+
+def format_change(values: pd.Series) -> str:
+    """A string such as +0.5 ± 0.1, with the standard error of the mean."""
+    known = values.dropna()
+    error = f" ± {known.sem():.2g}" if len(known) > 1 else ""
+    return f"{known.mean():+.3g}{error}" if len(known) else ""
 
 
 def describe_runs(settings: pd.DataFrame) -> list[str]:
