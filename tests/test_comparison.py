@@ -405,7 +405,9 @@ def test_x_can_be_any_setting_that_varies(command, tmp_path):
         write_run(tmp_path / f"study/{job}", {"val/loss": 1.0}, **{"a": 0, "b": 0, "c": 0} | own)
     table = "metrics=val/loss"
     assert command("compare", "runs=study", table, "x=a")[1].startswith("| a | b | c | n | val/loss |\n")
-    assert command("compare", "runs=study", table, "x=bars")[1].startswith("| changed | n | val/loss | val/loss, ")
+    assert command("compare", "runs=study", table, "x=bars")[1].startswith(
+        "| changed | n | val/loss | val/loss, "
+    )
     code, _, error = command("compare", "runs=study/0", "x=a")
     assert code == 1 and error.endswith("x=a does not vary between these runs; choose one of bars\n")
 

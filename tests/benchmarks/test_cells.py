@@ -48,7 +48,7 @@ def test_a_cell_that_computes_something_else_is_not_timed(monkeypatch):
 def test_peak_memory_sees_what_backward_keeps():
     """scratch keeps at least 5 gates and states of 64 × 32 × 256 floats, each 2 MB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # memory freed here would hide it
-        assert pool.apply(cells.measure_peak_memory, ("scratch", 1, 64, 32, 16, 256)) > 10
+        assert pool.apply(cells.measure_peak_memory, ((64, 32, 16, 256), {"backend": "scratch"})) > 10
 
 
 def test_each_rung_of_the_ladder_computes_the_same(monkeypatch):

@@ -260,21 +260,29 @@ def time_step(H: int, rounds: int) -> TimingRow:
 
 
 def measure_memory(layers: int) -> TimingRow:
-    """Measure each contender in its own process, by the growth of its peak resident memory (Linux only)."""
-    names = ["nn.LSTM", "scratch", "fused recompute", "fused"]
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peaks = pool.starmap(measure_peak_memory, [(name, layers, *LARGEST) for name in names], chunksize=1)
+    contenders: dict[str, dict[str, Any]] = {
+        "nn.LSTM": {},
+        "scratch": {"backend": "scratch"},
+        "fused recompute": {"backend": "fused", "recompute": True},
+        "fused": {"backend": "fused"},
+    }
+    jobs = [(LARGEST, {"num_layers": layers} | options) for options in contenders.values()]
     size = "B {}, T {}, I {}, H {}".format(*LARGEST)
-    return TimingRow(f"{size}, layers {layers}", dict(zip(names, peaks, strict=True)))
+    return TimingRow(f"{size}, layers {layers}", dict(zip(contenders, measure_peaks(jobs), strict=True)))
 
 
-def measure_peak_memory(name: str, layers: int, B: int, T: int, I: int, H: int) -> float:
-    """MB that a training step needs beside the input, the parameters and what the library always takes."""
-    if name == "nn.LSTM":
-        cell: nn.Module = nn.LSTM(I, H, layers, batch_first=True)
-    else:
-        backend, _, recompute = name.partition(" ")
-        cell = build_cell(backend, I, H, num_layers=layers, recompute=bool(recompute))
+def measure_peaks(jobs: list[tuple[tuple[int, int, int, int], dict[str, Any]]]) -> list[float]:
+    """Measure each size and cell in its own process, by the growth of its resident memory (Linux only)."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return pool.starmap(measure_peak_memory, jobs, chunksize=1)
+
+
+def measure_peak_memory(size: tuple[int, int, int, int], options: dict[str, Any]) -> float:
+    """MB that a training step of B, T, I, H needs beside the input, the parameters and what the library
+    always takes. `options` are those of `build_cell`; without a backend it is nn.LSTM."""
+    B, T, I, H = size
+    build: Any = build_cell if "backend" in options else partial(nn.LSTM, batch_first=True)
+    cell = build(input_size=I, hidden_size=H, **options)
     x, d_output = torch.randn(B, T, I, requires_grad=True), torch.randn(B, T, H)
 
     def train(rows: int) -> None:
