@@ -220,6 +220,7 @@ class CharLMConfig(ModelConfig):
     embedding_size: PositiveInt
     dropout: Share
     tie_weights: bool
+    reset_probability: Share = 0.0
     adaptive_cutoffs: Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1)] | None = None
 
     def conflict(self) -> str | None:

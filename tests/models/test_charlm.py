@@ -139,6 +139,7 @@ def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
     settings = config(
         *small,
         *PLAIN,
+        "model.reset_probability=0",
         "trainer.max_epochs=2",
         "trainer.log_every_n_steps=1",
         "optimizer=sgd",
@@ -160,6 +161,25 @@ def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
         each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (4, length)
     expected = [each[:, t : t + 20].mean().item() for t in range(0, length, 20)]
     assert losses[:half] == pytest.approx(expected, abs=1e-5)
+
+
+def test_some_streams_start_again_at_each_step(config, small):
+    """A window's loss is that after its own past for the streams that go on, and from zero for the others."""
+    model = CharLM(config(*small, *PLAIN, "model.reset_probability=0.4"), {"vocabulary": "\ufffdabcdefgh"})
+    model.double().log_step = lambda *_, **__: None
+    windows = torch.randint(9, (2, 8, 6), generator=torch.Generator().manual_seed(0))
+    first, second = (TextBatch(window[:, :-1], window[:, 1:]) for window in windows)
+    torch.manual_seed(0)
+    model.training_step(first, 0)
+    found = model.training_step(second, 1)
+    starts = torch.rand(8, 1, generator=torch.Generator().manual_seed(0)).flatten() < 0.4
+    past = model.loss(first, None)[1]
+    expected = []
+    for row, start in enumerate(starts):
+        state = None if start else tuple(member[:, row : row + 1] for member in past)
+        expected.append(model.loss(TextBatch(*(member[row : row + 1] for member in second)), state)[0])
+    assert 0 < starts.sum() < 8
+    torch.testing.assert_close(found, torch.stack(expected).mean())
 
 
 def test_validation_losses_equal_those_of_one_forward_pass(config, small, text_file):
