@@ -157,6 +157,7 @@ def small(text_file) -> list[str]:
     """Overrides for a small language model on a small text."""
     return [
         *SMALL,
+        "scheduler=plateau",
         "data=textfile",
         f"data.path={text_file}",
         f"data.cache={text_file.parent}/cache",
