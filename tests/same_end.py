@@ -34,6 +34,7 @@ HARD = [  # every part with state: dropout, a schedule, steps of two batches wit
     "cell.dropout=0.3",
     "cell.weight_drop=0.1",
     "scheduler.warmup_steps=2",
+    "scheduler=plateau",
     "scheduler.patience=1",
     "optimizer.lr=0.05",
     "trainer.accumulate_grad_batches=2",
