@@ -1,7 +1,9 @@
 """Exported pages compute what Python computes, in Chromium, and do what they offer, without a network."""
 
+import base64
 import itertools
 import json
+import re
 import time
 from pathlib import Path
 
@@ -37,8 +39,8 @@ AWKWARD = [
 
 @pytest.fixture
 def opened(tmp_path, browser):
-    """opened(checkpoint): the model with weights of the order of 1, the same rounded to float16, and the page
-    in the browser."""
+    """opened(checkpoint): the model with weights of the order of 1, the same with the weights that the page
+    holds, and the page in the browser."""
 
     def build(checkpoint: Path):
         path = str(tmp_path / "drawn.ckpt")  # one step leaves biases close to 0
@@ -51,14 +53,20 @@ def opened(tmp_path, browser):
         torch.save(content, path)
         [file] = export(ExportConfig(ckpt=path, format="html", folder=str(tmp_path / "page")))
         model, rounded = load_model(path), load_model(path)
-        with torch.no_grad():
-            for parameter in rounded.parameters():
-                parameter.copy_(parameter.half())
+        round_weights(rounded)
         browser.get(f"file://{file}")
-        assert run(browser, "return deviation") < 1e-5
+        assert run(browser, "return deviation") < 1e-4
         return model, rounded
 
     return build
+
+
+@torch.no_grad()
+def round_weights(model) -> None:
+    """Each row to the 65,535 multiples of 1/32767 of its largest weight."""
+    for parameter in model.parameters():
+        step = parameter.abs().amax(-1, keepdim=True) / 32767
+        parameter.copy_(torch.where(step > 0, (parameter / step).round() * step, 0))
 
 
 def run(browser, script: str, *arguments):
@@ -82,7 +90,7 @@ def finish(browser) -> None:
 
 def close(found: list, rounded: torch.Tensor, exact: torch.Tensor) -> None:
     torch.testing.assert_close(torch.tensor(found), rounded, atol=1e-5, rtol=0)
-    torch.testing.assert_close(torch.tensor(found), exact, atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.tensor(found), exact, atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -120,6 +128,43 @@ def test_charlm(opened, trained, browser, kind, options):
     run(browser, "meta.check.p[0] += 0.01; begin(predict, () => { throw Error('started') })")
     assert "does not compute what the model computes" in run(browser, "return $('problem').innerText")
     finish(browser)
+
+
+@torch.no_grad()
+def test_every_probability_is_that_of_python(trained, tmp_path):
+    """The weights in the page of a model of 2 × 256 units, which is sure of itself: with float16 in place of
+    them, probabilities of 10,000 characters are off by up to 0.002."""
+    torch.manual_seed(0)
+    path = trained("charlm", "cell.hidden_size=256", "cell.num_layers=2", "model.embedding_size=64")
+    content = torch.load(path, weights_only=True)
+    for name, tensor in content["state_dict"].items():
+        if "weight_" in name:
+            for gate in tensor.chunk(4):
+                torch.nn.init.orthogonal_(gate, 1.5)
+        else:
+            tensor.normal_(std=1.5 if name == "projection.weight" else 0.5)
+    torch.save(content, tmp_path / "sure.ckpt")
+    [file] = export(ExportConfig(ckpt=str(tmp_path / "sure.ckpt"), format="html", folder=str(tmp_path)))
+    assert file.stat().st_size < 4e6
+
+    page = file.read_text(encoding="utf-8")
+    [packed] = re.findall('id="weights">(.*?)</script>', page)
+    [meta] = [json.loads(found) for found in re.findall('id="meta">(.*?)</script>', page, re.DOTALL)]
+    held = base64.b64decode(packed)
+    scales = np.frombuffer(held, "<f4", meta["rows"])
+    values = np.frombuffer(held, "<i2", offset=scales.nbytes)
+    model, copy = load_model(str(tmp_path / "sure.ckpt")), load_model(str(tmp_path / "sure.ckpt"))
+    state = {}
+    for name, parameter in copy.named_parameters():
+        start, row, *shape = meta["layout"][name]
+        rows = values[start : start + parameter.numel()].reshape(-1, shape[-1])
+        state[name] = torch.from_numpy(rows * scales[row : row + len(rows), None]).view(shape)
+    copy.load_state_dict(state)
+    ids = torch.randint(1, len(model.vocabulary), (10, 1000))
+    with torch.inference_mode():
+        exact, found = (m(ids)[0].softmax(-1) for m in (model, copy))
+    assert exact.amax(-1).mean() > 0.4
+    torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)
 
 
 @torch.no_grad()
@@ -344,10 +389,10 @@ def test_a_parameter_that_no_page_reads_is_refused(trained):
         build_page(model, {})
 
 
-def test_a_weight_beyond_float16_is_refused(trained, tmp_path):
+def test_a_weight_that_is_no_number_is_refused(trained, tmp_path):
     content = torch.load(trained("charlm"), weights_only=True)
-    content["state_dict"]["projection.bias"][0] = 1e5
+    content["state_dict"]["projection.bias"][0] = torch.inf
     torch.save(content, tmp_path / "large.ckpt")
-    with pytest.raises(ValueError, match=r"projection\.bias holds values beyond ±65504"):
+    with pytest.raises(ValueError, match=r"cannot store projection\.bias, which holds infinity or NaN"):
         export(ExportConfig(ckpt=str(tmp_path / "large.ckpt"), format="html", folder=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()

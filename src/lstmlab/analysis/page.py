@@ -1,24 +1,24 @@
-"""One HTML file that colours the text by the values of any unit. It needs no network.
+"""One HTML file that shows what is inside a model while it reads a text. It needs no network.
 
 The values are rounded, quantised to 8 bits and deflated. The browser unpacks only what it shows.
 """
 
 import base64
-import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lstmlab.analysis.gates import SIGMOIDS
+from lstmlab.analysis.attribution import memory_of
+from lstmlab.analysis.gates import RETAINS, SIGMOIDS
+from lstmlab.pages import assemble_page
 
-TEMPLATE = Path(__file__).with_name("page.html")
-STYLE = Path(__file__).parents[1] / "pages/style.css"
 LEVELS = 40
+FINENESS = 40  # of the logarithm of a gate that keeps a memory
+STEPS = 50  # of the root of what is written into a memory
 LABELS = {  # in the order of the page's menu; any other letter comes last, without a label
     "c": "cell state c",
     "h": "hidden state h",
@@ -49,45 +49,88 @@ def quantise(name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(128 + 127 * rounded).astype(np.uint8), scale
 
 
+def quantise_memory(
+    retained: np.ndarray, memory: np.ndarray, starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A memory m' = r ⊙ m + w as bytes of r and of w, each (H, N), and the largest |w| of each unit (H,).
+
+    retained: r (N, H). memory: m (N, H), which is 0 before each step at which starts (N,) is True.
+    r ≈ exp(−byte / `FINENESS`). The errors of its logarithm are carried from step to step, so that the
+    product over any stretch is right to 1 / `FINENESS`. w ≈ ± largest · ((byte − 128) / `STEPS`)²; its errors
+    are carried as well, times r.
+    """
+    exponents = np.minimum(-np.log(np.maximum(retained.astype(np.float64), 1e-300)), 255 / FINENESS)
+    gate = np.diff(np.floor(FINENESS * exponents.cumsum(0) + 0.5), axis=0, prepend=0)
+    before = np.concatenate([np.zeros_like(memory[:1]), memory[:-1]])
+    written = memory - np.where(starts[:, None], 0, retained) * before
+    largest = np.maximum(np.abs(written).max(0), 1e-12)
+    kept = np.where(starts[:, None], 0, np.exp(-gate / FINENESS))
+    codes, error = np.empty_like(gate), np.zeros(memory.shape[1])
+    for t, w in enumerate(written / largest):
+        wanted = w + kept[t] * error
+        codes[t] = np.sign(wanted) * np.minimum(np.rint(STEPS * np.sqrt(np.abs(wanted))), STEPS)
+        error = wanted - np.sign(codes[t]) * (codes[t] / STEPS) ** 2
+    return gate.T.astype(np.uint8), (128 + codes).T.astype(np.uint8), largest
+
+
 def pack_values(values: np.ndarray) -> str:
     """The bytes, deflated (raw, without a header) and in base64."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     return base64.b64encode(compressor.compress(values.tobytes()) + compressor.flush()).decode()
 
 
-def write_page(
-    path: Path,
+def build_page(
     title: str,
     subtitle: str,
     tokens: Sequence[str],
+    lengths: Sequence[int],
+    kind: str,
     traces: Mapping[str, Tensor],
     features: Mapping[str, np.ndarray],
     half_lives: Tensor | None,
-) -> None:
-    """Write the page of N tokens.
+    cell: str = "cell",
+) -> str:
+    """The page of N tokens as HTML.
 
+    lengths: those of the sequences that the tokens are, which sum to N. kind: that of the cell.
     traces: name → (L, D, N, H); the page opens with the first. features: name → (N,); units can be ranked by
-    them. half_lives: (L, D, H) in steps.
+    them. half_lives: (L, D, H) in steps. cell: the name of the cell in the model.
     """
-    blocks, scales = [], {}
+    blocks: dict[str, str] = {}
+    scales: dict[str, list[float]] = {}  # of a memory, the largest |w|
 
-    def add(key: str, values: np.ndarray) -> None:
-        blocks.append(f'<script type="text/plain" id="{key}">{pack_values(values)}</script>')
+    def add(key: str, quantised: np.ndarray, scale: np.ndarray) -> None:
+        blocks[key] = pack_values(np.ascontiguousarray(quantised))
+        scales[key] = [float(f"{s:.6g}") for s in scale]
 
-    for name, values in traces.items():
-        for layer, direction in np.ndindex(*values.shape[:2]):
-            key = f"{name}-{layer}-{direction}"
-            quantised, scale = quantise(name, values[layer, direction].numpy())
-            add(key, quantised)
-            scales[key] = [float(f"{s:.6g}") for s in scale]
+    N = len(tokens)
+    starts = np.zeros(N, bool)
+    starts[np.cumsum([0, *lengths[:-1]])] = True
+    values = {name: trace.numpy() for name, trace in traces.items()}
+    L, D, _, H = next(iter(values.values())).shape
+    memory = describe_memory(kind, values)
+    derived = "h" if {"h", "o", "c"} <= values.keys() and _is_derived(**values) else None
+    for layer, direction in np.ndindex(L, D):
+        here = {name: trace[layer, direction] for name, trace in values.items() if name != derived}
+        if "name" in memory:
+            gate, name = memory["gate"], memory["name"]
+            retained = 1 - here[gate] if memory["complement"] else here[gate]
+            turn = slice(None, None, -1 if direction else 1)
+            begins = np.roll(starts, -1) if direction else starts  # the other direction begins at the ends
+            gates, writes, largest = quantise_memory(retained[turn], here.pop(name)[turn], begins[turn])
+            add(f"{gate}-{layer}-{direction}", gates[:, turn], np.ones(H))
+            add(f"{name}-{layer}-{direction}", writes[:, turn], largest)
+            del here[gate]
+        for name, trace in here.items():
+            add(f"{name}-{layer}-{direction}", *quantise(name, trace))
     for k, label in enumerate(features.values()):
         spread = np.ptp(label) or 1
-        add(f"feature-{k}", np.rint(255 * (label - label.min()) / spread).astype(np.uint8))
-    L, D, _, H = next(iter(traces.values())).shape
+        blocks[f"feature-{k}"] = pack_values(np.rint(255 * (label - label.min()) / spread).astype(np.uint8))
     meta: dict[str, Any] = {
         "title": title,
         "subtitle": subtitle,
         "tokens": list(tokens),
+        "starts": np.flatnonzero(starts).tolist(),
         "layers": L,
         "directions": D,
         "units": H,
@@ -100,18 +143,38 @@ def write_page(
             for n in traces
         ],
         "scales": scales,
-        "features": [
-            {"name": name, "low": float(label.min()), "high": float(label.max())}
-            for name, label in features.items()
-        ],
+        "memory": memory,
+        "derived": derived,
+        "prefix": "" if cell == "cell" else f"{cell}.",
+        "features": list(features),
         "halfLives": None if half_lives is None else _replace_infinity(half_lives.tolist()),
     }
-    text = json.dumps(meta, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = TEMPLATE.read_text(encoding="utf-8").replace("/* STYLE */", STYLE.read_text(encoding="utf-8"), 1)
-    path.write_text(
-        page.replace("<!-- META -->", text, 1).replace("<!-- BLOCKS -->", "\n".join(blocks), 1),
-        encoding="utf-8",
-    )
+    return assemble_page("analysis.html", ["text.js", "states.js"], meta, blocks)
+
+
+def describe_memory(kind: str, values: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How a cell's memory is kept, or why the page cannot say what wrote it."""
+    retains = RETAINS.get(kind)
+    if retains is None:
+        return {
+            "reason": f"In kind={kind} no gate keeps the memory, so it is no sum of what each step wrote."
+        }
+    gate, name = retains[-1], memory_of(kind)
+    if not {gate, name} <= values.keys():
+        return {"reason": f"For this the page needs {name} and {gate}, and page_values has left one out."}
+    return {
+        "name": name,
+        "gate": gate,
+        "complement": retains != gate,
+        "keeps": retains,
+        "fineness": FINENESS,
+        "steps": STEPS,
+    }
+
+
+def _is_derived(o: np.ndarray, c: np.ndarray, h: np.ndarray, **_: np.ndarray) -> bool:
+    """Whether the page can compute h as o ⊙ tanh(c), as it is in most LSTM kinds."""
+    return np.allclose(h, o * np.tanh(c), atol=1e-4)
 
 
 def _replace_infinity(values: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from lstmlab.analysis import gates, plots, written
 from lstmlab.analysis.causes import CONTROLS, STEPS, STREAMS, measure_causes
 from lstmlab.analysis.gradient_flow import count_steps_reached, measure_gradient_flow, measure_initial_flows
-from lstmlab.analysis.page import LABELS, write_page
+from lstmlab.analysis.page import LABELS, build_page
 from lstmlab.analysis.probes import ProbeResult, find_units
 from lstmlab.analysis.traces import load_model_data, load_validation_rows, trace
 from lstmlab.cells import KINDS
@@ -88,7 +88,10 @@ def write_analysis(config: AnalyzeConfig, progress: Progress) -> tuple[Path, str
     subtitle = f"{shape} · {len(tokens):,} steps · {config.ckpt}"
     features = model.text_features(rows, config.language)
     page = {name: values[name] for name in shown}
-    write_page(folder / "page.html", f"Inside {task}", subtitle, tokens, page, features, half_lives)
+    path = next(name for name, module in model.named_modules() if module is model.traced_cell())
+    about = (tokens, rows.lengths.tolist(), cell.kind, page, features, half_lives, path)
+    html = build_page(f"Inside {task}", subtitle, *about)
+    (folder / "page.html").write_text(html, encoding="utf-8")
     return folder, "\n\n".join(parts)
 
 

@@ -1,11 +1,10 @@
-"""One HTML file in which a model runs: weights as float16, the recurrence in JavaScript, no network."""
+"""One HTML file in which a model runs: weights of 16 bits, the recurrence in JavaScript, no network."""
 
 import base64
 import itertools
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from lstmlab.data.sentiment import LABELS
 from lstmlab.data.tokenization import KINDS as KINDS_OF_TOKENS
 from lstmlab.data.tokenization import load_tokenizer, train_tokenizer
 from lstmlab.models.base import Task
+from lstmlab.pages import assemble_page
 
 KINDS = ("lstm", "gru", "rnn")  # those of STEPS in runtime.js
 # The parameters that the pages read; the cells of other kinds and options have more
@@ -29,7 +29,7 @@ CHECKED = 20  # the probabilities that a page compares with those of Python when
 
 
 def build_page(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes]:
-    """{file name: content} of the page of `model`, whose weights are rounded to float16.
+    """{file name: content} of the page of `model`, with weights as `pack_weights` rounds them.
 
     Raises ValueError for what a page cannot do: another task, kind of cell, tokenizer or parameter.
     """
@@ -43,52 +43,44 @@ def build_page(model: Task, hyper_parameters: dict[str, Any]) -> dict[str, bytes
         raise ValueError(
             f"format=html does not know the parameter {unknown[0]} of this model={model.config.model.name}"
         )
-    layout, packed = pack_weights(parameters)
+    describe, scripts = PARTS[model.page]
+    layout, rows, packed = pack_weights(parameters)
     meta = {
         "subtitle": f"{cell.kind}, {cell.num_layers} × {cell.hidden_size} units · {model.config.data.name}",
         "kind": cell.kind,
         "layout": layout,
-        **PARTS[model.page](model),
+        "rows": rows,
+        **describe(model),
     }
-    scripts = ["runtime.js", "shared.js", *(["tokens.js"] if "tokenizer" in meta else [])]
-    markup, _, script = read_file(model.page).partition("<script>")
-    page = read_file("page.html")
-    for mark, content in {
-        "/* STYLE */": read_file("style.css"),
-        "<!-- TASK -->": markup,
-        "/* SCRIPTS */": "\n".join([*map(read_file, scripts), script.removesuffix("</script>\n")]),
-        "<!-- META -->": json.dumps(meta, separators=(",", ":")).replace("<", "\\u003c"),
-        "<!-- WEIGHTS -->": packed,
-    }.items():
-        page = page.replace(mark, content, 1)
+    page = assemble_page(model.page, ["runtime.js", *scripts], meta, {"weights": packed})
     return {"model.html": page.encode()}
 
 
-def read_file(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+def pack_weights(parameters: Mapping[str, Tensor]) -> tuple[dict[str, list[int]], int, str]:
+    """Each row of a matrix, and each vector, as one float32 and 16-bit multiples of it.
 
-
-def pack_weights(parameters: dict[str, Any]) -> tuple[dict[str, list[int]], str]:
-    """Round the parameters to float16, in place. {name: [offset, *shape]} and all values in base64; a tensor
-    with two names is stored once."""
+    Returns {name: [first value, first row, *shape]}, the number of rows, and in base64 the float32 of all
+    rows and then all values. A tensor with two names is stored once.
+    """
     layout: dict[str, list[int]] = {}
-    offsets: dict[int, int] = {}
-    parts: list[bytes] = []
-    size = 0
-    with torch.no_grad():
-        for name, tensor in parameters.items():
-            if id(tensor) not in offsets:
-                half = tensor.half()
-                if not half.isfinite().all():
-                    raise ValueError(
-                        f"format=html stores float16, and {name} holds values beyond ±65504 or NaN"
-                    )
-                tensor.copy_(half)
-                offsets[id(tensor)] = size
-                parts.append(half.numpy().astype("<f2").tobytes())
-                size += tensor.numel()
-            layout[name] = [offsets[id(tensor)], *tensor.shape]
-    return layout, base64.b64encode(b"".join(parts)).decode()
+    places: dict[int, list[int]] = {}
+    scales: list[np.ndarray] = []
+    values: list[np.ndarray] = []
+    size = rows = 0
+    for name, tensor in parameters.items():
+        if id(tensor) not in places:
+            numbers = tensor.detach().float().numpy().reshape(-1, tensor.shape[-1])
+            if not np.isfinite(numbers).all():
+                raise ValueError(f"format=html cannot store {name}, which holds infinity or NaN")
+            scale = np.abs(numbers).max(1, keepdims=True) / np.float32(32767)
+            whole = np.rint(numbers / np.where(scale > 0, scale, 1))
+            places[id(tensor)] = [size, rows]
+            scales.append(scale.astype("<f4"))
+            values.append(whole.astype("<i2"))
+            size, rows = size + numbers.size, rows + len(numbers)
+        layout[name] = [*places[id(tensor)], *tensor.shape]
+    packed = b"".join(part.tobytes() for part in scales + values)
+    return layout, rows, base64.b64encode(packed).decode()
 
 
 def build_check(given: Any, p: Tensor) -> dict[str, Any]:
@@ -187,9 +179,10 @@ def describe_tokenizer(text: str) -> dict[str, Any]:
     )
 
 
-PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "charlm.html": describe_charlm,
-    "copytask.html": describe_copytask,
-    "sentiment.html": describe_sentiment,
-    "seq2seq.html": describe_seq2seq,
+# What the script of each task's page needs, and the scripts beside runtime.js
+PARTS: dict[str, tuple[Callable[[Any], dict[str, Any]], list[str]]] = {
+    "charlm.html": (describe_charlm, ["text.js"]),
+    "copytask.html": (describe_copytask, []),
+    "sentiment.html": (describe_sentiment, ["tokens.js"]),
+    "seq2seq.html": (describe_seq2seq, ["tokens.js"]),
 }

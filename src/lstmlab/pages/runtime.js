@@ -1,21 +1,16 @@
-"use strict";
-// The numbers: float16 weights, products of matrices and vectors, the recurrence, attention, drawing.
+// The numbers: weights, products of matrices and vectors, the recurrence, drawing, and the check at the start.
 
-// Each of the 65,536 float16 numbers. Infinities and NaN are refused at export.
-const HALVES = Float32Array.from({ length: 65536 }, (_, bits) => {
-  const exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const size = exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24;
-  return bits >> 15 ? -size : size;
-});
-
-function unpackWeights(base64, layout) {  // {name: {values, shape}}; layout: {name: [offset, ...shape]}
-  const text = atob(base64), all = new Float32Array(text.length / 2);
-  for (let k = 0; k < all.length; k++) all[k] = HALVES[text.charCodeAt(2 * k) | text.charCodeAt(2 * k + 1) << 8];
-  return Object.fromEntries(Object.entries(layout).map(([name, [offset, ...shape]]) => {
-    const size = shape.reduce((a, b) => a * b, 1);
-    return [name, { values: all.subarray(offset, offset + size), shape }];
+function unpackWeights(base64, layout, rows) {  // {name: {values, shape}}; layout: {name: [first value, first row, ...shape]}
+  const text = atob(base64), bytes = new Uint8Array(text.length);
+  for (let k = 0; k < bytes.length; k++) bytes[k] = text.charCodeAt(k);
+  const scales = new Float32Array(bytes.buffer, 0, rows), whole = new Int16Array(bytes.buffer, 4 * rows);
+  return Object.fromEntries(Object.entries(layout).map(([name, [start, row, ...shape]]) => {
+    const width = shape.at(-1), values = new Float32Array(shape.reduce((a, b) => a * b));
+    for (let k = 0; k < values.length; k++) values[k] = scales[row + Math.floor(k / width)] * whole[start + k];
+    return [name, { values, shape }];
   }));
 }
+const weights = unpackWeights($("weights").textContent, meta.layout, meta.rows);
 
 class Linear {
   // W x + b. W lies in blocks of eight rows, column by column: eight sums then share each x[k] and read
@@ -159,4 +154,18 @@ function draw(p, temperature, chance) {  // an id with probability ∝ p^(1 / te
   let left = chance * shares.reduce((a, b) => a + b);
   for (let k = 1; k < shares.length; k++) if ((left -= shares[k]) < 0) return k;
   return most;
+}
+function likeliest(p, count, names) {  // the `count` most probable ids as rows of `barTable`
+  return Array.from(p, (v, k) => k).sort((a, b) => p[b] - p[a]).slice(0, count).map(k => [names(k), p[k]]);
+}
+
+// --- the check: the page says so if this browser does not compute what Python computed ---
+
+let deviation;
+function begin(predict, start) {  // predict: the input of the check → the probabilities of its last step
+  const p = predict(meta.check.input);
+  deviation = Math.max(...meta.check.ids.map((id, k) => Math.abs(p[id] - meta.check.p[k])));
+  if (deviation < 1e-3) return start();
+  $("problem").textContent = `This browser does not compute what the model computes: probabilities differ by ${deviation}.`;
+  $("problem").hidden = false;
 }

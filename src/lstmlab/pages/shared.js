@@ -1,8 +1,10 @@
-// What the pages of all tasks share: the data in the page, colours, controls, tips, and the check at the start.
+"use strict";
+// What all pages share: the data in the page, colours, controls and tips.
 
 const $ = id => document.getElementById(id);
 const meta = JSON.parse($("meta").textContent);
-const weights = unpackWeights($("weights").textContent, meta.layout);
+$("title").textContent = document.title = meta.title;
+$("subtitle").textContent = meta.subtitle;
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -21,11 +23,17 @@ const RAMPS = {
   light: { negative: [92, 152, 224], zero: [251, 250, 248], positive: [240, 138, 84], share: [70, 182, 166] },
   dark: { negative: [40, 100, 176], zero: [20, 21, 23], positive: [178, 84, 26], share: [14, 118, 108] },
 };
-function mix(to, share) {
-  const ramp = RAMPS[dark.matches ? "dark" : "light"];
-  return `rgb(${ramp.zero.map((z, k) => Math.round(z + (ramp[to][k] - z) * Math.min(1, share))).join(" ")})`;
+const palettes = {};  // of the names of RAMPS, each 129 colours
+function fillPalettes() {
+  const { zero, ...ends } = RAMPS[dark.matches ? "dark" : "light"];
+  for (const [name, end] of Object.entries(ends)) {
+    palettes[name] = Array.from({ length: 129 }, (_, k) => `rgb(${zero.map((z, at) => Math.round(z + (end[at] - z) * k / 128)).join(" ")})`);
+  }
 }
-const colour = value => mix(value < 0 ? "negative" : "positive", Math.abs(value));  // of a value from −1 to 1
+fillPalettes();
+dark.addEventListener("change", fillPalettes);
+const mix = (name, share) => palettes[name][Math.round(128 * Math.min(1, share))];
+const colour = value => value < 0 ? mix("negative", -value) : mix("positive", value);  // of a value from −1 to 1
 const tint = share => mix("share", share);  // of a value from 0 to 1
 const ink = name => getComputedStyle(document.body).getPropertyValue(name);
 
@@ -37,15 +45,19 @@ function context2d(canvas) {  // → context, width and height in CSS pixels
   ctx.scale(ratio, ratio);
   return [ctx, width, height];
 }
+function drawRamp(canvas, colours, low) {  // the colours of the values from `low` to 1
+  const [ctx, width, height] = context2d(canvas);
+  for (let x = 0; x < width; x++) { ctx.fillStyle = colours(low + (1 - low) * x / width); ctx.fillRect(x, 0, 1, height); }
+}
 
 // --- controls ---
 
-function choices(id, options, chosen, act) {  // radio buttons side by side; options: [[value, label], …]
+function choices(id, options, chosen, act) {  // radio buttons side by side; options: [[value, label, what it means], …]
   $(id).hidden = options.length < 2;
-  $(id).append(...options.map(([value, label]) => {
-    const input = element("input", { type: "radio", name: id, value, checked: value === chosen });
+  $(id).append(...options.map(([value, label, title = ""]) => {
+    const input = element("input", { type: "radio", name: id, value, checked: value === chosen, ariaLabel: title || label });
     input.addEventListener("change", () => act(value));
-    return element("label", { className: "choice" }, input, element("span", { textContent: label }));
+    return element("label", { className: "choice", title }, input, element("span", { textContent: label }));
   }));
 }
 
@@ -67,20 +79,4 @@ function barTable(rows, mark = -1) {  // rows: [[label, share], …]; row `mark`
     return element("tr", { className: k === mark ? "shown" : "" },
       element("td", { textContent: label }), element("td", {}, bar), element("td", { textContent: percent(p) }));
   }));
-}
-function likeliest(p, count, names) {  // the `count` most probable ids as rows of `barTable`
-  return Array.from(p, (v, k) => k).sort((a, b) => p[b] - p[a]).slice(0, count).map(k => [names(k), p[k]]);
-}
-
-// --- the check: the page says so if this browser does not compute what Python computed ---
-
-let deviation;
-function begin(predict, start) {  // predict: the input of the check → the probabilities of its last step
-  $("title").textContent = document.title = meta.title;
-  $("subtitle").textContent = meta.subtitle;
-  const p = predict(meta.check.input);
-  deviation = Math.max(...meta.check.ids.map((id, k) => Math.abs(p[id] - meta.check.p[k])));
-  if (deviation < 1e-3) return start();
-  $("problem").textContent = `This browser does not compute what the model computes: probabilities differ by ${deviation}.`;
-  $("problem").hidden = false;
 }
