@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import SMALL, Times, ask
+from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
 from lstmlab.data.translation import TranslationBatch, encode_sources
@@ -51,6 +52,8 @@ VARIANTS = [
     ["model.attention=general", "cell=scratch", "cell.kind=peephole", "cell.bidirectional=false"],
     ["model.attention=none", "cell.kind=rnn", "model.input_feeding=true", "model.tie_weights=none"],
     ["model.attention=general", "cell=fused", "cell.num_layers=3"],
+    ["model.attention=dot", "cell=fused", "cell.kind=slstm", "model.input_feeding=true"],
+    ["model.attention=additive", "cell=scratch", "cell.kind=minlstm", "cell.num_layers=2"],
 ]
 
 
@@ -170,22 +173,18 @@ def test_a_wide_beam_finds_the_most_probable_sentence(build, overrides):
         assert not expected[found.size(1) :].any()
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_backends_agree(build, kind):
     """One checkpoint, every backend: the same loss, gradients and translations."""
     batch, results = make_batch(), {}
-    for backend in ("torch", "scratch", "fused"):
-        try:
-            model = build(f"cell={backend}", f"cell.kind={kind}", "cell.num_layers=2")
-        except ValueError:
-            assert (backend, kind) not in [("fused", "lstm")]
-            continue
+    for backend in KINDS[kind].backends:
+        model = build(f"cell={backend}", f"cell.kind={kind}", "cell.num_layers=2")
         loss = model.loss(batch, 0.1)
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
         tokens = model.search(batch.source, SOURCE_LENGTHS, 3)
         results[backend] = (loss, gradients, tokens)
-        torch.testing.assert_close(results[backend], results["torch"])
+        torch.testing.assert_close(results[backend], results["scratch"])
 
 
 class Masks(nn.Module):
