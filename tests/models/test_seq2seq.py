@@ -137,6 +137,17 @@ def test_against_the_equations_step_by_step(build, input_feeding):
             torch.testing.assert_close(logits[b, t], 2 * tied @ readout + model.projection.bias)
 
 
+@torch.no_grad()
+def test_an_slstm_passes_on_its_memory_c_over_n(build):
+    """Which is the same for all (c, n, m) with the same c·eᵐ and n·eᵐ; the decoder begins with n = 1, m = 0."""
+    model, batch = build("cell.kind=slstm"), make_batch()
+    _, final = model.encoder(model.embed_ids(batch.source), lengths=SOURCE_LENGTHS)
+    _, first = model.encode(batch.source, SOURCE_LENGTHS)
+    forward, backward = final.c / final.n
+    torch.testing.assert_close(first.c[0], torch.tanh(model.bridge[1](torch.cat([forward, backward], 1))))
+    assert first.n.eq(1).all() and first.m.eq(0).all()
+
+
 @pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
 @torch.no_grad()
 def test_greedy_search_takes_the_most_probable_token(build, overrides):
