@@ -139,7 +139,7 @@ def test_against_the_equations_step_by_step(build, input_feeding):
 
 @torch.no_grad()
 def test_an_slstm_passes_on_its_memory_c_over_n(build):
-    """Which is the same for all (c, n, m) with the same c·eᵐ and n·eᵐ; the decoder begins with n = 1, m = 0."""
+    """The decoder begins with n = 1 and m = 0."""
     model, batch = build("cell.kind=slstm"), make_batch()
     _, final = model.encoder(model.embed_ids(batch.source), lengths=SOURCE_LENGTHS)
     _, first = model.encode(batch.source, SOURCE_LENGTHS)
