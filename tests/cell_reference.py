@@ -1,6 +1,6 @@
 """Every kind of cell in plain loops over rows, layers, directions and steps, with its weights by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ def build_cell(backend: str, input_size: int, hidden_size: int, **options: Any) 
     return cells.build_cell(backend, input_size, hidden_size, **options)
 
 
+Put = Callable[[str, Tensor], Tensor]  # a symbol and its value → the value to continue with
+
+
 def σ(a: Tensor) -> Tensor:
     return 1 / (1 + torch.exp(-a))
 
@@ -33,39 +36,41 @@ def random_state(
 
 
 def reference_step(
-    kind: str, p: dict[str, Tensor], x: Tensor, h: Tensor, *rest: Tensor
+    kind: str, p: dict[str, Tensor], x: Tensor, state: Sequence[Tensor], put: Put
 ) -> tuple[Tensor, ...]:
     """x (I,), h (H,), or (P,) with a projection, the rest of the state (H,); p: the weights by name."""
+    h, *rest = state
     W, zero = p["weight_ih"], torch.zeros(len(p["weight_ih"]), dtype=h.dtype)
     b, b_h = p.get("bias_ih", zero), p.get("bias_hh", zero)
     if kind in ("mingru", "minlstm"):
         *gates, g = (W @ x + b).chunk(2 if kind == "mingru" else 3)
         if kind == "mingru":
-            new = σ(gates[0])
+            new = put("z", σ(gates[0]))
+            kept = 1 - new
         else:
             i, f = map(σ, gates)
-            new = i / (i + f)
-        return ((1 - new) * h + new * torch.where(g >= 0, g + 0.5, σ(g)),)
+            new, kept = put("i", i / (i + f)), put("f", f / (i + f))
+        return (put("h", kept * h + new * put("g", torch.where(g >= 0, g + 0.5, σ(g)))),)
     R = p["weight_hh"]
     if kind == "rnn":
-        return (torch.tanh(W @ x + b + R @ h + b_h),)
+        return (put("h", torch.tanh(W @ x + b + R @ h + b_h)),)
     if kind == "gru":
         xr, xz, xn = (W @ x + b).chunk(3)
         hr, hz, hn = (R @ h + b_h).chunk(3)
-        z = σ(xz + hz)
-        return ((1 - z) * torch.tanh(xn + σ(xr + hr) * hn) + z * h,)
+        r, z = put("r", σ(xr + hr)), put("z", σ(xz + hz))
+        return (put("h", (1 - z) * put("n", torch.tanh(xn + r * hn)) + z * h),)
     if kind == "slstm":
         c, n, m = rest
         K = R.size(1)
-        starts = [K * (unit // K) for unit in range(len(h))] * 4
-        Rh = torch.stack([row @ h[start : start + K] for row, start in zip(R, starts, strict=True)])
+        Rh = torch.einsum("gkij,kj->gki", R.unflatten(0, (4, -1, K)), h.unflatten(0, (-1, K))).flatten()
         i_a, f_a, g, o = (W @ x + b + Rh + b_h).chunk(4)
         started = n != 0
         past = torch.where(started, torch.log(σ(f_a)) + m, -torch.inf)
-        m = torch.where(past > i_a, past, i_a)
-        i, f = torch.exp(i_a - m), torch.exp(past - m)
-        c, n = torch.where(started, f * c, 0) + i * torch.tanh(g), f * n + i
-        return σ(o) * c / n, c, n, m
+        m = put("m", torch.where(past > i_a, past, i_a))
+        i, f, g = put("i", torch.exp(i_a - m)), put("f", torch.exp(past - m)), put("g", torch.tanh(g))
+        c = put("c", torch.where(started, f * c, 0) + i * g)
+        n = put("n", f * n + i)
+        return put("h", put("o", σ(o)) * c / n), c, n, m
     c = rest[0]
     if kind == "mogrifier":
         for k in range(1, 9):
@@ -91,17 +96,24 @@ def reference_step(
         i, f, g, o = γ_i * norm(i), γ_f * norm(f), γ_g * norm(g), γ_o * norm(o)
     if kind == "peephole":
         i, f = i + p["weight_ci"] * c, f + p["weight_cf"] * c
-    c = σ(f + b_f) * c + σ(i + b_i) * torch.tanh(g + b_g)
+    c = put("c", put("f", σ(f + b_f)) * c + put("i", σ(i + b_i)) * put("g", torch.tanh(g + b_g)))
     if kind == "peephole":
         o = o + p["weight_co"] * c
-    h = σ(o + b_o) * torch.tanh(c)
+    h = put("h", put("o", σ(o + b_o)) * torch.tanh(c))
     return (p["weight_hr"] @ h if "weight_hr" in p else h), c
 
 
 def reference(
-    cell: Any, x: Tensor, state: Sequence[Tensor], lengths: Sequence[int] | Tensor | None
+    cell: Any,
+    x: Tensor,
+    state: Sequence[Tensor],
+    lengths: Sequence[int] | Tensor | None = None,
+    put: Callable[[int, int], Put] = lambda k, t: lambda symbol, value: value,
 ) -> tuple[Tensor, list[Tensor]]:
-    """x (B, T, I), state: each (L·D, B, H) → output (B, T, D·H), final state."""
+    """x (B, T, I), state: each (L·D, B, H) → output (B, T, D·H), final state.
+
+    put(k, t): what changes the values of layer and direction k at step t.
+    """
     B, T, _ = x.shape
     directions = ("", "_reverse") if cell.bidirectional else ("",)
     outputs, finals = [], []
@@ -118,7 +130,7 @@ def reference(
                 now = tuple(s[k, b] for s in state)
                 hs = [now[0]] * n
                 for t in range(n) if d == 0 else reversed(range(n)):
-                    now = reference_step(cell.kind, p, sequence[t], *now)
+                    now = reference_step(cell.kind, p, sequence[t], now, put(k, t))
                     hs[t] = now[0]
                 columns.append(hs)
                 final.append(now)

@@ -117,12 +117,20 @@ def test_seq2seq_as_onnx_one_step_at_a_time(exported):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["slstm"])
-def test_kinds_without_an_operator_as_onnx(exported, kind):
-    model, run = exported("charlm", "cell=fused", f"cell.kind={kind}", "cell.num_layers=2")
+@pytest.mark.parametrize(
+    ("kind", "backend", "layers", "more"),
+    [
+        ("slstm", "fused", 2, []),
+        ("mingru", "scratch", 1, []),
+        ("mogrifier", "fused", 1, ["cell.rank=2", "cell.rounds=3"]),
+    ],
+)
+def test_kinds_without_an_operator_as_onnx(exported, kind, backend, layers, more):
+    cell = [f"cell={backend}", f"cell.kind={kind}", f"cell.num_layers={layers}", *more]
+    model, run = exported("charlm", *cell)
     for B, T in SIZES:
         ids = torch.randint(len(model.vocabulary), (B, T))
-        state = random_state(kind, 2, B, 8)
+        state = random_state(kind, layers, B, 8)
         names = KINDS[kind].state._fields
         logits, after = model(ids, state)
         expected = {"logits": logits} | {f"next_{name}": s for name, s in after._asdict().items()}

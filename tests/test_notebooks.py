@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from cell_reference import build_cell, random_state
 from conftest import SMALL
+from lstmlab.cells import KINDS
 from lstmlab.config import PROJECT
 from lstmlab.runs.train import train
 
 keys = pytest.importorskip("selenium.webdriver.common.keys", reason="selenium is not installed")
+ui = pytest.importorskip("selenium.webdriver.support.ui", reason="selenium is not installed")
 pytest.importorskip("marimo", reason="marimo is not installed (pip install -e '.[notebooks]')")
 NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.py"))
 
@@ -111,45 +113,31 @@ def errors(browser: Any) -> list:
     return [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-@pytest.mark.parametrize("preset", range(5))
-def test_cell_explorer_computes_an_lstm_cell(preset):
-    explorer = load("cell_explorer")
-    W = list(explorer.PRESETS.values())[preset]
-    cell = nn.LSTMCell(1, 1, dtype=torch.float64)
-    parameters: Any = list(zip(*(W[gate] for gate in "ifgo"), strict=True))  # W_h, W_x, b
-    with torch.no_grad():
-        cell.weight_hh[:, 0], cell.weight_ih[:, 0], cell.bias_ih[:] = map(torch.tensor, parameters)
-        cell.bias_hh.zero_()
-        x, h, C = torch.tensor([[[0.7]], [[-0.3]], [[1.9]]], dtype=torch.float64)
-        h_after, C_after = cell(x, (h, C))
-    v = explorer.compute_step(0.7, -0.3, 1.9, W)
-    assert v["h"] == pytest.approx(h_after.item(), abs=1e-12)
-    assert v["C"] == pytest.approx(C_after.item(), abs=1e-12)
+@pytest.mark.parametrize("kind", KINDS)
+def test_cell_explorer_shows_the_gates_and_states_of_a_trace(kind):
+    torch.manual_seed(0)
+    cell = build_cell("scratch", 1, 2, kind=kind, init="torch")
+    x, state = torch.randn(5, 1), random_state(kind, 2)
+    lines = load("cell_explorer").run_lines(cell, x, state)
+    _, _, trace = cell.trace(x[None], [member[None, None] for member in state])
+    found = {symbol: torch.stack(values) for symbol, _, values in lines if values}
+    for symbol, expected in trace.items():
+        torch.testing.assert_close(found[symbol], expected[0, 0, 0], rtol=0, atol=0)
+    assert lines[-1][1].startswith("h = ")
 
 
 def test_cell_explorer_in_a_browser(page):
-    explorer = load("cell_explorer")
     browser = page("cell_explorer")
 
-    def shown(x: float, h: float, C: float) -> bool:
-        v = explorer.compute_step(x, h, C, explorer.PRESETS["a bit of everything"])
-        keys = ("f", "i", "g", "o", "C", "h")
-        found = [text(browser, f".cell [data-value={key}]") for key in keys]
-        return found == [explorer.format_number(v[key]) for key in keys]
-
-    until(lambda: shown(1.0, 0.5, 1.0))
-    until(lambda: len(controls(browser, "slider", "[role=slider]")) == 15)
-    controls(browser, "slider", "[role=slider]")[0].send_keys(keys.Keys.ARROW_RIGHT)
-    until(lambda: shown(1.1, 0.5, 1.0))
-
-    assert "h = o * tanh(c)" in words(browser)  # shown until another step is clicked
-    [forget] = [b for b in controls(browser, "button", "button") if "forget gate" in b.text]
-    forget.click()
-    until(lambda: "f = sigmoid(linear(hx, self.W_f, self.b_f))" in words(browser))
-    [again] = [b for b in controls(browser, "button", "button") if "next time step" in b.text]
-    before = explorer.compute_step(1.1, 0.5, 1.0, explorer.PRESETS["a bit of everything"])
-    again.click()
-    until(lambda: text(browser, ".cell [data-value=C0]") == f"{before['C']:.2f}")
+    until(lambda: "h = o * tanh(c)" in text(browser, ".lines"))
+    [first] = controls(browser, "matrix", "[data-testid=matrix-cell-0-0]")[:1]
+    assert "x1.0000.000" in text(browser, ".lines")
+    first.send_keys(keys.Keys.ARROW_RIGHT)
+    until(lambda: "x1.1000.000" in text(browser, ".lines"))
+    ui.Select(controls(browser, "dropdown", "select")[0]).select_by_visible_text("slstm")
+    until(lambda: "n = f * n + i" in text(browser, ".lines"))
+    until(lambda: len(controls(browser, "matrix", "table")) == 6)
+    assert "Beck et al. 2024" in words(browser)
     assert errors(browser) == []
 
 

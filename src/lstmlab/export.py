@@ -87,7 +87,7 @@ def build_onnx_file(model: Task, graph: Graph, metadata: dict[str, str]) -> byte
     inputs, axes = zip(*graph.inputs.values(), strict=True)
     shapes = tuple({k: DIMS[axis] for k, axis in enumerate(names) if axis in DIMS} for names in axes)
     # Without the patch PyTorch takes sizes for one that are only equal here, as B and the number of layers.
-    with warnings.catch_warnings(), symbolic_shapes.patch(use_duck_shape=False):
+    with warnings.catch_warnings(), symbolic_shapes.patch(use_duck_shape=False), torch.no_grad():
         # torch.onnx warns about its own code
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lstmlab.benchmarks import cells, ladder
+from lstmlab.benchmarks import cells, kinds, ladder
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -49,6 +49,14 @@ def test_peak_memory_sees_what_backward_keeps():
     """scratch keeps at least 5 gates and states of 64 × 32 × 256 floats, each 2 MB."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # memory freed here would hide it
         assert pool.apply(cells.measure_peak_memory, ((64, 32, 16, 256), {"backend": "scratch"})) > 10
+
+
+def test_each_newer_kind_is_timed_against_its_contenders(monkeypatch):
+    monkeypatch.setattr(kinds, "LINEAR", (3, 8, 6, 6))
+    monkeypatch.setattr(kinds, "STEPWISE", [(3, 4, 5, 8)])
+    found = {section.subject: list(section.rows[0].medians)[:2] for section in kinds.measure_kinds(rounds=1)}
+    linear = {kind: [kind, "nn.GRU"] for kind in ("mingru", "minlstm")}
+    assert found == linear | {kind: [kind, "lstm"] for kind in ("slstm", "mogrifier")}
 
 
 def test_each_rung_of_the_ladder_computes_the_same(monkeypatch):

@@ -76,6 +76,23 @@ def test_an_interrupted_run_ends_the_same(name, more, task, stop):
     assert_same_end(interrupted, whole)
 
 
+@pytest.mark.parametrize("kind", ["mogrifier", "mingru", "minlstm", "slstm"])
+def test_a_run_interrupted_within_an_epoch_continues_with_the_state_of_its_kind(kind, task, stop):
+    more = [
+        f"cell.kind={kind}",
+        "cell.weight_drop=0",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=6",
+    ]
+    whole, interrupted = task("charlm", *more), task("charlm", *more)
+    train(whole)
+    stop("on_train_batch_end", 4)
+    with pytest.raises(SystemExit):
+        train(interrupted)
+    resume(interrupted)
+    assert_same_end(interrupted, whole)
+
+
 def test_early_stopping_continues_counting(task, stop):
     limits = ["callbacks.early_stopping.patience=3", "optimizer.lr=1e-30", "trainer.max_epochs=9"]
     whole, interrupted = task("copytask", *limits), task("copytask", *limits)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from cell_reference import build_cell
 from lstmlab import cells
-from lstmlab.cells import BACKENDS
+from lstmlab.cells import BACKENDS, KINDS
 
 F64 = torch.float64
 I, H = 3, 5
@@ -223,10 +223,46 @@ def test_methods_of_torch(backend, kind):
     assert_close(copy.deepcopy(ours)(x), ours(x))
 
 
+README = (Path(cells.build_cell.__code__.co_filename).parent / "README.md").read_text(encoding="utf-8")
+
+
+def read_shapes(text: str, **sizes: int) -> dict[str, tuple[int, ...]]:
+    """Of "`weight_ih` (4H, I)" and the like: the shapes by name."""
+    found = re.findall(r"((?:`\w+`, )*`\w+`) (\([^)]+\))", text)
+    shapes = {names: eval(re.sub(r"(\d)H", r"\1 * H", shape), sizes) for names, shape in found}
+    return {name: shape for names, shape in shapes.items() for name in re.findall(r"\w+", names)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_parameters_are_those_of_the_readme(kind):
+    """Names, shapes and gates, in each layer and direction; then those with the row's option."""
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+ \| .*) \|$", README, re.MULTILINE))
+    gates, _, text = rows[kind].partition(" | ")
+    assert gates == ", ".join(KINDS[kind].gates)
+    if text.startswith("those of `lstm`"):
+        text = rows["lstm"].partition("with `")[0] + text
+    always, _, sometimes = text.partition("with `")
+    sizes = {"H": 8, "P": 5, "k": 2, "heads": 4}
+    options: dict[str, Any] = {"kind": kind, "num_layers": 2, "bidirectional": True}
+    if kind == "mogrifier":
+        options["rounds"] = 3
+    cell = cells.build_cell("fused", 3, 8, **options)
+    expected = {
+        f"{name}_{layer}": shape
+        for layer, I in (("l0", 3), ("l0_reverse", 3), ("l1", 16), ("l1_reverse", 16))
+        for name, shape in read_shapes(always, I=I, **sizes).items()
+    }
+    assert {name: tuple(p.shape) for name, p in cell.named_parameters()} == expected
+    if sometimes:
+        option, letter = sometimes.partition("`")[0].split("=")
+        found = cells.build_cell("fused", 3, 8, **options, **{option: sizes[letter]}).state_dict()
+        shapes = read_shapes(sometimes, I=3, **sizes)
+        assert shapes == {name: tuple(found[f"{name}_l0"].shape) for name in shapes} != {}
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_examples_of_the_readme(number):
-    readme = (Path(cells.build_cell.__code__.co_filename).parent / "README.md").read_text(encoding="utf-8")
-    examples = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(examples) == 2
     exec(examples[number], {})
 

@@ -1,9 +1,13 @@
-"""The kinds of 2020 and later: against public implementations, at extreme gates, and what they refuse."""
+"""Against public implementations; the kinds of 2020 and later at extreme gates, and what they refuse."""
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.testing import assert_close
 
 from cell_reference import random_state, reference
@@ -12,10 +16,18 @@ from lstmlab.cells.library import load_kernel
 
 F64 = torch.float64
 MIN = ["mingru", "minlstm"]
+backends = pytest.mark.parametrize("backend", ["scratch", "fused"])
 
 
+def with_gradients(results: Any, leaves: Iterable[Tensor]) -> list[Tensor]:
+    """Output, state, and the gradient of each leaf."""
+    output, state = results
+    loss = output.sin().sum() + sum(s.cos().sum() for s in state)
+    return [output, *state, *torch.autograd.grad(loss, list(leaves))]
+
+
+@backends
 @pytest.mark.parametrize("kind", MIN)
-@pytest.mark.parametrize("backend", ["scratch", "fused"])
 @pytest.mark.parametrize("T", [1, 40])
 def test_min_kinds_are_those_of_the_public_package(kind, backend, T):
     """Its scan is in log space, so it takes no negative state."""
@@ -25,17 +37,78 @@ def test_min_kinds_are_those_of_the_public_package(kind, backend, T):
 
     torch.manual_seed(0)
     theirs = (minGRU(16) if kind == "mingru" else minLSTM(16)).double()
-    weight = theirs.to_hidden_and_gate if kind == "mingru" else theirs.to_hidden_and_f_i_gate
-    ours = build_cell(backend, 16, 16, kind=kind, bias=False).double()
-    g, *gates = weight.weight.detach().chunk(2 if kind == "mingru" else 3)
-    ours.weight_ih_l0.data = torch.cat([*reversed(gates), g])
+    [weight] = theirs.parameters()
+    cell = build_cell(backend, 16, 16, kind=kind, bias=False).double()
+    g, *gates = weight.chunk(2 if kind == "mingru" else 3)
     x = torch.randn(3, T, 16, dtype=F64, requires_grad=True)
     h = torch.rand(3, 1, 16, dtype=F64) if kind == "mingru" else None  # its minLSTM changes a given state
-    expected = theirs(x, h)
-    output, _ = ours(x, None if h is None else h.transpose(0, 1))
-    assert_close(output, expected)
-    found, wanted = (torch.autograd.grad(y.square().sum(), x)[0] for y in (output, expected))
-    assert_close(found, wanted)
+    weights = {"weight_ih_l0": torch.cat([*reversed(gates), g])}
+    output, _ = functional_call(cell, weights, (x, None if h is None else h.transpose(0, 1)))
+    expected = with_gradients((theirs(x, h), ()), (x, weight))
+    assert_close(with_gradients((output, ()), (x, weight)), expected)
+
+
+@backends
+def test_slstm_is_that_of_its_authors(backend):
+    """The plain loop of their package."""
+    pytest.importorskip("xlstm", reason="xlstm is not installed")
+    from xlstm.blocks.slstm.src.vanilla import slstm_forward
+    from xlstm.blocks.slstm.src.vanilla.slstm import slstm_forward_pointwise
+
+    torch.manual_seed(0)
+    cell: Any = build_cell(backend, 5, 12, kind="slstm", heads=3, init="torch").double()
+    x, start = torch.randn(4, 9, 5, dtype=F64, requires_grad=True), torch.zeros(4, 4, 12, dtype=F64)
+    products, bias = (x @ cell.weight_ih_l0.T).transpose(0, 1), cell.bias_ih_l0 + cell.bias_hh_l0
+    heads = cell.weight_hh_l0.unflatten(0, (4, 3, 4)).transpose(0, 1).flatten(1, 2)  # (heads, 4 gates · 4, 4)
+    states, final, _ = slstm_forward(products, start, heads, bias, slstm_forward_pointwise)
+    leaves = (x, *cell.parameters())
+    expected = with_gradients((states[0, 1:].transpose(0, 1), final.unsqueeze(1)), leaves)
+    assert_close(with_gradients(cell(x), leaves), expected)
+
+
+@backends
+@pytest.mark.parametrize("rank", [None, 2])
+def test_mogrifier_is_an_lstm_behind_that_of_the_public_package(backend, rank):
+    """Which has the same two matrices in all rounds."""
+    mogrifier = pytest.importorskip("mogrifier", reason="mogrifier is not installed")
+    torch.manual_seed(0)
+    theirs = mogrifier.Mogrifier(3, iters=5, factorize_k=rank, dim_hidden=7).double()
+    lstm = nn.LSTMCell(3, 7, dtype=F64)
+    cell = build_cell(backend, 3, 7, kind="mogrifier", rounds=5, rank=rank).double()
+    weights: dict[str, Tensor] = {f"{name}_l0": weight for name, weight in lstm.named_parameters()}
+    for name, part in (("weight_q", theirs.Q), ("weight_r", theirs.R)):
+        factors = [module for module in part.modules() if isinstance(module, nn.Linear)]
+        for factor in factors:
+            nn.init.zeros_(factor.bias)  # ours has none
+        own = [key for key, _ in cell.named_parameters() if key.startswith(name)]
+        weights |= {key: factors[0 if "right" in key else -1].weight for key in own}
+    x, h, c = torch.randn(4, 6, 3, dtype=F64), *torch.randn(2, 4, 7, dtype=F64)
+    found = functional_call(cell, weights, (x, (h[None], c[None])))
+    outputs = []
+    for x_t in x.unbind(1):
+        x_t, h = theirs(x_t, h)
+        h, c = lstm(x_t, (h, c))
+        outputs.append(h)
+    leaves = {id(weight): weight for weight in weights.values()}.values()
+    expected = with_gradients((torch.stack(outputs, 1), (h[None], c[None])), leaves)
+    assert_close(with_gradients(found, leaves), expected)
+
+
+@backends
+def test_peephole_is_that_of_torchrecurrent(backend):
+    public = pytest.importorskip("torchrecurrent", reason="torchrecurrent is not installed")
+    torch.manual_seed(0)
+    theirs = public.PeepholeLSTM(3, 5, batch_first=True).double()
+    weights: dict[str, Tensor] = {
+        f"{name.split('.')[-1]}_l0": weight for name, weight in theirs.named_parameters()
+    }
+    own = zip(("i", "f", "o"), weights.pop("weight_ph_l0").chunk(3), strict=True)
+    weights |= {f"weight_c{gate}_l0": weight for gate, weight in own}
+    cell = build_cell(backend, 3, 5, kind="peephole").double()
+    x, state = torch.randn(4, 6, 3, dtype=F64), torch.randn(2, 1, 4, 5, dtype=F64).unbind()
+    found = functional_call(cell, weights, (x, state))
+    expected = with_gradients(theirs(x, state), theirs.parameters())
+    assert_close(with_gradients(found, theirs.parameters()), expected)
 
 
 @pytest.mark.parametrize("kind", MIN)
@@ -82,27 +155,6 @@ def test_what_needs_recurrent_weights_is_refused(kind):
         build_cell("fused", 3, 4, kind=kind, weight_drop=0.1)
     names = [name for name, _ in build_cell("fused", 3, 4, kind=kind).named_parameters()]
     assert names == ["weight_ih_l0", "bias_ih_l0"]
-
-
-@pytest.mark.parametrize("backend", ["scratch", "fused"])
-def test_slstm_is_that_of_its_authors(backend):
-    pytest.importorskip("xlstm", reason="xlstm is not installed")
-    from xlstm.blocks.slstm.src.vanilla.slstm import slstm_forward_pointwise
-
-    torch.manual_seed(0)
-    cell: Any = build_cell(backend, 5, 12, kind="slstm", heads=3, init="torch").double()
-    x = torch.randn(4, 9, 5, dtype=F64)
-    blocks = cell.weight_hh_l0.unflatten(0, (4, 3, 4))  # (gate, head, 4, 4)
-    state, outputs = torch.zeros(4, 4, 12, dtype=F64), []
-    for t in range(9):
-        heads = state[0].unflatten(-1, (3, 4))
-        recurrent = torch.einsum("bkd,gked->bgke", heads, blocks).flatten(1)
-        bias = cell.bias_ih_l0 + cell.bias_hh_l0
-        state, _ = slstm_forward_pointwise(x[:, t] @ cell.weight_ih_l0.T, recurrent, bias, state, {})
-        outputs.append(state[0])
-    output, final = cell(x)
-    assert_close(output, torch.stack(outputs, 1))
-    assert_close([s[0] for s in final], list(state))
 
 
 SLSTMS = [{"backend": "scratch"}, {"backend": "fused"}, {"backend": "fused", "engine": "plain"}]
@@ -156,10 +208,9 @@ def test_rounds_and_ranks_of_the_mogrifier(options, lengths, T):
     lengths = lengths and [min(n, T) for n in lengths]
     cell = build_cell("fused", 3, 7, kind="mogrifier", init="torch", num_layers=2, **options).double()
     x, state = torch.randn(4, T, 3, dtype=F64), random_state("mogrifier", 2, 4, 7, dtype=F64)
-    results = []
-    for output, final in (cell(x, state, lengths), reference(cell, x, state, lengths)):
-        loss = output.sin().sum() + sum(s.cos().sum() for s in final)
-        results.append([output, *final, *torch.autograd.grad(loss, list(cell.parameters()))])
+    results = [
+        with_gradients(run(x, state, lengths), cell.parameters()) for run in (cell, partial(reference, cell))
+    ]
     assert_close(*results)
     with torch.no_grad():
         assert_close(cell(x, state, lengths)[0], results[0][0])

@@ -187,7 +187,7 @@ def test_weights_are_found_by_name_as_in_torch(backend, kind, change):
     assert_close(*gradients)
 
 
-@pytest.mark.parametrize("kind", ["peephole", "layernorm"])
+@pytest.mark.parametrize("kind", ["peephole", "layernorm", "mogrifier", "slstm"])
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 def test_weights_are_found_by_name_in_our_own_kinds(kind, change):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import SMALL, ask
-from lstmlab.cells import BACKENDS
+from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
 from lstmlab.models.copytask import CopyTask
@@ -123,14 +123,13 @@ def test_metrics_are_named_after_their_delay(config, delay, test_delay, suffixes
     assert names == {f"test/sequence_accuracy{suffix}" for suffix in suffixes}
 
 
-@pytest.mark.parametrize("kind", ["lstm", "rnn", "gru"])
+@pytest.mark.parametrize("kind", ["lstm", "rnn", "mogrifier", "mingru"])
 def test_the_backends_agree_on_a_checkpoint(config, kind):
     settings = config(*TINY, "data.test_delay=[4,9]", f"cell.kind={kind}")
     metrics = train(settings)
-    for backend in BACKENDS:
-        if kind in BACKENDS[backend]:
-            again = evaluate(ask(settings.run_dir, backend))
-            assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
+    for backend in KINDS[kind].backends:
+        again = evaluate(ask(settings.run_dir, backend))
+        assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
 
 
 def test_evaluation_at_other_delays(config):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import SMALL, Times, ask
-from lstmlab.cells import BACKENDS
+from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
 from lstmlab.data.sentiment import SentimentBatch, encode_reviews
@@ -142,15 +142,14 @@ def test_metrics_against_sklearn(config, small, pooling):
         assert measured == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "rnn", "gru"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "minlstm", "slstm"])
 def test_the_backends_agree_on_a_checkpoint(config, small, kind):
     settings = config(*small, f"cell.kind={kind}")
     metrics = train(settings)
-    for backend in BACKENDS:
-        if kind in BACKENDS[backend]:
-            again = evaluate(ask(settings.run_dir, backend, cache=settings.data.cache))
-            assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
-            assert "test/auroc" in again and "val/f1" in again
+    for backend in KINDS[kind].backends:
+        again = evaluate(ask(settings.run_dir, backend, cache=settings.data.cache))
+        assert again == pytest.approx({name: metrics[name] for name in again}, abs=1e-5)
+        assert "test/auroc" in again and "val/f1" in again
 
 
 def test_word_dropout_leaves_out_a_share_of_the_words(config, small):

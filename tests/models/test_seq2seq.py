@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import SMALL, Times, ask
+from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
 from lstmlab.data.translation import TranslationBatch, encode_sources
@@ -51,6 +52,8 @@ VARIANTS = [
     ["model.attention=general", "cell=scratch", "cell.kind=peephole", "cell.bidirectional=false"],
     ["model.attention=none", "cell.kind=rnn", "model.input_feeding=true", "model.tie_weights=none"],
     ["model.attention=general", "cell=fused", "cell.num_layers=3"],
+    ["model.attention=dot", "cell=fused", "cell.kind=slstm", "model.input_feeding=true"],
+    ["model.attention=additive", "cell=scratch", "cell.kind=minlstm", "cell.num_layers=2"],
 ]
 
 
@@ -134,6 +137,17 @@ def test_against_the_equations_step_by_step(build, input_feeding):
             torch.testing.assert_close(logits[b, t], 2 * tied @ readout + model.projection.bias)
 
 
+@torch.no_grad()
+def test_an_slstm_passes_on_its_memory_c_over_n(build):
+    """The decoder begins with n = 1 and m = 0."""
+    model, batch = build("cell.kind=slstm"), make_batch()
+    _, final = model.encoder(model.embed_ids(batch.source), lengths=SOURCE_LENGTHS)
+    _, first = model.encode(batch.source, SOURCE_LENGTHS)
+    forward, backward = final.c / final.n
+    torch.testing.assert_close(first.c[0], torch.tanh(model.bridge[1](torch.cat([forward, backward], 1))))
+    assert first.n.eq(1).all() and first.m.eq(0).all()
+
+
 @pytest.mark.parametrize("overrides", VARIANTS, ids=lambda v: ",".join(v))
 @torch.no_grad()
 def test_greedy_search_takes_the_most_probable_token(build, overrides):
@@ -170,22 +184,18 @@ def test_a_wide_beam_finds_the_most_probable_sentence(build, overrides):
         assert not expected[found.size(1) :].any()
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_backends_agree(build, kind):
     """One checkpoint, every backend: the same loss, gradients and translations."""
     batch, results = make_batch(), {}
-    for backend in ("torch", "scratch", "fused"):
-        try:
-            model = build(f"cell={backend}", f"cell.kind={kind}", "cell.num_layers=2")
-        except ValueError:
-            assert (backend, kind) not in [("fused", "lstm")]
-            continue
+    for backend in KINDS[kind].backends:
+        model = build(f"cell={backend}", f"cell.kind={kind}", "cell.num_layers=2")
         loss = model.loss(batch, 0.1)
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
         tokens = model.search(batch.source, SOURCE_LENGTHS, 3)
         results[backend] = (loss, gradients, tokens)
-        torch.testing.assert_close(results[backend], results["torch"])
+        torch.testing.assert_close(results[backend], results["scratch"])
 
 
 class Masks(nn.Module):
