@@ -1,6 +1,7 @@
 """Changes act where the equation has the symbol: against hand-written loops with that line replaced."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,75 +21,84 @@ from lstmlab.analysis.interventions import (
     patch_from,
     scale,
 )
-from lstmlab.cells import BACKENDS, KINDS
+from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 from lstmlab.config import PROJECT
 
 F64 = torch.float64
 
 
-def run_by_hand(cell: Any, x: Tensor, number: int, symbol: str, units: list[int], change: Any) -> Tensor:
-    """The output for one row x (T, I), with one change."""
+class Model(torch.nn.Module):
+    """A bidirectional cell of two layers, with weights large enough that each step matters."""
 
-    def put(k: int, t: int) -> Any:
+    def __init__(self, kind: str):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = build_cell("scratch", 3, 6, kind=kind, num_layers=2, bidirectional=True).double()
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def run_by_hand(cell: Any, x: Tensor, number: int, symbol: str, by_hand: Callable) -> tuple:
+    """Output and final state of plain loops, with `by_hand(values, t)` for units 4 and 1 of one symbol."""
+
+    def put(k: int, t: int) -> Callable[[str, Tensor], Tensor]:
         def at(name: str, value: Tensor) -> Tensor:
             if (k, name) == (number, symbol):
                 value = value.clone()
-                value[units] = change(value[units], t)
+                value[[4, 1]] = by_hand(value[[4, 1]], t)
             return value
 
         return at
 
-    members = len(KINDS[cell.kind].state._fields)
-    state = torch.zeros(members, len(cell._shapes), 1, cell.hidden_size, dtype=F64)
-    return reference(cell, x[None], state, put=put)[0][0]
+    zeros = torch.zeros(len(KINDS[cell.kind].state._fields), 4, 1, 6, dtype=F64)
+    output, state = reference(cell, x, list(zeros), put=put)
+    return output, *state
 
 
-class Model(torch.nn.Module):
-    def __init__(self, cell: torch.nn.Module):
-        super().__init__()
-        self.cell = cell
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_clamp_at_any_point_is_that_line_replaced(kind):
+    model: Any = Model(kind)
+    x = torch.randn(1, 4, 3, dtype=F64)
+    plain, state = model.cell(x)
+    assert_close((plain, *state), run_by_hand(model.cell, x, 0, "", lambda v, t: v), rtol=0, atol=1e-12)
+    with intervene(model, {}, record=True) as cache:
+        assert_close(model.cell(x)[0], plain, rtol=0, atol=1e-12)
+    traced = model.cell.trace(x)[2]
+    for point, (_, number, symbol) in list_points(model).items():
+        assert_close(cache[point], traced[symbol][number // 2, number % 2], rtol=0, atol=0)
+        with intervene(model, {f"{point}[4,1]": clamp(0.7, steps=range(1, 4))}):
+            changed, after = model.cell(x)
+        expected = run_by_hand(model.cell, x, number, symbol, lambda v, t: 0 * v + 0.7 if t else v)
+        assert_close((changed, *after), expected, rtol=0, atol=1e-12)
+        # Whatever m is, c and n are scaled alike
+        assert ((changed - plain).abs().max() > 1e-3) == (symbol != "m"), point
+    assert len(cache) == 4 * len({*KINDS[kind].gates, *KINDS[kind].state._fields})
+    assert torch.equal(model.cell(x)[0], plain)  # nothing is left behind
 
 
-POINTS = [
-    (kind, number, symbol)
-    for kind in BACKENDS["scratch"]
-    for number in (1, 2)  # backwards in the first layer, forwards in the second
-    for symbol in dict.fromkeys((*KINDS[kind].gates, *KINDS[kind].state._fields))
-]
-
-
-@pytest.mark.parametrize(("kind", "number", "symbol"), POINTS)
-def test_a_change_at_any_point_is_that_line_replaced(kind, number, symbol):
-    torch.manual_seed(0)
-    cell: Any = build_cell("scratch", 3, 5, kind=kind, num_layers=2, bidirectional=True).double()
-    with torch.no_grad():
-        for parameter in cell.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model: Any = Model(cell)
-    x = torch.randn(6, 3, dtype=F64)
-    point = f"layer{number // 2}.{'reverse.' if number % 2 else ''}{symbol}"
-    with torch.no_grad():
-        plain, _ = cell(x[None])
-        with intervene(model, {}, record=True) as cache:
-            assert_close(cell(x[None])[0], plain, rtol=0, atol=1e-12)
-        assert_close(plain[0], run_by_hand(cell, x, 0, "", [], None), rtol=0, atol=1e-12)
-        for change, by_hand in (
-            (clamp(0.7), lambda v, t: torch.full_like(v, 0.7)),
-            (scale(0.5, steps=[1, 4]), lambda v, t: 0.5 * v if t in (1, 4) else v),
-            (add(-0.2, steps=range(3)), lambda v, t: v - 0.2 if t < 3 else v),
-            (ablate(), lambda v, t: 0 * v),
-            (ablate(cache[point][:, :, [4, 1]]), lambda v, t: cache[point][0, :, [4, 1]].mean(0)),
-            (patch_from(cache[point].flip(1)[:, :, [4, 1]]), lambda v, t: cache[point][0, 5 - t, [4, 1]]),
-        ):
-            with intervene(model, {f"{point}[4,1]": change}):
-                changed, _ = cell(x[None])
-            expected = run_by_hand(cell, x, number, symbol, [4, 1], by_hand)
-            # Where i or n of an sLSTM is 0 from the start, its c / n is 0 / 0
-            assert_close(changed[0], expected, rtol=0, atol=1e-12, equal_nan=kind == "slstm")
-            assert not torch.equal(changed, plain)
-        assert torch.equal(cell(x[None])[0], plain)  # nothing is left behind
-        assert_close(cache[point], cell.trace(x[None])[2][symbol][number // 2, number % 2], rtol=0, atol=0)
+@pytest.mark.parametrize(("number", "point"), [(1, "layer0.reverse.c"), (2, "layer1.f")])
+@torch.no_grad()
+def test_each_change_is_what_it_says(number, point):
+    model: Any = Model("peephole")
+    x = torch.randn(1, 5, 3, dtype=F64)
+    with intervene(model, {}, record=True) as cache:
+        model.cell(x)
+    seen = cache[point][0][:, [4, 1]]  # (T, 2)
+    for change, by_hand in (
+        (clamp(0.7), lambda v, t: torch.full_like(v, 0.7)),
+        (scale(0.5, steps=[1, 4]), lambda v, t: 0.5 * v if t in (1, 4) else v),
+        (add(-0.2, steps=range(3)), lambda v, t: v - 0.2 if t < 3 else v),
+        (ablate(), lambda v, t: 0 * v),
+        (ablate(seen[None]), lambda v, t: seen.mean(0)),
+        (patch_from(seen.flip(0)[None]), lambda v, t: seen[4 - t]),
+    ):
+        with intervene(model, {f"{point}[4,1]": change}):
+            changed, _ = model.cell(x)
+        assert_close(changed, run_by_hand(model.cell, x, number, point[-1], by_hand)[0], rtol=0, atol=1e-12)
+        assert not torch.equal(changed, model.cell(x)[0])
 
 
 def test_steps_are_counted_while_writing(trained):

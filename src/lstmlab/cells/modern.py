@@ -79,7 +79,7 @@ class MinLSTM:
     """Feng et al. 2024: as minGRU, with two gates that are normalised, so that i + f = 1.
 
     f = σ(log σ(W_f·x + b_f) − log σ(W_i·x + b_i))
-    i = 1 − f
+    i = σ(log σ(W_i·x + b_i) − log σ(W_f·x + b_f))
     g = G(W_g·x + b_g), where G(a) = a + 0.5 for a ≥ 0, else σ(a)
     h' = f ⊙ h + i ⊙ g
     """
