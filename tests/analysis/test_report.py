@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import SMALL
-from lstmlab.analysis import plots, report
+from lstmlab.analysis import plots, sections
 from lstmlab.analysis.gates import Saturation
 from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_flows
 from lstmlab.analysis.probes import find_units
@@ -58,17 +58,17 @@ def cells(table: str) -> list[list[str]]:
 
 def test_memory_is_tabulated():
     steps = torch.stack([torch.arange(11.0), torch.arange(110.0, -1, -11)])[:, None]  # (2, 1, 11)
-    assert cells(report.report_memory(steps, "f")) == [
+    assert cells(sections.report_memory(steps, "f")) == [
         ["layer 0", "1", "5", "9", "10 (unit 10), 9 (unit 9), 8 (unit 8)"],
         ["layer 1", "11", "55", "99", "110 (unit 0), 99 (unit 1), 88 (unit 2)"],
     ]
-    assert "ln 2 / |mean(ln z)|" in report.report_memory(steps, "z")
+    assert "ln 2 / |mean(ln z)|" in sections.report_memory(steps, "z")
 
 
 def test_saturation_is_tabulated():
     low, high = torch.tensor([[[0.25, 0.75]], [[0.0, 0.5]]]), torch.tensor([[[0.125, 0.125]], [[0.0, 1.0]]])
     found = {"i": Saturation(low, high), "f": Saturation(high, low)}
-    assert cells(report.report_saturation(found)) == [
+    assert cells(sections.report_saturation(found)) == [
         ["layer 0", "f", "12.5%", "50.0%"],
         ["layer 0", "i", "50.0%", "12.5%"],
         ["layer 1", "f", "50.0%", "25.0%"],
@@ -82,7 +82,7 @@ def test_forgetting_is_reported():
     kept = torch.tensor([0.25, 0.5, 0.75, 0.9, 0.1] * 4)[:, None].expand(20, 2).clone()
     kept[12] = torch.tensor([0.0, 0.125])
     f = torch.stack([kept, 1 - kept])[:, None]  # (2, 1, 20, 2)
-    first, second = report.report_forgetting(f, text).split("Layer 1 ")
+    first, second = sections.report_forgetting(f, text).split("Layer 1 ")
     assert first.splitlines()[2] == (
         "Layer 0 keeps least at '\\n' 0.10, 'a' 0.25, 'b' 0.50, 'c' 0.58, ' ' 0.90; "
         "most at ' ' 0.90, 'c' 0.58, 'b' 0.50, 'a' 0.25, '\\n' 0.10 (mean over the units)."
@@ -97,7 +97,7 @@ def test_gradient_flow_is_reported(trained, tmp_path):
     """Untrained cells, and the cell of the model on rows cut from the text."""
     model: Any = load_model(f"{trained('charlm')}/checkpoints/last.ckpt", "scratch")
     rows = model.read_text("line 1: é 5\n" * 40)
-    text = report.report_gradient_flow(model, rows, tmp_path)
+    text = sections.report_gradient_flow(model, rows, tmp_path)
     flows = measure_initial_flows(100)
     flows["trained"] = measure_gradient_flow(
         model.cell, model.embedding(rows.ids.view(4, 120)[:, :100]).detach()
@@ -117,7 +117,7 @@ def test_gradient_flow_is_reported(trained, tmp_path):
 def test_units_and_probes_are_reported(trained, tmp_path):
     model: Any = load_model(f"{trained('charlm')}/checkpoints/last.ckpt", "scratch")
     rows, _ = load_validation_rows(model, {}, 400)
-    text = report.report_units(model, rows, " A note.", "english", tmp_path)
+    text = sections.report_units(model, rows, " A note.", "english", tmp_path)
     results = find_units(trace(model, rows, "ch"), english("".join(model.token_texts(rows))))
     assert text.startswith(
         f"## What the units know\n\n{rows.lengths.sum()} steps of validation data. A note. r is "

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import SMALL, ask
-from lstmlab.analysis.report import report_writing
+from lstmlab.analysis.sections import report_writing
 from lstmlab.analysis.traces import load_validation_rows
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
