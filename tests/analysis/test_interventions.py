@@ -1,5 +1,6 @@
 """Changes act where the equation has the symbol: against hand-written loops with that line replaced."""
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -114,6 +115,101 @@ def test_steps_are_counted_while_writing(trained):
         "".join(inner.sample("line", 12, temperature=0))
     assert cache["layer0.h"].shape[1] == 15 and cache["layer0.h"][0, 9].eq(3).all()
     assert not cache["layer0.h"][0, 8].eq(3).any()
+
+
+@pytest.fixture
+def translator(trained) -> Callable[[str], Any]:
+    """translator("true"): a small model with input feeding, and with weights that tell its sources apart."""
+
+    def load(feeding: str) -> Any:
+        model: Any = load_model(str(trained("seq2seq", f"model.input_feeding={feeding}")), "scratch").double()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.5 * torch.randn_like(parameter))
+        return model
+
+    return load
+
+
+@pytest.mark.parametrize("feeding", ["true", "false"])
+@torch.no_grad()
+def test_attention_is_a_point(translator, feeding, monkeypatch):
+    """In one call, in greedy search and in beam search, for two sources of different lengths."""
+    model = translator(feeding)
+    rows = model.read_text("1 May 2012\n29/11/1999 at the latest")
+    given = torch.arange(3, 15).view(2, 6)
+    run: dict[str, Callable] = {
+        "forward": lambda: model(rows.ids, rows.lengths, given)[0],
+        "greedy": lambda: model.search(rows.ids, rows.lengths),
+        "beam": lambda: model.search(rows.ids, rows.lengths, 3),
+    }
+    plain = {name: call() for name, call in run.items()}
+    with intervene(model, {}, record=True) as cache:
+        assert torch.equal(run["greedy"](), plain["greedy"])
+    α = cache["attention"]  # (2, T, S)
+    assert α.shape[::2] == rows.ids.shape
+    assert_close(α.sum(2), torch.ones(α.shape[:2], dtype=F64))
+    with intervene(model, {"attention": clamp(1.0)}, record=True) as ones:
+        run["greedy"]()
+    assert torch.equal(ones["attention"], rows.mask[:, None].expand_as(ones["attention"]).double())
+    known = range(α.size(1))
+    mean, other = α[:, :, [1, 2]].mean((0, 1)), α.roll(1, 2)
+
+    def put(units: list[int], value: Any) -> Callable:
+        return lambda v, t: v.index_copy(-1, torch.tensor(units), value(v[..., units], t))
+
+    everything = [*range(rows.ids.size(1))]
+    for point, change, by_hand in (
+        ("attention", clamp(0.0), put(everything, lambda v, t: 0 * v)),
+        ("attention[1]", clamp(0.7, steps=[1, 2]), put([1], lambda v, t: 0 * v + 0.7 if t in (1, 2) else v)),
+        ("attention[1:3]", ablate(α[:, :, 1:3]), put([1, 2], lambda v, t: mean.expand_as(v))),
+        (
+            "attention",
+            patch_from(other, steps=known),
+            put(everything, lambda v, t: other[:, t, None].expand_as(v) if t in known else v),
+        ),
+    ):
+        with intervene(model, {point: change}):
+            changed = {name: call() for name, call in run.items()}
+        for name, call in run.items():
+            at_once, t = name == "forward" and feeding == "false", itertools.count()
+
+            def attend(
+                query: Tensor, memory: Any, by_hand: Any = by_hand, at_once: Any = at_once, t: Any = t
+            ) -> Any:
+                scores = model.attention.score(query, memory.keys).masked_fill(
+                    ~memory.mask[:, None], -torch.inf
+                )
+                weights = scores.softmax(-1)  # (B, T or K, S)
+                parts = weights.split(1, 1) if at_once else [weights]
+                weights = torch.cat([by_hand(part, next(t)) for part in parts], 1) * memory.mask[:, None]
+                return weights @ memory.values, weights
+
+            with monkeypatch.context() as patch:
+                patch.setattr(model.attention, "forward", attend)
+                assert_close(changed[name], call(), rtol=0, atol=1e-10)
+        assert any(not torch.equal(changed[name], plain[name]) for name in ("greedy", "beam"))
+        assert not torch.equal(changed["forward"], plain["forward"])
+    with pytest.raises(
+        ValueError, match=r"'attention\[99\]' is out of range: the longest source has the tokens 0 to"
+    ):
+        with intervene(model, {"attention[99]": clamp(1.0)}):
+            run["greedy"]()
+
+
+def test_one_change_within_another_adds_to_it(trained):
+    model: Any = load_model(str(trained("charlm")), "scratch")
+    rows = model.read_text("line 12")
+    both = {"layer0.f": clamp(0.5), "layer0.h[0:4]": add(1.0)}
+    with torch.no_grad(), intervene(model, both):
+        expected = model.run(rows)
+    with torch.no_grad(), intervene(model, {"layer0.f": clamp(0.5)}):
+        alone = model.run(rows)
+        with intervene(model, {"layer0.h[0:4]": add(1.0)}, record=True) as cache:
+            assert torch.equal(model.run(rows), expected)
+        assert cache["layer0.f"].eq(0.5).all() and not torch.equal(alone, expected)
+        assert torch.equal(model.run(rows), alone)
 
 
 @pytest.mark.parametrize("name", ["charlm", "copytask", "sentiment", "seq2seq"])

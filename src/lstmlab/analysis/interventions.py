@@ -1,8 +1,9 @@
 """Changing a trained model while it runs: read, clamp, scale or replace any gate or state, at any step.
 
 Each has a name, a point: `layer0.f`, `layer1.c[174]` (one unit), `layer1.h[3,8]`, `layer0.reverse.c[0:10]`;
-in a translation model `encoder.layer0.f`, `decoder.layer0.c`. A change acts where the equation has that
-symbol, so that everything after it sees the change:
+in a translation model `encoder.layer0.f`, `decoder.layer0.c`, and `attention`: how much each step of the
+decoder attends to each token of the source, `attention[0]` being the first. A change acts where the equation
+has that symbol, so that everything after it sees the change:
 
     model = lstmlab.load(run)
     logits, cache = model.run_with_cache("def f(x):")
@@ -10,10 +11,12 @@ symbol, so that everything after it sees the change:
     written = model.sample("def f(x):", changes={"layer1.c[174]": clamp(2.0)})
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +24,14 @@ from torch import Tensor
 
 from lstmlab.cells import KINDS
 from lstmlab.cells.scratch import ScratchCell
+from lstmlab.models.attention import Attention
 from lstmlab.models.base import Task
 
-Cache = dict[str, Tensor]  # of each point (B, T, H): its values at all steps
+Cache = dict[str, Tensor]  # of each point (B, T, H): its values at all steps; of attention (B, T, S)
 Change = Callable[[Tensor, int], Tensor]  # values (B, units) at step t → other ones
-POINT = re.compile(r"(?P<array>(?:\w+\.)*layer\d+\.(?:reverse\.)?[a-z]+)(?:\[(?P<units>[\d:, ]+)\])?")
+POINT = re.compile(
+    r"(?P<array>attention|(?:\w+\.)*layer\d+\.(?:reverse\.)?[a-z]+)(?:\[(?P<units>[\d:, ]+)\])?"
+)
 
 
 def clamp(value: float, steps: Collection[int] | None = None) -> Change:
@@ -52,9 +58,10 @@ def ablate(mean: Tensor | None = None, steps: Collection[int] | None = None) -> 
 def patch_from(values: Tensor, steps: Collection[int] | None = None) -> Change:
     """Set to what the point was in another run: its values in that cache (B or 1, T, units).
 
-    Raises IndexError at a step that the cache does not have; `steps` may leave it out.
+    In beam search each hypothesis gets the values of its row. Raises IndexError at a step that the cache
+    does not have; `steps` may leave it out.
     """
-    return at(steps, lambda current, t: values[:, t].to(current).expand_as(current))
+    return at(steps, lambda now, t: values[:, t].to(now).repeat_interleave(len(now) // len(values), 0))
 
 
 def at(steps: Collection[int] | None, change: Change) -> Change:
@@ -62,40 +69,45 @@ def at(steps: Collection[int] | None, change: Change) -> Change:
 
 
 class Place(NamedTuple):
-    """Where a point is: cell, number of the layer and direction, symbol."""
+    """Where a point is: cell, number of the layer and direction, symbol; or the attention."""
 
-    cell: ScratchCell
+    module: ScratchCell | Attention
     number: int
     symbol: str
 
 
 def list_points(model: Task) -> dict[str, Place]:
-    """All gates and states of a model by name."""
+    """All gates and states of a model by name, and its attention if it has any."""
     places = {}
-    for path, cell in model.named_modules():
-        if isinstance(cell, ScratchCell):
-            kind, D = KINDS[cell.kind], cell._num_directions
-            for number in range(cell.num_layers * D):
+    for path, module in model.named_modules():
+        if isinstance(module, ScratchCell):
+            kind, D = KINDS[module.kind], module._num_directions
+            for number in range(module.num_layers * D):
                 layer = f"layer{number // D}." + ("reverse." if number % D else "")
                 prefix = "" if path == "cell" else f"{path}."
                 for symbol in dict.fromkeys((*kind.gates, *kind.state._fields)):
-                    places[f"{prefix}{layer}{symbol}"] = Place(cell, number, symbol)
+                    places[f"{prefix}{layer}{symbol}"] = Place(module, number, symbol)
+        elif isinstance(module, Attention) and module.context_size and hasattr(model, "decoder") and places:
+            places["attention"] = Place(module, 0, "attention")
     return places
 
 
 class CellHooks:
     """The changes in one cell, and what is recorded there. all_hooks: those of the whole model."""
 
-    def __init__(self, all_hooks: dict[ScratchCell, "CellHooks"]) -> None:
+    def __init__(self, all_hooks: dict[Any, "CellHooks"]) -> None:
         self.all_hooks = all_hooks
         self.changes: dict[tuple[int, str], list[tuple[Any, Change]]] = defaultdict(list)
         self.seen: dict[tuple[int, str], dict[int, Tensor]] = {}  # by step, of the places to record
         self.start = 0  # of the next call, whose steps follow those of the calls before
+        self.latest = 0  # how many steps the last call had
 
-    def __call__(self, number: int, t: int, symbol: str, value: Tensor) -> Tensor:
+    def __call__(self, number: int, t: int, symbol: str, value: Tensor, mask: Tensor | None = None) -> Tensor:
         for units, change in self.changes.get((number, symbol), ()):
             value = value.clone()
             value[:, units] = change(value[:, units], self.start + t)
+        if mask is not None:
+            value = value.masked_fill(~mask, 0)
         if (number, symbol) in self.seen:
             self.seen[number, symbol][self.start + t] = value
         return value
@@ -108,38 +120,72 @@ class CellHooks:
 
     def advance(self, steps: int) -> None:
         self.start += steps
+        self.latest = steps
+
+
+class AttentionHooks(CellHooks):
+    """The same for the attention of a decoder, which attends after each call of its cell."""
+
+    def __init__(self, all_hooks: dict[Any, CellHooks], decoder: Any) -> None:
+        super().__init__(all_hooks)
+        self.decoder = decoder
+
+    def __call__(self, weights: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """weights (B, T, S) at the T steps of the decoder's last call; after one step (B, K, S) of K
+        hypotheses. What is outside the mask (B, S) stays 0."""
+        if not self.changes and not self.seen:
+            return weights
+        decoder = self.all_hooks[self.decoder]
+        self.start = decoder.start - decoder.latest
+        S = weights.size(2)
+        for units, _ in self.changes[0, "attention"]:
+            if units != slice(None) and (last := max(units)) >= S:
+                raise ValueError(
+                    f"'attention[{last}]' is out of range: the longest source has the tokens 0 to {S - 1}"
+                )
+        rows = weights.unflatten(1, (decoder.latest, -1)).transpose(1, 2).flatten(0, 1)  # (B·K, T, S)
+        mask = mask.repeat_interleave(len(rows) // len(mask), 0)  # (B·K, S)
+        change = partial(super().__call__, 0, symbol="attention", mask=mask)
+        changed = torch.stack([change(t, value=row) for t, row in enumerate(rows.unbind(1))], 1)
+        return changed.unflatten(0, (len(weights), -1)).transpose(1, 2).reshape(weights.shape)
 
 
 @contextmanager
 def intervene(model: Task, changes: Mapping[str, Change], record: bool = False) -> Iterator[Cache]:
     """Within it, the model runs with the changes. With `record`, the cache holds its values afterwards.
 
+    One within another adds its changes to those of the outer one.
+
     Raises ValueError for a point that the model does not have, as without scratch cells, and for a unit out
-    of range.
+    of range; for a token of the source, as soon as one is read that does not have it.
     """
     if not changes and not record:
         yield {}
         return
     places = list_points(model)
-    hooks: dict[ScratchCell, CellHooks] = {}
-    for place in places.values():
-        hooks[place.cell] = hooks.get(place.cell) or CellHooks(hooks)
-        if record:
-            hooks[place.cell].seen[place.number, place.symbol] = {}
+    outer: dict[Any, Any] = {place.module: place.module.hooks for place in places.values()}
+    hooks: dict[Any, CellHooks] = {}
+    for module, before in outer.items():
+        is_cell = isinstance(module, ScratchCell)
+        hooks[module] = CellHooks(hooks) if is_cell else AttentionHooks(hooks, model.decoder)
+        for place, given in before.changes.items() if before else ():
+            hooks[module].changes[place] += given
+    for module, *place in places.values() if record else ():
+        hooks[module].seen[*place] = {}
     for point, change in changes.items():
-        place, units = find_point(point, places)
-        hooks[place.cell].changes[place.number, place.symbol].append((units, change))
+        (module, *place), units = find_point(point, places)
+        hooks[module].changes[*place].append((units, change))
     cache: Cache = {}
     try:
-        for cell, of_cell in hooks.items():
-            cell.hooks = of_cell
+        for module, of_module in hooks.items():
+            module.hooks = of_module
         yield cache
-        for name, place in places.items() if record else ():
-            if seen := hooks[place.cell].seen[place.number, place.symbol]:
+        for name, (module, *place) in places.items() if record else ():
+            if seen := hooks[module].seen[*place]:
                 cache[name] = torch.stack([seen[t] for t in sorted(seen)], 1)  # (B, T, H)
     finally:
-        for cell in hooks:
-            cell.hooks = None
+        for module, before in outer.items():
+            module.hooks = before
 
 
 def find_point(point: str, places: Mapping[str, Place]) -> tuple[Place, Any]:
@@ -157,9 +203,12 @@ def find_point(point: str, places: Mapping[str, Place]) -> tuple[Place, Any]:
         if not first.isdigit() or (colon and not end.isdigit()):
             raise ValueError(f"{point.strip()!r} needs units such as [174], [3,8] or [0:10]")
         index += range(int(first), int(end)) if colon else [int(first)]
-    H = place.cell.hidden_size
-    if not index or max(index) >= H:
-        raise ValueError(f"{point.strip()!r} is out of range: the units are 0 to {H - 1}")
+    size = getattr(
+        place.module, "hidden_size", math.inf
+    )  # only the attention itself sees how long a source is
+    if not index or max(index) >= size:
+        known = f": the units are 0 to {size - 1}" if size < math.inf else ""
+        raise ValueError(f"{point.strip()!r} is out of range{known}")
     return place, index
 
 

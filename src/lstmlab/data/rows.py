@@ -12,7 +12,8 @@ class Rows(NamedTuple):
 
     ids: Tensor  # (B, T)
     lengths: Tensor  # (B,)
-    labels: Tensor | None = None  # (B,): for reviews, 1 positive, 0 negative
+    # What a model should answer: classes (B,), for reviews 1 positive, 0 negative; or target tokens (B, T)
+    labels: Tensor | None = None
 
     @classmethod
     def dense(cls, ids: Tensor) -> "Rows":

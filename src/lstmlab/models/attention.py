@@ -1,6 +1,7 @@
 """Attention of a decoder over the output of an encoder: three scores, one weighted mean."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ class Attention(nn.Module):
     Queries (B, T, H) are decoder steps or parallel hypotheses; values are (B, S, M), M = D·H.
     """
 
+    # What may look at the weights (B, T, S), given the mask (B, S), and change them
+    hooks: Callable[[Tensor, Tensor], Tensor] | None = None
+
     def __init__(self, query_size: int, value_size: int):
         super().__init__()
         self.query_size, self.context_size = query_size, value_size
@@ -40,6 +44,8 @@ class Attention(nn.Module):
         """Context (B, T, M) and weights (B, T, S), which are 0 where `memory.mask` is False."""
         scores = self.score(query, memory.keys).masked_fill(~memory.mask[:, None], -math.inf)
         weights = scores.softmax(-1)
+        if self.hooks is not None:
+            weights = self.hooks(weights, memory.mask)
         return weights.to(memory.values.dtype) @ memory.values, weights
 
 

@@ -144,6 +144,10 @@ class Task(L.LightningModule):
         """What the model computes from rows of ids, mostly logits; see `Predictor.run_with_hooks`."""
         raise self.unsupported("does not run on rows of ids")
 
+    def compute_losses(self, rows: Rows) -> Tensor:
+        """The loss of each prediction for B rows, in nats: (B, K), with NaN where there is none."""
+        raise self.unsupported("has no loss on rows of ids")
+
     def rows_of_batch(self, batch: Any) -> Rows:
         """The sequences of a training or validation batch, on the CPU."""
         raise self.unsupported("has no rows of ids in its batches")

@@ -254,6 +254,11 @@ class CharLM(Task):
     def run(self, rows: Rows) -> Tensor:
         return self(rows.ids.to(self.device))[0]
 
+    def compute_losses(self, rows: Rows) -> Tensor:
+        """Those of the next tokens of rows of one length, (B, T − 1)."""
+        logits, targets = self.run(rows)[:, :-1], rows.ids[:, 1:].to(self.device)
+        return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+
     def rows_of_batch(self, batch: TextBatch) -> Rows:
         return Rows.dense(batch.inputs.cpu())
 

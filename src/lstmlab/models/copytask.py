@@ -117,6 +117,12 @@ class CopyTask(Task):
     def run(self, rows: Rows) -> Tensor:
         return self(rows.ids.to(self.device))
 
+    def compute_losses(self, rows: Rows) -> Tensor:
+        """(B, K), with NaN where no answer is asked for."""
+        targets = torch.from_numpy(self.task.solve(rows.ids.numpy())).to(self.device)
+        losses = F.cross_entropy(self.run(rows).transpose(1, 2), targets, reduction="none")
+        return losses.masked_fill(targets == IGNORED, torch.nan)
+
     def rows_of_batch(self, batch: SequenceBatch) -> Rows:
         return Rows.dense(batch.tokens.cpu())
 

@@ -237,6 +237,13 @@ class Sentiment(Task):
     def run(self, rows: Rows) -> Tensor:
         return self(rows.ids.to(self.device), rows.lengths)[0]
 
+    def compute_losses(self, rows: Rows) -> Tensor:
+        """One per text, (B, 1). The rows have labels."""
+        assert rows.labels is not None
+        logits = self.run(rows)
+        cross_entropy = F.binary_cross_entropy_with_logits if logits.dim() == 1 else F.cross_entropy
+        return cross_entropy(logits, rows.labels.to(logits.device), reduction="none")[:, None]
+
     def rows_of_batch(self, batch: SentimentBatch) -> Rows:
         return Rows(*(member.cpu() for member in batch))
 

@@ -205,8 +205,16 @@ class Seq2Seq(EncoderDecoder):
     def run(self, rows: Rows) -> Tensor:
         return self.search(rows.ids.to(self.device), rows.lengths)
 
+    def compute_losses(self, rows: Rows) -> Tensor:
+        """Those of the true target's tokens, (B, T − 1)."""
+        assert rows.labels is not None
+        target = rows.labels.to(self.device)
+        logits, _ = self(rows.ids.to(self.device), rows.lengths, target[:, :-1])
+        losses = F.cross_entropy(logits.transpose(1, 2), target[:, 1:], reduction="none")
+        return losses.masked_fill(target[:, 1:] == self.info["pad"], torch.nan)
+
     def rows_of_batch(self, batch: TranslationBatch) -> Rows:
-        return Rows(batch.source.cpu(), batch.source_lengths.cpu())
+        return Rows(batch.source.cpu(), batch.source_lengths.cpu(), batch.target.cpu())
 
     def validation_rows(self, datamodule: Any, count: int) -> Rows:
         dataset = datamodule.datasets["val"]
