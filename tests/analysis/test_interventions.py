@@ -191,11 +191,9 @@ def test_attention_is_a_point(translator, feeding, monkeypatch):
                 assert_close(changed[name], call(), rtol=0, atol=1e-10)
         assert any(not torch.equal(changed[name], plain[name]) for name in ("greedy", "beam"))
         assert not torch.equal(changed["forward"], plain["forward"])
-    with pytest.raises(
-        ValueError, match=r"'attention\[99\]' is out of range: the longest source has the tokens 0 to"
-    ):
-        with intervene(model, {"attention[99]": clamp(1.0)}):
-            run["greedy"]()
+    said = r"'attention\[99\]' is out of range: the longest source has the tokens 0 to "
+    with pytest.raises(ValueError, match=said), intervene(model, {"attention[99]": clamp(1.0)}):
+        run["greedy"]()
 
 
 def test_one_change_within_another_adds_to_it(trained):
