@@ -829,6 +829,7 @@ class EvaluateConfig(AskConfig):
 class AnalyzeConfig(Group):
     ckpt: str
     text: str | None
+    set: str | None = None
     folder: str | None
     page_steps: PositiveInt
     page_values: Annotated[tuple[Literal[TRACED], ...], Strict(False)] | None  # type: ignore[valid-type]

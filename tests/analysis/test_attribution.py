@@ -1,5 +1,6 @@
 """What is attributed sums to what is explained, and each part is what a direct product of gates says."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,9 +9,20 @@ from torch.testing import assert_close
 
 from lstmlab.analysis.attribution import attribute_memory, attribute_prediction
 from lstmlab.analysis.interventions import intervene
+from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 
-LSTM_KINDS = ["lstm", "peephole", "layernorm"]
+# From the gates of each kind, each (T, H): what a step writes, and the share of the old memory that it keeps
+WRITTEN: dict[str, Callable] = {
+    **dict.fromkeys(("lstm", "peephole", "layernorm", "mogrifier", "slstm"), lambda i, f, g, o: (i * g, f)),
+    "gru": lambda r, z, n: ((1 - z) * n, z),
+    "mingru": lambda z, g: (z * g, 1 - z),
+    "minlstm": lambda i, f, g: (i * g, f),
+}
+
+
+def test_each_kind_with_a_gate_is_tested():
+    assert WRITTEN.keys() == KINDS.keys() - {"rnn"}
 
 
 def load(ckpt: Any) -> Any:
@@ -29,23 +41,20 @@ def read(model: Any, text: str) -> tuple[torch.Tensor, dict]:
     return output, cache
 
 
-@pytest.mark.parametrize("kind", [*LSTM_KINDS, "gru"])
+@pytest.mark.parametrize("kind", WRITTEN)
 def test_the_memory_is_the_sum_of_what_was_written(trained, kind):
     model = load(trained("charlm", f"cell.kind={kind}", "cell.num_layers=2"))
     _, cache = read(model, "line 12")
-    symbol = "h" if kind == "gru" else "c"
+    memory = f"layer1.{'c' if 'c' in KINDS[kind].state._fields else 'h'}"
     for step in (0, 3, -1):
-        found = attribute_memory(model, cache, f"layer1.{symbol}", step)
-        assert_close(found.sum(0), cache[f"layer1.{symbol}"][0, step], rtol=0, atol=1e-12)
+        found = attribute_memory(model, cache, memory, step)
+        assert_close(found.sum(0), cache[memory][0, step], rtol=0, atol=1e-12)
         assert not found[step % 7 + 1 :].any()
-    values = {name: v[0] for name, v in cache.items()}
-    if kind == "gru":
-        written = (1 - values["layer1.z"][2]) * values["layer1.n"][2]
-        kept = values["layer1.z"][3:].prod(0)
-    else:
-        written, kept = values["layer1.i"][2] * values["layer1.g"][2], values["layer1.f"][3:].prod(0)
-    assert_close(found[2], written * kept, rtol=0, atol=1e-12)
-    assert_close(attribute_memory(model, cache, f"layer1.{symbol}[2,0]"), found[:, [2, 0]])
+    gates = {gate: cache[f"layer1.{gate}"][0] for gate in KINDS[kind].gates}
+    written, kept = WRITTEN[kind](**gates)
+    for step in range(7):
+        assert_close(found[step], written[step] * kept[step + 1 :].prod(0), rtol=0, atol=1e-12)
+    assert_close(attribute_memory(model, cache, f"{memory}[2,0]"), found[:, [2, 0]])
 
 
 def test_the_other_direction_writes_from_the_end(trained):
@@ -56,7 +65,7 @@ def test_the_other_direction_writes_from_the_end(trained):
     assert not found[:2].any() and found[2:].all()
 
 
-@pytest.mark.parametrize("kind", [*LSTM_KINDS, "gru", "mingru", "minlstm"])
+@pytest.mark.parametrize("kind", WRITTEN)
 def test_a_logit_is_the_sum_of_what_the_characters_add(trained, kind):
     model = load(trained("charlm", f"cell.kind={kind}", "cell.num_layers=2"))
     logits, _ = read(model, "line 12")
@@ -86,6 +95,8 @@ def test_refusals(trained):
     rnn = load(trained("charlm", "cell.kind=rnn"))
     with pytest.raises(ValueError, match="kind=rnn has no gate that keeps its memory"):
         attribute_memory(rnn, read(rnn, "line")[1], "layer0.h")
+    with pytest.raises(ValueError, match="kind=rnn has no gate that keeps its memory"):
+        attribute_prediction(rnn, "line", "e")
     lstm = load(trained("charlm"))
     with pytest.raises(ValueError, match=r"'layer0.f' is not the memory of kind=lstm, which is layer0.c"):
         attribute_memory(lstm, read(lstm, "line")[1], "layer0.f")
@@ -93,5 +104,8 @@ def test_refusals(trained):
         attribute_prediction(lstm, "line", "电")
     with pytest.raises(ValueError, match="model=copytask has no prediction"):
         attribute_prediction(load(trained("copytask")), "01" * 5, "1")
+    translator = load(trained("seq2seq"))
+    with pytest.raises(ValueError, match="'attention' is not the memory of a cell"):
+        attribute_memory(translator, read(translator, "2 May 2012")[1], "attention")
     with pytest.raises(ValueError, match=r"model\.pooling=attention"):
         attribute_prediction(load(trained("sentiment", "model.pooling=attention")), "a film", "positive")

@@ -5,16 +5,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from torch.testing import assert_close
 
-from lstmlab.analysis.causes import CONTROLS, compute_losses, estimate, measure_causes
+from lstmlab.analysis.causes import CONTROLS, estimate, measure_causes, suspect_read_units, suspect_trackers
+from lstmlab.analysis.interventions import clamp, intervene
 from lstmlab.analysis.probes import ProbeResult, Unit
+from lstmlab.analysis.traces import load_model_data, load_validation_rows
 from lstmlab.checkpoint import load_model
 from lstmlab.data.rows import Rows
+from lstmlab.models.attention import ATTENTIONS
+
+MEANS = {name: torch.zeros(1, 2, 12) for name in "ch"}
 
 
 @pytest.fixture
-def model(trained) -> Any:
+def writer(trained) -> Any:
     """Its predictions read the hidden state of unit 2 alone, with great weight."""
     model: Any = load_model(str(trained("charlm", "cell.hidden_size=12", "cell.num_layers=1")), "scratch")
     with torch.no_grad():
@@ -25,30 +30,98 @@ def model(trained) -> Any:
     return model
 
 
-def test_the_unit_that_is_read_is_a_cause_and_the_others_are_not(model):
-    rows = Rows.dense(torch.randint(1, len(model.vocabulary), (10, 20)))
-    feature = (np.arange(200) % 3 == 0).astype(np.float32)
-    best = [(Unit("c", 0, 0, number), 0.9) for number in (2, 5, 6, 7, 8)]
-    idle = [(Unit("c", 0, 0, number), 0.9) for number in (4, 5, 6, 7, 8)]
-    results = [ProbeResult("x", units, (0, 0), 0, 0, 0) for units in (best, idle)]
-    one, five, idle_one, idle_five = measure_causes(model, rows, {"x": feature}, results)
+def rank(feature: str, *numbers: int) -> ProbeResult:
+    """As if these units of the cell state tracked the feature, the best first."""
+    return ProbeResult(feature, [(Unit("c", 0, 0, number), 0.9) for number in numbers], (0, 0), 0, 0, 0)
+
+
+def test_the_unit_that_is_read_is_a_cause_and_the_others_are_not(writer):
+    rows = Rows.dense(torch.randint(1, len(writer.vocabulary), (10, 20)))
+    features = {"x": (np.arange(200) % 3 == 0).astype(np.float32)}
+    results = [rank("x", 2, 5, 6, 7, 8), rank("x", 4, 5, 6, 7, 8)]
+    suspects = suspect_trackers(writer, rows, features, results)
+    assert (suspects[0].at_work == features["x"].reshape(10, 20)[:, :-1]).all()
+    one, five, idle_one, idle_five = measure_causes(writer, rows, suspects, MEANS)
     assert [len(cause.units) for cause in (one, five)] == [1, 5]
     assert one.at_work.mean != 0 != one.elsewhere.mean and five.at_work == one.at_work
     assert idle_one.at_work == idle_one.elsewhere == (0, 0, 0) and idle_five.ratio == 0
     assert len(one.controls) == CONTROLS and set(one.controls) <= {0.0, one.at_work.mean}
 
-
-def test_losses_are_those_of_the_next_tokens(model):
-    rows = Rows.dense(torch.randint(1, len(model.vocabulary), (3, 7)))
+    with torch.no_grad(), intervene(writer, {"layer0.c[2]": clamp(0.0)}):
+        cost = writer.compute_losses(rows).numpy()
     with torch.no_grad():
-        losses = compute_losses(model, rows)
-        log_p = model(rows.ids)[0].log_softmax(-1)
-    for b in range(3):
-        for t in range(6):
-            assert losses[b, t] == pytest.approx(-log_p[b, t, rows.ids[b, t + 1]].item(), abs=1e-5)
-    assert F.cross_entropy(log_p[:, :-1].flatten(0, 1), rows.ids[:, 1:].flatten()) == pytest.approx(
-        losses.mean().item(), abs=1e-5
-    )
+        cost -= writer.compute_losses(rows).numpy()
+    assert one.at_work.mean == pytest.approx(cost[suspects[0].at_work].mean(), rel=1e-5)
+    assert one.elsewhere.mean == pytest.approx(cost[~suspects[0].at_work].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("names", [["no", "yes"], ["no", "yes", "both"]])
+def test_the_label_of_a_classifier_is_of_whole_texts(trained, names):
+    """Of two classes it is at work in every text; of three in those of its class."""
+    model: Any = load_model(str(trained("sentiment")), "scratch")
+    rows, _ = load_validation_rows(model, {}, 200)
+    C = len(names)
+    rows = rows._replace(labels=(torch.arange(len(rows.ids)) % C).to(torch.float32 if C == 2 else torch.long))
+    model.labels, model.projection = names, torch.nn.Linear(16, 1 if C == 2 else C)
+    with torch.no_grad():  # the prediction reads unit 2 alone, forwards
+        model.projection.weight.mul_(torch.arange(16) == 2).mul_(30)
+        model.cell.weight_hh_l0.zero_()
+    features = model.text_features(rows, None)
+    suspects = suspect_trackers(model, rows, features, [rank(name, 2, 4, 5, 6, 7) for name in features])
+    assert [suspect.feature for suspect in suspects] == [f"the text is {name}" for name in names[C == 2 :]]
+    for number, suspect in enumerate(suspects):
+        assert suspect.at_work[:, 0].tolist() == (rows.labels.eq(number) | (C == 2)).tolist()
+    one, five, *_ = measure_causes(model, rows, suspects, MEANS)
+    assert one.at_work.mean != 0 and five.at_work == one.at_work
+    assert np.isnan(one.elsewhere.mean) == (C == 2)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_the_units_that_attention_reads(trained, name):
+    """With dot and general, the score of a token is a sum over the units of what they add to it."""
+    model: Any = load_model(str(trained("seq2seq")), "scratch")
+    rows: Any = load_validation_rows(model, {}, 60)[0]
+    torch.manual_seed(0)
+    model.attention = ATTENTIONS[name](8, 16)
+    if name == "none":
+        assert suspect_read_units(model, rows) == []
+        return
+    matrix = {"general": "W", "additive": "U"}.get(name)
+    if matrix:
+        with torch.no_grad():
+            getattr(model.attention, matrix).weight[:, 13] *= 100  # backwards, unit 5
+    [suspect] = suspect_read_units(model, rows)
+    read, targets = model.measure_reading(rows), rows.labels[:, 1:]  # (B, T, D·H), (B, T)
+    assert torch.equal(read.isnan(), (targets == 0)[:, :, None].expand_as(read))
+    assert suspect.at_work.shape == targets.shape and len(suspect.units) == 5
+    assert not matrix or suspect.units[0] == Unit("h", 0, 1, 5)
+    if name != "additive":
+        W = model.attention.W.weight if matrix else torch.eye(8).repeat(1, 2)
+        b, t, n = 1, 2, int(rows.lengths[1])
+        with torch.no_grad():
+            memory, state = model.encode(rows.ids, rows.lengths)
+            query, _ = model.decoder(model.embed_scaled(model.target_embedding, rows.labels[:, :-1]), state)
+            added = (query[b, t] @ W) * memory.values[b, :n]  # (S, D·H)
+            assert_close(added.sum(1), model.attention.score(query, memory.keys)[b, t, :n])
+        assert_close(read[b, t], added.var(0, correction=0))
+    one, _ = measure_causes(model, rows, [suspect], MEANS)
+    assert one.at_work.mean != 0 != one.elsewhere.mean
+
+
+@torch.no_grad()
+def test_losses_are_those_of_the_predictions(writer, trained):
+    """Each task's, against log p of what its model computes; their mean is the loss of validation."""
+    rows = Rows.dense(torch.randint(1, len(writer.vocabulary), (3, 7)))
+    log_p = writer(rows.ids)[0].log_softmax(-1)
+    expected = -log_p[:, :-1].gather(2, rows.ids[:, 1:, None]).squeeze(2)
+    assert_close(writer.compute_losses(rows), expected)
+    for task in ("sentiment", "seq2seq", "copytask"):
+        model: Any = load_model(str(trained(task)), "scratch")
+        batch = next(iter(load_model_data(model, {}).val_dataloader()))
+        loss = model.loss(batch)
+        losses = model.compute_losses(model.rows_of_batch(batch))
+        assert_close(losses.nanmean(), loss[0] if isinstance(loss, tuple) else loss)
+        assert losses.size(0) == len(batch[0])
 
 
 def test_an_interval_holds_the_mean_and_shrinks_with_more_rows():

@@ -239,7 +239,7 @@ def test_without_changes_it_is_the_model(trained, name):
 )
 def test_what_set_refuses(trained, command, text, said):
     ckpt = trained("charlm")
-    for name, options in (("predict", ["text=line", "length=5"]), ("evaluate", [])):
+    for name, options in (("predict", ["text=line", "length=5"]), ("evaluate", []), ("analyze", [])):
         code, _, error = command(name, f"ckpt={ckpt}", f"set={text}", *options)
         assert code == 1 and said in error and error.count("\n") == 1
     code, _, error = command("evaluate", f"ckpt={ckpt}", "set=layer0.c[1]=2", "backend=torch")

@@ -8,6 +8,7 @@ import torch
 from matplotlib.collections import PathCollection
 
 from lstmlab.analysis import plots
+from lstmlab.analysis.causes import Cause, Effect
 from lstmlab.analysis.gates import Saturation
 from lstmlab.analysis.probes import ProbeResult, Unit
 from lstmlab.analysis.written import Measured
@@ -72,6 +73,26 @@ def test_probes():
     assert [bars.get_label() for bars in right.containers] == ["truth", "shifted labels, the best"]
     names = [label.get_text() for label in left.get_yticklabels()]
     assert names == ["one\nh, layer 0, unit 3", "two\nc, layer 1, backwards, unit 2"]
+
+
+def test_causes():
+    """Each effect with its interval, the random units beside it; what is nowhere else is left out."""
+    unit, nowhere = Unit("h", 0, 1, 3), Effect(np.nan, np.nan, np.nan)
+    one = Cause("one", [unit], Effect(0.5, 0.25, 1.0), Effect(-0.25, -0.5, 0.0), [0.125, -0.125])
+    two = Cause("two", [unit] * 5, Effect(0.75, 0.5, 1.0), nowhere, [0.0, 0.25])
+    for causes, shown in (([one, two], [[0.5, 0.75], [-0.25, np.nan]]), ([two], [[0.75]])):
+        figure: Any = plots.draw_causes(causes)
+        [ax] = figure.axes
+        points = [container.lines[0].get_xdata() for container in ax.containers]
+        np.testing.assert_array_equal(points, shown)
+        [bars] = ax.containers[0].lines[2]
+        ends = np.array(bars.get_segments())[:, :, 0]
+        np.testing.assert_allclose(ends, [cause.at_work[1:] for cause in causes])
+        [controls] = (each for each in ax.collections if isinstance(each, PathCollection))
+        expected = [c for cause in causes for c in cause.controls]
+        np.testing.assert_allclose(np.array(controls.get_offsets())[:, 0], expected)
+        names = [label.get_text() for label in ax.get_yticklabels()]
+        assert names[-1] == "two\nthe best 5" and len(names) == len(causes)
 
 
 def test_gradient_flows():

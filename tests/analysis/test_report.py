@@ -1,5 +1,6 @@
 """analyze.py for a checkpoint of each task, and each part of its report."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 
 from conftest import SMALL
-from lstmlab.analysis import plots, sections
+from lstmlab.analysis import plots, sections, written
 from lstmlab.analysis.gates import Saturation
 from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_flows
+from lstmlab.analysis.interventions import intervene, parse_settings
 from lstmlab.analysis.probes import find_units
 from lstmlab.analysis.traces import load_validation_rows, trace
 from lstmlab.checkpoint import load_model
@@ -29,8 +31,8 @@ MORE = {
     "charlm": {"half_life.png", "saturation.png", "probes.png", "causes.png", "writing.png"},
     "charlm with gru": {"half_life.png", "saturation.png", "probes.png", "causes.png", "writing.png"},
     "copytask with rnn": {"probes.png"},
-    "sentiment": {"half_life.png", "saturation.png", "probes.png"},
-    "seq2seq": {"half_life.png", "saturation.png", "probes.png", "attention.png"},
+    "sentiment": {"half_life.png", "saturation.png", "probes.png", "causes.png"},
+    "seq2seq": {"half_life.png", "saturation.png", "probes.png", "causes.png", "attention.png"},
 }
 
 
@@ -48,6 +50,12 @@ def trained(config, text_file, tmp_path):
         return settings.run_dir
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """A language model writes short texts."""
+    monkeypatch.setattr(written, "LENGTH", 60)
 
 
 def cells(table: str) -> list[list[str]]:
@@ -152,7 +160,7 @@ def test_analyze_each_task(task, trained, command, tmp_path, monkeypatch):
     if task.startswith("charlm"):
         arguments.append(f"data.cache={tmp_path}/cache")
     code, out, error = command("analyze", *arguments)
-    assert (code, error) == (0, "")
+    assert code == 0, error
     folder = tmp_path / run / "analysis/validation"
     assert {path.name for path in folder.iterdir()} == EVERYWHERE | MORE[task] | {"traces.npz"}
     assert "## Gradient flow" in out and ("## What the units know" in out)
@@ -178,7 +186,7 @@ def test_a_typed_text_needs_no_data(trained, command, tmp_path, text_file):
         f"folder={tmp_path}/x",
     ]
     code, out, error = command("analyze", *arguments, 'text=line 1: "é", isn\'t it?\n')
-    assert (code, error) == (0, "")
+    assert code == 0, error
     assert "## What the units know" not in out and "## What it writes\n\nLeft out: " in out
     page = (tmp_path / "x/page.html").read_text(encoding="utf-8")
     assert 'id="f-0-0"' in page and 'id="h-0-0"' not in page
@@ -190,7 +198,7 @@ def test_each_text_has_its_own_folder_without_anything_stale(trained, command, t
     folders = []
     for text in ("line 1: a\n", "line 1: b\n", "é" * 9):
         code, out, error = command("analyze", *arguments, "probe_steps=400", "traces=true", f"text={text}")
-        assert (code, error) == (0, "")
+        assert code == 0, error
         folders.append(tmp_path / out.splitlines()[-2].partition(": ")[0])
     assert len(set(folders)) == 3 and all(folder.parent == tmp_path / run / "analysis" for folder in folders)
     assert [folder.name.rpartition("-")[0] for folder in folders] == ["line-1-a", "line-1-b", ""]
@@ -200,6 +208,58 @@ def test_each_text_has_its_own_folder_without_anything_stale(trained, command, t
     names = [{path.name for path in folder.iterdir()} for folder in folders]
     assert {"probes.png", "traces.npz", "writing.png"} <= names[1]
     assert not {"probes.png", "traces.npz", "writing.png"} & names[0] and "notes.md" in names[0]
+
+
+def test_set_steers_what_is_written_and_says_what_it_costs(trained, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "FLOW_STEPS", 20)
+    run, setting = trained("charlm"), "layer0.o[0:4]=0"
+    arguments = [f"ckpt={run}/checkpoints/last.ckpt", f"data.cache={tmp_path}/cache", f"set={setting}"]
+    code, out, error = command("analyze", *arguments, "page_steps=200", "probe_steps=400", "traces=true")
+    assert code == 0, error
+    folder = tmp_path / run / "analysis"
+    [folder] = folder.glob("validation-layer0-o-0-4-0-??????")
+    with np.load(folder / "traces.npz") as arrays:
+        o, h = (arrays[name][0, 0] for name in "oh")  # (T, H) of the first layer
+        assert not o[:, :4].any() and not h[:, :4].any() and o[:, 4:].all() and h[:, 4:].all()
+    assert setting in (folder / "page.html").read_text(encoding="utf-8")
+
+    model: Any = load_model(f"{run}/checkpoints/last.ckpt", "scratch")
+    held_out, _ = load_validation_rows(model, {}, 12_000)
+    prompt = "".join(model.token_texts(held_out.head(100)))
+    changes = parse_settings(setting, model)
+    texts = ["".join(model.sample(prompt, 200, 0.8))]
+    with intervene(model, changes):
+        texts.append("".join(model.sample(prompt, 200, 0.8)))
+    shown = [text.strip("\n").replace("\n", "\n    ") for text in texts]
+    assert shown[0] != shown[1]
+    assert f"the model wrote:\n\n    {shown[0]}\n\nIt writes:\n\n    {shown[1]}\n" in out
+
+    count, before, after, change = re.search(  # type: ignore[union-attr]
+        r"on ([\d,]+) predictions .* was ([\d.]+) nats, and is ([\d.]+): a change of ([+-][\d.]+) ", out
+    ).groups()
+    rows = held_out.head(10_000).side_by_side(50)
+    with torch.no_grad():
+        plain = model.compute_losses(rows)
+        with intervene(model, changes):
+            changed = model.compute_losses(rows)
+    assert int(count.replace(",", "")) == plain.numel()
+    assert float(before) == pytest.approx(plain.mean().item(), abs=1e-4)
+    assert float(after) == pytest.approx(changed.mean().item(), abs=1e-4) != float(before)
+    assert float(change) == pytest.approx((changed - plain).mean().item(), abs=1e-4)
+
+
+def test_set_steers_the_answer_to_a_text(trained, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sections, "FLOW_STEPS", 20)
+    ckpt = f"{trained('seq2seq')}/checkpoints/last.ckpt"
+    setting = "attention=0; decoder.layer0.h=1"
+    options = [f"set={setting}", "text=2 May 2012", "probe_steps=0", f"folder={tmp_path}/x"]
+    code, out, error = command("analyze", f"ckpt={ckpt}", *options)
+    assert code == 0 and "nats, and is" not in out, error
+    model: Any = load_model(ckpt, "scratch")
+    answers = [answer["translation"] for answer in model.answer(["2 May 2012"], sections.ANSWERS)]
+    with intervene(model, parse_settings(setting, model)):
+        answers += [answer["translation"] for answer in model.answer(["2 May 2012"], sections.ANSWERS)]
+    assert f"wrote:\n\n    {answers[0]}\n\nIt writes:\n\n    {answers[1]}\n" in out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ it the gates have let through since then (∏ r):
 
     c_T = (∏ f_τ) ⊙ c_0 + Σ_s (∏_{s<τ≤T} f_τ) ⊙ i_s ⊙ g_s        LSTM kinds: r = f, w = i ⊙ g
     h_T = (∏ z_τ) ⊙ h_0 + Σ_s (∏_{s<τ≤T} z_τ) ⊙ (1 − z_s) ⊙ n_s  GRU: r = z, w = (1 − z) ⊙ n
+    h_T: r = 1 − z, w = z ⊙ g for the minGRU, and r = f, w = i ⊙ g for the minLSTM
 
 This says where the number came from. It is not cause, since i, f and g themselves depend on earlier steps:
 for that, hold a unit and see what changes (`interventions`).
@@ -19,6 +20,7 @@ from torch import Tensor
 from lstmlab.analysis.gates import find_retained
 from lstmlab.analysis.interventions import Cache, find_point, intervene, list_points
 from lstmlab.cells import KINDS
+from lstmlab.cells.scratch import ScratchCell
 from lstmlab.models.base import Task
 
 
@@ -31,8 +33,9 @@ def attribute_memory(model: Task, cache: Cache, point: str, step: int = -1) -> T
 
     Raises ValueError for a point that is not a memory that a gate keeps, such as the h of an RNN.
     """
-    places = list_points(model)
-    place, units = find_point(point, places)
+    place, units = find_point(point, list_points(model))
+    if not isinstance(place.module, ScratchCell):
+        raise ValueError(f"{point!r} is not the memory of a cell")
     array = point.partition("[")[0].strip()
     layer, kind = array.rpartition(".")[0], place.module.kind
     if place.symbol != memory_of(kind):
@@ -49,8 +52,8 @@ def attribute_prediction(model: Task, text: str, target: str, step: int = -1) ->
 
     model: charlm (target: the character that may follow `step`) or sentiment (a class), with scratch cells.
     Returns (T,) and the bias: their sum is the logit. An output h = o ⊙ tanh(c) is taken as c times the
-    factor o ⊙ tanh(c)/c, and layers below the top one as given. Of two classes, the logit is that of the
-    second; for the first it has the other sign.
+    factor o ⊙ tanh(c)/c, that of an sLSTM as c times o/n, and layers below the top one as given. Of two
+    classes, the logit is that of the second; for the first it has the other sign.
 
     Raises ValueError for another task, an unknown target, and for pooling by attention, whose weights are no
     part of a sum.
@@ -86,8 +89,10 @@ def attribute_prediction(model: Task, text: str, target: str, step: int = -1) ->
     for d, of_direction in enumerate(read[0].chunk(cell._num_directions, 1)):
         layer = f"layer{cell.num_layers - 1}" + (".reverse" if d else "")
         memory, h = cache[f"{layer}.{memory_name}"][0].detach(), cache[f"{layer}.h"][0].detach()
-        o = cache[f"{layer}.o"][0].detach() if memory_name == "c" else torch.ones_like(h)
-        factor = torch.where(memory == 0, o, h / memory)  # tanh(c)/c is 1 at 0
+        limit = cache[f"{layer}.o"][0].detach() if memory_name == "c" else torch.ones_like(h)
+        if cell.kind == "slstm":
+            limit = limit / cache[f"{layer}.n"][0].detach()
+        factor = torch.where(memory == 0, limit, h / memory)  # tanh(c)/c is 1 at 0
         retained = _retained(cache, layer, cell.kind).detach()
         total += _sum_back(of_direction * factor, memory, retained, reverse=d == 1).sum(1)
     sign = -1 if two and index == 0 else 1
@@ -96,16 +101,21 @@ def attribute_prediction(model: Task, text: str, target: str, step: int = -1) ->
 
 def memory_of(kind: str) -> str:
     """c, or the h of a kind without c. Raises ValueError for a kind in which no gate keeps the memory."""
-    if KINDS[kind].retains is None:
+    if _kept_by(kind) is None:
         raise ValueError(f"kind={kind} has no gate that keeps its memory, so it is no sum over the steps")
     return "c" if "c" in KINDS[kind].state._fields else "h"
 
 
+def _kept_by(kind: str) -> str | None:
+    """What multiplies the old memory, as in `Kind.retains`; the sLSTM's f does so too, stabilised."""
+    return "f" if kind == "slstm" else KINDS[kind].retains
+
+
 def _retained(cache: Cache, layer: str, kind: str) -> Tensor:
     """The share (T, H) of the old memory that each step keeps."""
-    retains = KINDS[kind].retains
-    assert retains is not None
-    return find_retained(retains, {gate: cache[f"{layer}.{gate}"][0] for gate in KINDS[kind].gates})
+    kept_by = _kept_by(kind)
+    assert kept_by is not None
+    return find_retained(kept_by, {gate: cache[f"{layer}.{gate}"][0] for gate in KINDS[kind].gates})
 
 
 def _answers(model: Task) -> tuple[Sequence[str], bool]:

@@ -6,33 +6,44 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from lstmlab.analysis.interventions import ablate, intervene
+from lstmlab.analysis.interventions import clamp, intervene
 from lstmlab.analysis.probes import ProbeResult, Unit
 from lstmlab.data.rows import Rows
 
-STREAMS, STEPS = 50, 200  # the text is read side by side, so that a pass takes a moment
+STREAMS, STEPS = 50, 200  # a text is read side by side, so that a pass takes a moment
+ROWS = 500  # of other tasks
 CONTROLS = 10  # random units, or groups of them, beside each that is tested
 RESAMPLES = 1000
 
 
+class Suspect(NamedTuple):
+    """Units on which predictions may depend."""
+
+    feature: str
+    units: list[Unit]  # the best first
+    at_work: np.ndarray  # (B, K): at which predictions
+
+
 class Effect(NamedTuple):
-    """The change of the loss in nats: the mean, and a 95 % interval over the streams."""
+    """The change of the loss in nats: the mean, and a 95 % interval over the rows."""
 
     mean: float
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return "–" if np.isnan(self.mean) else f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+
 
 class Cause(NamedTuple):
-    """What happens if the units that track a feature best are held at their mean over the text."""
+    """What happens if the first units of a suspect are held at their mean over the data."""
 
     feature: str
     units: list[Unit]
-    at_work: Effect  # where the feature is above its mean
+    at_work: Effect
     elsewhere: Effect
-    controls: list[float]  # the effects at work of as many random units of the best one's layer and state
+    controls: list[float]  # the effects at work of as many random units of the same layers and states
 
     @property
     def ratio(self) -> float:
@@ -40,66 +51,110 @@ class Cause(NamedTuple):
         return self.at_work.mean / max(float(np.mean(np.abs(self.controls))), 1e-12)
 
 
-def measure_causes(
-    model: Any, rows: Rows, features: Mapping[str, np.ndarray], results: Sequence[ProbeResult]
-) -> list[Cause]:
-    """The effect of the best unit and of the best five of each result, on the loss of a language model.
+def cut_rows(model: Any, rows: Rows) -> Rows:
+    """As many of the rows as are read again and again. A language model reads one text in many places."""
+    if not model.writes_text:
+        labels = None if rows.labels is None else rows.labels[:ROWS]
+        return Rows(rows.ids[:ROWS], rows.lengths[:ROWS], labels)
+    ids = rows.ids.flatten()[: STREAMS * STEPS]
+    return Rows.dense(ids[None]).side_by_side(min(STREAMS, max(1, len(ids) // 2)))
 
-    rows: B rows of one length; features: (N,) of their steps.
+
+def suspect_trackers(
+    model: Any, rows: Rows, features: Mapping[str, np.ndarray], results: Sequence[ProbeResult]
+) -> list[Suspect]:
+    """The units that track a feature, at work where it is above its mean.
+
+    features: (N,) of the steps of the rows. A language model predicts at each step but the last. A classifier
+    predicts once for each text, so only what is the same at all steps of a text can be at work there; of two
+    classes, the label is at work in every text.
     """
-    B, T = rows.ids.shape
-    with torch.inference_mode(), intervene(model, {}, record=True) as cache:
-        before = compute_losses(model, rows)  # (B, T − 1)
+    suspects = []
+    for result in results:
+        values = np.full(rows.mask.shape, np.nan, np.float32)  # (B, T)
+        values[rows.mask.numpy()] = features[result.feature]
+        if model.writes_text:
+            values = values[:, :-1]
+            at_work = values > values.mean()
+        elif rows.labels is not None and rows.labels.dim() == 1:
+            if np.any(np.nanmax(values, 1) > np.nanmin(values, 1)):
+                continue
+            at_work = values[:, :1] > (-1 if rows.labels.max() == 1 else values[:, :1].mean())
+        else:
+            continue
+        suspects.append(Suspect(result.feature, [unit for unit, _ in result.best], at_work))
+    return suspects
+
+
+def suspect_read_units(model: Any, rows: Rows, top: int = 5) -> list[Suspect]:
+    """The units of an encoder that attention reads, at work where it reads them more than on average.
+
+    How much a decoder step reads a unit is the variance over the source of what the unit adds to the score.
+    """
+    if (read := model.measure_reading(rows)) is None:  # (B, K, D·H)
+        return []
+    read, H = read.numpy(), model.config.cell.hidden_size
+    best = np.argsort(-np.nanmean(read, (0, 1)))[:top]
+    layer = model.config.cell.num_layers - 1
+    units = [Unit("h", layer, int(number) // H, int(number) % H) for number in best]
+    of_best = read[:, :, best].sum(2)
+    return [Suspect("read by attention", units, of_best > np.nanmean(of_best))]
+
+
+def measure_causes(
+    model: Any, rows: Rows, suspects: Sequence[Suspect], means: Mapping[str, Tensor]
+) -> list[Cause]:
+    """What the loss does without the first unit, and the first five units, of each suspect.
+
+    means: of each member of the cell's state, (L, D, H): its values over the data.
+    """
+    [prefix] = [f"{path}." for path, module in model.named_modules() if module is model.traced_cell()]
+    with torch.inference_mode():
+        before = model.compute_losses(rows)  # (B, K)
+    there = ~before.isnan().cpu().numpy()
     found: dict[tuple[Unit, ...], np.ndarray] = {}
 
-    def change(units: Sequence[Unit]) -> np.ndarray:
-        """How much more each step costs without the units, (B, T − 1)."""
+    def hold(units: Sequence[Unit]) -> np.ndarray:
+        """How much more each prediction costs without the units, (B, K)."""
         key = tuple(sorted(units))
         if key not in found:
-            changes = {}
-            for unit in key:
-                array = name_array(unit)
-                changes[f"{array}[{unit.number}]"] = ablate(cache[array][:, :, [unit.number]])
+            changes = {
+                f"{prefix.removeprefix('cell.')}{unit.point}": clamp(float(means[unit.name][unit[1:]]))
+                for unit in key
+            }
             with torch.inference_mode(), intervene(model, changes):
-                found[key] = (compute_losses(model, rows) - before).numpy()
+                found[key] = (model.compute_losses(rows) - before).cpu().numpy()
         return found[key]
 
     causes = []
-    for result in results:
-        values = features[result.feature].reshape(B, T)[:, :-1]
-        at_work = values > values.mean()
+    for suspect in suspects:
+        at_work, elsewhere = suspect.at_work & there, ~suspect.at_work & there
         for count in (1, 5):
-            units, controls, rng = [unit for unit, _ in result.best[:count]], [], np.random.default_rng(0)
+            units, controls, rng = suspect.units[:count], [], np.random.default_rng(0)
             for _ in range(CONTROLS):
-                numbers = rng.choice(model.config.cell.hidden_size, count, replace=False).tolist()
-                controls.append(change([units[0]._replace(number=number) for number in numbers]))
-            effect = change(units)
+                numbers = rng.choice(model.config.cell.hidden_size, len(units), replace=False).tolist()
+                chosen = zip(units, numbers, strict=True)
+                controls.append(hold([unit._replace(number=number) for unit, number in chosen]))
+            effect = hold(units)
             causes.append(
                 Cause(
-                    result.feature,
+                    suspect.feature,
                     units,
                     estimate(effect, at_work),
-                    estimate(effect, ~at_work),
-                    [float(control[at_work].mean()) for control in controls],
+                    estimate(effect, elsewhere),
+                    [estimate(control, at_work).mean for control in controls],
                 )
             )
     return causes
 
 
-def compute_losses(model: Any, rows: Rows) -> Tensor:
-    """The loss in nats of each next token of B rows of one length, (B, T − 1)."""
-    logits = model.run(rows)[:, :-1]
-    return F.cross_entropy(logits.transpose(1, 2), rows.ids[:, 1:].to(logits.device), reduction="none").cpu()
-
-
-def name_array(unit: Unit) -> str:
-    return f"layer{unit.layer}.{'reverse.' if unit.direction else ''}{unit.name}"
-
-
 def estimate(values: np.ndarray, where: np.ndarray) -> Effect:
-    """The mean of values (B, T) at the steps `where`, and its interval by resampling the B rows."""
+    """The mean of values (B, K) at the predictions `where`, and its interval by resampling the B rows; NaN if
+    there are none."""
     sums, counts = np.where(where, values, 0).sum(1), where.sum(1)
+    if not counts.sum():
+        return Effect(np.nan, np.nan, np.nan)
     chosen = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     means = sums[chosen].sum(1) / np.maximum(counts[chosen].sum(1), 1)
     low, high = np.quantile(means, (0.025, 0.975))
-    return Effect(float(sums.sum() / max(counts.sum(), 1)), float(low), float(high))
+    return Effect(float(sums.sum() / counts.sum()), float(low), float(high))

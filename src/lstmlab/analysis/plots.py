@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lstmlab.analysis.gates import SIGMOIDS, VISIBLE, Saturation
 from lstmlab.analysis.probes import ProbeResult
-from lstmlab.analysis.written import Measured
 
 if TYPE_CHECKING:
     from lstmlab.analysis.causes import Cause
+    from lstmlab.analysis.written import Measured
 
 SHOWN_STEPS = 120  # in the plot of the gates
 
@@ -115,15 +115,16 @@ def draw_causes(causes: "list[Cause]") -> Figure:
         ([cause.elsewhere for cause in causes], 0.15, "tab:grey", "elsewhere"),
     ):
         means, low, high = np.array(effects).T
-        ax.errorbar(means, y + shift, xerr=(means - low, high - means), fmt="o", ms=4, c=color, label=label)
+        if not np.isnan(means).all():
+            ax.errorbar(means, y + shift, None, (means - low, high - means), "o", ms=4, c=color, label=label)
     controls = np.concatenate([cause.controls for cause in causes])
     rows = np.repeat(y - 0.15, [len(cause.controls) for cause in causes])
     ax.scatter(controls, rows, s=8, color="tab:orange", label="random units, at work", zorder=0)
     names = [f"{c.feature}\n{f'the best {len(c.units)}' if len(c.units) > 1 else c.units[0]}" for c in causes]
     ax.set_yticks(y, names, fontsize=8, parse_math=False)
     ax.axvline(0, color="black", linewidth=0.6)
-    ax.invert_yaxis()
-    ax.set(xlabel="change of the loss without these units, nats per character")
+    ax.set_ylim(len(causes) - 0.5, -0.5)
+    ax.set(xlabel="change of the loss without these units, nats per prediction")
     figure.legend(fontsize=8, ncols=3, loc="outside upper center")
     return figure
 
@@ -148,7 +149,7 @@ def draw_gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     return figure
 
 
-def draw_writing(temperatures: Sequence[float], measured: Sequence[Measured]) -> Figure:
+def draw_writing(temperatures: Sequence[float], measured: "Sequence[Measured]") -> Figure:
     """Measures of held-out text, of the text of the model at each temperature, and of n-gram text."""
     measures = {
         "loss, nats per character": [group.loss for group in measured],

@@ -19,6 +19,11 @@ class Unit(NamedTuple):
     direction: int
     number: int
 
+    @property
+    def point(self) -> str:
+        """Its name for `interventions`, within its cell."""
+        return f"layer{self.layer}.{'reverse.' if self.direction else ''}{self.name}[{self.number}]"
+
     def __str__(self) -> str:
         backwards = ", backwards" if self.direction else ""
         return f"{self.name}, layer {self.layer}{backwards}, unit {self.number}"

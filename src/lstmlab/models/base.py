@@ -148,6 +148,10 @@ class Task(L.LightningModule):
         """The loss of each prediction for B rows, in nats: (B, K), with NaN where there is none."""
         raise self.unsupported("has no loss on rows of ids")
 
+    def measure_reading(self, rows: Rows) -> Tensor | None:
+        """How much attention reads each unit of the encoder for each prediction (B, K, D·H), or None."""
+        return None
+
     def rows_of_batch(self, batch: Any) -> Rows:
         """The sequences of a training or validation batch, on the CPU."""
         raise self.unsupported("has no rows of ids in its batches")

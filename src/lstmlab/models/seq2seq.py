@@ -15,6 +15,7 @@ from lstmlab.data.rows import Rows, choose_rows
 from lstmlab.data.tokenization import load_tokenizer, token_texts
 from lstmlab.data.translation import TranslationBatch, decode_targets, encode_sources
 from lstmlab.distributed import scale_to_global_mean
+from lstmlab.models.attention import Memory
 from lstmlab.models.encoder_decoder import EncoderDecoder
 from lstmlab.schema import PredictConfig
 
@@ -212,6 +213,28 @@ class Seq2Seq(EncoderDecoder):
         logits, _ = self(rows.ids.to(self.device), rows.lengths, target[:, :-1])
         losses = F.cross_entropy(logits.transpose(1, 2), target[:, 1:], reduction="none")
         return losses.masked_fill(target[:, 1:] == self.info["pad"], torch.nan)
+
+    def measure_reading(self, rows: Rows) -> Tensor | None:
+        """How much each step of the decoder reads each unit of the encoder's output: the variance over the
+        source of ∂score/∂unit · unit. With dot and general this is what the unit adds to the score."""
+        if not self.attention.context_size:
+            return None
+        calls: list[tuple[Tensor, Memory]] = []
+        handle = self.attention.register_forward_pre_hook(lambda module, given: calls.append(given))
+        try:
+            with torch.no_grad():
+                missing = self.compute_losses(rows).isnan()  # (B, T − 1)
+        finally:
+            handle.remove()
+        memory, read = calls[0][1], []
+        outside, counts = ~memory.mask[:, :, None], memory.mask.sum(1)[:, None]  # (B, S, 1), (B, 1)
+        values = memory.values.requires_grad_()  # (B, S, D·H)
+        for query in torch.cat([query for query, _ in calls], 1).split(1, 1):
+            score = self.attention.score(query, self.attention.keys(values))  # (B, 1, S)
+            added = values.detach() * torch.autograd.grad(score.sum(), values)[0]
+            mean = added.masked_fill(outside, 0).sum(1, keepdim=True) / counts[:, None]
+            read.append((added - mean).masked_fill(outside, 0).square().sum(1) / counts)
+        return torch.stack(read, 1).masked_fill(missing[:, :, None], torch.nan)
 
     def rows_of_batch(self, batch: TranslationBatch) -> Rows:
         return Rows(batch.source.cpu(), batch.source_lengths.cpu(), batch.target.cpu())
