@@ -59,7 +59,7 @@ def test_the_unit_that_is_read_is_a_cause_and_the_others_are_not(writer):
 def test_the_label_of_a_classifier_is_of_whole_texts(trained, names):
     """Of two classes it is at work in every text; of three in those of its class."""
     model: Any = load_model(str(trained("sentiment")), "scratch")
-    rows, _ = load_validation_rows(model, {}, 200)
+    rows: Any = load_validation_rows(model, {}, 200)[0]
     C = len(names)
     rows = rows._replace(labels=(torch.arange(len(rows.ids)) % C).to(torch.float32 if C == 2 else torch.long))
     model.labels, model.projection = names, torch.nn.Linear(16, 1 if C == 2 else C)
