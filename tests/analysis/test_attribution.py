@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from lstmlab.analysis.attribution import attribute_memory, attribute_prediction
 from lstmlab.analysis.interventions import intervene
+from lstmlab.analysis.traces import load_validation_rows
 from lstmlab.cells import KINDS
 from lstmlab.checkpoint import load_model
 
@@ -89,6 +90,27 @@ def test_a_class_is_the_sum_of_what_the_words_add(trained, pooling, bidirectiona
     other, minus = attribute_prediction(model, "a fine film, not bad", "negative")
     assert_close(other, -parts)
     assert minus == -bias
+
+
+def test_it_ranks_the_words_much_as_integrated_gradients_do(trained):
+    """Sundararajan et al. 2017. Those also go through the gates, so that the two agree in part only."""
+    captum = pytest.importorskip("captum.attr", reason="captum is not installed (pip install -e '.[dev]')")
+    quick = ["data.train_size=2000", "trainer.max_steps=120", "optimizer.lr=1e-2"]
+    larger = ["model.pooling=mean", "cell.hidden_size=16", "model.embedding_size=16"]
+    ckpt = trained("sentiment", *quick, *larger).with_name("last.ckpt")
+    model: Any = load_model(str(ckpt), "scratch").double()
+    rows, _ = load_validation_rows(model, {}, 400)
+    attribute = captum.LayerIntegratedGradients(
+        lambda ids: model(ids, torch.full((len(ids),), ids.size(1)))[0], model.embedding
+    ).attribute
+    found = []
+    for text in "".join(model.token_texts(rows)).splitlines():
+        ids = model.read_text(text).ids
+        theirs = attribute(ids, baselines=torch.zeros_like(ids), n_steps=30).sum(-1)[0]
+        ours, _ = attribute_prediction(model, text, "positive")
+        ranks = torch.stack([theirs.detach(), ours]).argsort().argsort().double()
+        found.append(torch.corrcoef(ranks)[0, 1].item())
+    assert len(found) > 9 and sum(found) / len(found) > 0.4, found
 
 
 def test_refusals(trained):

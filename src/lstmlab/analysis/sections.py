@@ -182,8 +182,13 @@ def report_causes(causes: list[Cause], rows: Rows) -> str:
         ]
         for cause in causes
     ]
-    features = dict.fromkeys(cause.feature for cause in causes)
-    shown = dict.fromkeys(cause.feature for cause in causes if cause.at_work.low > max(cause.controls))
+    above = [cause for cause in causes if cause.at_work.low > max(cause.controls)]
+    of_one, of_five = (
+        ", ".join(cause.feature for cause in above if (len(cause.units) == 1) == alone) or "no feature"
+        for alone in (True, False)
+    )
+    shown = {cause.feature for cause in above}
+    missing = dict.fromkeys(cause.feature for cause in causes if cause.feature not in shown)
     text = (
         f"## What the units do\n\nThe model reads {rows.mask.sum():,} steps in {len(rows.ids)} rows, while "
         "units are held at their mean. The table shows how the loss then changes, in nats per prediction, "
@@ -193,8 +198,11 @@ def report_causes(causes: list[Cause], rows: Rows) -> str:
     )
     if any(np.isnan(cause.elsewhere.mean) for cause in causes):
         text += " Every text has one of the two labels, so the label is at work in all of them."
-    text += f" The interval lies above all random choices for {', '.join(shown) or 'no feature'}."
-    if missing := [feature for feature in features if feature not in shown]:
+    text += (
+        f" The interval lies above all random choices for the best unit of {of_one}, and for the best five "
+        f"of {of_five}."
+    )
+    if missing:
         text += (
             f" It does not for {', '.join(missing)}: those units go along with the feature, but the "
             "predictions hardly depend on them. There, correlation is not cause."
