@@ -16,8 +16,12 @@ with app.setup:
     from matplotlib.figure import Figure
 
     from lstmlab.analysis import gates, plots
+    from lstmlab.analysis.attribution import attribute_memory, attribute_prediction, memory_of
+    from lstmlab.analysis.causes import cut_rows
+    from lstmlab.analysis.interventions import clamp, intervene
     from lstmlab.analysis.page import LABELS
-    from lstmlab.analysis.probes import find_units
+    from lstmlab.analysis.probes import Unit, find_units
+    from lstmlab.analysis.sections import ANSWERS
     from lstmlab.analysis.traces import load_validation_rows, trace
     from lstmlab.checkpoint import load_model
     from lstmlab.config import PROJECT, to_plain
@@ -26,6 +30,7 @@ with app.setup:
     from lstmlab.tables import markdown
 
     SHOWN = 1500  # steps coloured
+    ATTRIBUTED = 300  # steps between which memories are attributed
     PROBED = 10_000  # steps on which units are scored
 
 
@@ -82,6 +87,20 @@ def colour_tokens(tokens: list[str], values: torch.Tensor, low: float, high: flo
     style = "font:14px/1.6 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;color:#0f172a;"
     style += "background:white;border:1px solid #e2e8f0;border-radius:12px;padding:14px;"
     return mo.Html(f'<div style="{style}max-height:420px;overflow:auto">{"".join(spans)}</div>')
+
+
+@app.function
+def compare_texts(before: str, after: str) -> mo.Html:
+    """Two texts side by side, each marked from where it differs from the other."""
+    pairs = zip(before, after, strict=False)
+    same = next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(before), len(after)))
+    style = "font:13px/1.5 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;color:#0f172a;"
+    style += "background:white;border:1px solid #e2e8f0;border-radius:12px;padding:12px;flex:1;"
+    boxes = [
+        f'<div style="{style}">{html.escape(text[:same])}<mark>{html.escape(text[same:])}</mark></div>'
+        for text in (before, after)
+    ]
+    return mo.Html(f'<div style="display:flex;gap:12px">{"".join(boxes)}</div>')
 
 
 @app.cell
@@ -185,13 +204,140 @@ def _(direction, layer, text, unit, values):
     return
 
 
+@app.cell(hide_code=True)
+def _(direction, layer, model, shown, unit, values):
+    _here = Unit(shown.value, layer.value, direction, unit.value)
+    _path = next(name for name, module in model.named_modules() if module is model.traced_cell())
+    prefix = "" if _path == "cell" else f"{_path}."
+    point = prefix + _here.point
+    _limit = max(
+        1.0, round(values[_here.name][_here.layer, direction, :, _here.number].abs().max().item(), 1)
+    )
+    _low = 0.0 if shown.value in gates.SIGMOIDS else -_limit
+    held = mo.ui.slider(
+        _low, _limit, (_limit - _low) / 40, _limit, label=f"hold {point} at", show_value=True, full_width=True
+    )
+    return held, point, prefix
+
+
+@app.cell
+def _(held, held_out, model, point, text):
+    _line = (
+        "".join(text[:100]) if model.writes_text else "".join(text).partition("\n")[0].removesuffix("<eos>")
+    )
+    _changes = {point: clamp(held.value)}
+    _parts = [
+        mo.md(
+            "## Change it\n\nWhat does the model do if the unit above is held? The change acts where the "
+            "equation has that symbol, so all that follows sees it.\n\n"
+            f'```python\nwith intervene(model, {{"{point}": clamp({held.value:.3g})}}):\n    ...\n```'
+        ),
+        held,
+    ]
+    try:
+        _plain = "".join(model.respond(_line, ANSWERS)).removeprefix(_line)
+        with intervene(model, _changes):
+            _changed = "".join(model.respond(_line, ANSWERS)).removeprefix(_line)
+        _parts += [
+            mo.md(f"The answer to `{_line[-40:]!r}`, without and with the change, marked where they differ:"),
+            compare_texts(_plain, _changed),
+        ]
+    except ValueError as _error:
+        _parts.append(mo.md(f"No text is shown here: {_error}."))
+    if held_out is not None:
+        _rows = cut_rows(model, held_out.head(2000))
+        with torch.inference_mode():
+            _losses = [model.compute_losses(_rows)]
+            with intervene(model, _changes):
+                _losses.append(model.compute_losses(_rows))
+        _before, _after = (losses.nanmean().item() for losses in _losses)
+        _parts.append(
+            mo.md(f"On held-out data this changes the loss from {_before:.4f} to **{_after:.4f}** nats.")
+        )
+    mo.vstack(_parts)
+    return
+
+
+@app.cell
+def _(direction, layer, rows, shown, unit, values):
+    _read = min(ATTRIBUTED, int(rows.lengths[0]))
+    first = Rows.dense(rows.ids[:1, :_read])
+    _largest = int(values[shown.value][layer.value, direction, :_read, unit.value].abs().argmax())
+    step = mo.ui.slider(0, _read - 1, value=_largest, label="step", show_value=True, full_width=True)
+    return first, step
+
+
+@app.cell
+def _(direction, first, layer, model, prefix, step, unit):
+    _parts = [
+        mo.md(
+            "## Who wrote what is in its memory\n\nA memory that a gate keeps is a sum of what each step "
+            "wrote, times how much of it the gate has let through since. This is exact bookkeeping. It is "
+            "not cause, since the gates themselves depend on earlier steps: for causes, hold the unit."
+        ),
+        step,
+    ]
+    _tokens = model.token_texts(first)
+    try:
+        _memory = Unit(memory_of(model.config.cell.kind), layer.value, direction, unit.value)
+        with torch.no_grad(), intervene(model, {}, record=True) as _cache:
+            model.run(first)
+        _written = attribute_memory(model, _cache, prefix + _memory.point, step.value)[:, 0]
+        _limit = max(1e-6, _written.abs().max().item())
+        _total = f"{_written.sum():.3f}"
+        _parts += [
+            colour_tokens(_tokens, _written, -_limit, _limit),
+            mo.md(
+                f"`{prefix}{_memory.point}` after step {step.value}, `{_tokens[step.value]!r}`, is {_total}: "
+                f"the sum of what each token put there. Blue is {-_limit:.2g}, red is {_limit:.2g}."
+            ),
+        ]
+    except ValueError as _error:
+        _parts.append(mo.md(f"{_error}."))
+    mo.vstack(_parts)
+    return
+
+
+@app.cell
+def _(model, text):
+    _names = getattr(model, "vocabulary", None) or getattr(model, "labels", None)
+    mo.stop(_names is None)
+    _line = "".join(text[:ATTRIBUTED]) if model.writes_text else "".join(text).splitlines()[0]
+    _parts = [
+        mo.md(
+            "## What a prediction owes to each token\n\nThrough the output gate and the projection, the same "
+            "sum carries on to a prediction. Layers below the top one are taken as given."
+        )
+    ]
+    try:
+        _rows = model.read_text(_line)
+        with torch.inference_mode():
+            _logits = model.run(_rows)
+        _p = _logits[0, -1] if model.writes_text else model.probabilities(_logits)[0]
+        _target = _names[int(_p.argmax())]
+        _added, _bias = attribute_prediction(model, _line, _target)
+        _limit = max(1e-6, _added.abs().max().item())
+        _parts += [
+            colour_tokens(model.token_texts(_rows), _added, -_limit, _limit),
+            mo.md(
+                f"The model predicts `{_target!r}`. The tokens add {_added.sum():.3f} to its logit, and the "
+                f"bias {_bias:.3f}. Blue is {-_limit:.2g}, red is {_limit:.2g}."
+            ),
+        ]
+    except ValueError as _error:
+        _parts.append(mo.md(f"{_error}."))
+    mo.vstack(_parts)
+    return
+
+
 @app.cell
 def _(cell, values):
     retain = gates.RETAINS.get(cell.kind)
-    half_lives = gates.compute_half_lives(values[retain]) if retain else None
+    kept = gates.find_retained(retain, values) if retain else None
+    half_lives = None if kept is None else gates.compute_half_lives(kept)
     _parts = [mo.md("## How long it remembers")]
     if half_lives is None:
-        _parts.append(mo.md("A vanilla RNN has no gate that keeps its state, and so no half-life."))
+        _parts.append(mo.md(f"A cell of kind {cell.kind} has no gate that measures how long it remembers."))
     else:
         _middle = half_lives[half_lives.isfinite()].median()
         _parts += [
@@ -211,16 +357,16 @@ def _(cell, values):
             plots.draw_half_lives(half_lives),
         ]
     mo.vstack(_parts)
-    return half_lives, retain
+    return half_lives, kept, retain
 
 
 @app.cell
-def _(half_lives, retain, text, values):
+def _(half_lives, kept, retain, text, values):
     _order = torch.arange(values["h"].size(-1)) if half_lives is None else half_lives[-1, 0].argsort()
     _parts = [mo.md("## All units"), plots.draw_gates(values, _order, text)]
     if retain:
-        _kept = gates.rank_tokens(values[retain][-1, 0], text, max(2, len(text) // 300))
-        _words = [f"`{token!r}` {mean:.2f}" for token, _, mean in _kept]
+        _ranked = gates.rank_tokens(kept[-1, 0], text, max(2, len(text) // 300))
+        _words = [f"`{token!r}` {mean:.2f}" for token, _, mean in _ranked]
         _parts.append(
             mo.md(
                 f"Each row is a unit of the last layer, each column a step. By the mean of {retain} over the "

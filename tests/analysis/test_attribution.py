@@ -124,7 +124,7 @@ def test_refusals(trained):
         attribute_memory(lstm, read(lstm, "line")[1], "layer0.f")
     with pytest.raises(ValueError, match="target='电' is none of"):
         attribute_prediction(lstm, "line", "电")
-    with pytest.raises(ValueError, match="model=copytask has no prediction"):
+    with pytest.raises(ValueError, match="model=copytask has no prediction to attribute"):
         attribute_prediction(load(trained("copytask")), "01" * 5, "1")
     translator = load(trained("seq2seq"))
     with pytest.raises(ValueError, match="'attention' is not the memory of a cell"):

@@ -120,11 +120,11 @@ def _retained(cache: Cache, layer: str, kind: str) -> Tensor:
 
 def _answers(model: Task) -> tuple[Sequence[str], bool]:
     """The names of the model's logits, and whether one logit stands for two classes."""
-    if model.writes_text:
-        return list(model.vocabulary), False  # type: ignore[arg-type]
+    if (vocabulary := getattr(model, "vocabulary", None)) is not None:
+        return list(vocabulary), False
     labels = getattr(model, "labels", None)
     if labels is None:
-        raise model.unsupported("has no prediction that could be attributed; charlm and sentiment have")
+        raise model.unsupported("has no prediction to attribute: only characters and classes have names")
     if model.pooling == "attention":
         raise ValueError("model.pooling=attention weighs the steps by what they hold, which is no sum")
     return labels, len(labels) == 2
