@@ -29,6 +29,7 @@ const place = t => `${(t + .5) / spans.length * 100}%`;  // along the chart
 function moveView() {
   if (!spans.length) return;
   const [from, to] = visible();
+  $("view").hidden = to - from === spans.length;
   $("view").style.left = `${from / spans.length * 100}%`;
   $("view").style.width = `${(to - from) / spans.length * 100}%`;
 }
