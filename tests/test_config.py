@@ -381,6 +381,12 @@ WRONG = [
         "ckpt={charlm} beam_size=2",
         "beam_size=2 is for model=seq2seq; ckpt={charlm} holds model=charlm",
     ),
+    ("evaluate", "ckpt={seq2seq} data.test=x.tsv", "data.test=x.tsv is for translation (data=multi30k"),
+    (
+        "evaluate",
+        "ckpt=x data.test=a.tsv data.path=b",
+        "data.test=a.tsv is read alone, so data.path=b has",
+    ),
     ("evaluate", "ckpt={seq2seq} beam_size=0", "beam_size=0: input should be greater than 0"),
     ("evaluate", "ckpt={copytask} data.test_delay=x", "data.test_delay=x: input should be"),
     ("analyze", "ckpt={latin1}", "ckpt={latin1} is not a checkpoint"),

@@ -817,6 +817,7 @@ class OpenedDataConfig(Group):
 
 
 class EvaluateDataConfig(OpenedDataConfig):
+    test: str | None = None
     test_delay: Delay | None
     test_length: Length | None
 
@@ -824,6 +825,11 @@ class EvaluateDataConfig(OpenedDataConfig):
 class EvaluateConfig(AskConfig):
     beam_size: PositiveInt | None
     data: EvaluateDataConfig
+
+    def conflict(self) -> str | None:
+        if self.data.test is not None and self.data.path is not None:
+            return f"data.test={self.data.test} is read alone, so data.path={self.data.path} has no effect"
+        return super().conflict()
 
 
 class AnalyzeConfig(Group):

@@ -1,5 +1,6 @@
 """Pairs of texts: what the translation data sets share, and Multi30k."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,8 @@ from torch.utils.data import Dataset
 
 from lstmlab.data.batching import BucketedData, Ragged
 from lstmlab.data.files import read_splits
+from lstmlab.data.parts import check_texts
+from lstmlab.data.sources import read_files
 from lstmlab.data.tokenization import (
     BOS,
     EOS,
@@ -73,6 +76,24 @@ class TranslationData(BucketedData):
             )
             for split in splits
         }
+
+    def load_test(self, file: str) -> None:
+        """Load only a test set, from a file with the columns that `data.source` and `data.target` name.
+
+        Raises OSError or ValueError, in one sentence, for a file that cannot be read or lacks a text.
+        """
+        columns = [self.config.source, self.config.target]
+        if not (path := Path(file).expanduser()).is_file():
+            raise FileNotFoundError(
+                f"data.test={file}: {'a folder, not a' if path.is_dir() else 'no such'} file"
+            )
+        table = read_files([path], "test", columns)
+        if not table[columns[0]]:
+            raise ValueError(f"data.test={file} has no rows")
+        check_texts({"test": table}, columns, file)
+        assert self.trained is not None  # by a checkpoint
+        source, target = (encode(load_tokenizer(self.trained), table[name]) for name in columns)
+        self.datasets = {"test": TranslationDataset(delimit(source, None, EOS), delimit(target, BOS, EOS))}
 
     @property
     def info(self) -> dict:

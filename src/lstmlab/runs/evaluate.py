@@ -16,7 +16,8 @@ from lstmlab.schema import EvaluateConfig
 def evaluate(config: EvaluateConfig) -> dict[str, float]:
     """The metrics of checkpoint `config.ckpt` on its validation data and, if there are any, its test data.
 
-    With `config.set`, the gates and states that it names are held at their values.
+    With `config.set`, the gates and states that it names are held at their values. With `config.data.test`,
+    the metrics on that file alone.
 
     Raises what `load_model` and the data module raise, and ValueError for a setting of another task and for a
     point that the model does not have.
@@ -41,7 +42,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
         enable_model_summary=False,
     )
     with intervene(model, parse_settings(config.set or "", model)):
-        metrics = trainer.validate(model, datamodule, verbose=False)
+        metrics: list[Any] = []
+        if config.data.test is None:
+            metrics += trainer.validate(model, datamodule, verbose=False)
         if is_overridden("test_step", model) and is_overridden("test_dataloader", datamodule):
             metrics += trainer.test(model, datamodule, verbose=False)
     return {name: value for part in metrics for name, value in part.items()}
@@ -51,11 +54,21 @@ def load_evaluation_data(config: EvaluateConfig, model: Task) -> Any:
     """The data module that the model was trained with, changed by the `data` group of the command.
 
     Raises ValueError if the text has changed: it would be split at another place, so the model may have been
-    trained on some of its validation part.
+    trained on some of its validation part. Raises ValueError for `data.test`, too, unless the data are pairs
+    that a file can hold.
     """
-    data = change_data(model.config.data, config.data.to_plain())
+    changes = config.data.to_plain()
+    test = changes.pop("test", None)
+    data = change_data(model.config.data, changes)
     datamodule = build_data(data, model.config.seed, model.info)
-    if "source" in model.info and config.data.path is None:
+    if test is not None:
+        if not {"source", "target"} <= type(data).model_fields.keys():
+            raise ValueError(
+                f"data.test={test} is for translation (data=multi30k, data=pairs); "
+                f"ckpt={config.ckpt} was trained on data={data.name}"
+            )
+        datamodule.load_test(test)
+    elif "source" in model.info and config.data.path is None:
         datamodule.prepare_data()
         if datamodule.info["source"] != model.info["source"]:
             raise ValueError(
