@@ -336,6 +336,12 @@ WRONG = [
     ),
     ("train", "-m sweep=optuna optimizer.lr=interval(1.0,0.1)", "optimizer.lr: `low <= high` must hold"),
     ("train", "-m sweep=optuna optimizer.lr=1 cell.dropout=0 cell.hidden_size=8", "has nothing to search"),
+    (
+        "train",
+        "model=seq2seq data=dates data.bpe_dropout=0.1",
+        "data.bpe_dropout=0.1 is for data.tokenizer=bpe, not char",
+    ),
+    ("train", "model=seq2seq data.bpe_dropout=1", "data.bpe_dropout=1: input should be less than 1"),
     ("predict", "text=a", "ckpt is required: ckpt=…"),
     ("predict", "ckpt=nowhere.ckpt text=a", "ckpt=nowhere.ckpt: no such file"),
     ("predict", "ckpt={folder} text=a", "ckpt={folder}: a folder without checkpoints/best.ckpt"),

@@ -407,9 +407,18 @@ class ReviewsConfig(TokensConfig):
     test_size: PositiveInt
 
 
-class Multi30kConfig(TokensConfig, HubConfig):
-    module = "translation.Multi30k"
+class TranslationConfig(TokensConfig):
     gives = "pairs"
+    bpe_dropout: Share = 0.0
+
+    def conflict(self) -> str | None:
+        if self.bpe_dropout and self.tokenizer != "bpe":
+            return f"data.bpe_dropout={self.bpe_dropout} is for data.tokenizer=bpe, not {self.tokenizer}"
+        return super().conflict()
+
+
+class Multi30kConfig(TranslationConfig, HubConfig):
+    module = "translation.Multi30k"
     name: Literal["multi30k"]
     source: str
     target: str
@@ -417,9 +426,8 @@ class Multi30kConfig(TokensConfig, HubConfig):
     lowercase: bool
 
 
-class DatesConfig(TokensConfig):
+class DatesConfig(TranslationConfig):
     module = "dates.Dates"
-    gives = "pairs"
     name: Literal["dates"]
     train_size: PositiveInt
     val_size: PositiveInt
@@ -472,7 +480,7 @@ class SourceConfig(Group):
                 f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} leave "
                 "nothing to train on; make them smaller"
             )
-        return None
+        return super().conflict()
 
 
 class TextsConfig(SourceConfig, TokenizerConfig):
@@ -496,9 +504,8 @@ class ClassesConfig(SourceConfig, TokensConfig):
     strip_markup: bool
 
 
-class PairsConfig(SourceConfig, TokensConfig):
+class PairsConfig(SourceConfig, TranslationConfig):
     module = "pairs.Pairs"
-    gives = "pairs"
     columns = ("source", "target")
     name: Literal["pairs"]
     source: str
