@@ -36,6 +36,7 @@ from lstmlab.cells.kinds import BACKENDS, HEADS, KINDS  # imports no torch
 Share = Annotated[float, Field(ge=0, lt=1)]  # a share that may not be all
 Backend = Literal["scratch", "fused", "torch"]
 TRACED = tuple(dict.fromkeys(name for kind in KINDS.values() for name in (*kind.gates, *kind.state._fields)))
+Several = Annotated[int, Field(ge=2)]
 Frozen = AfterValidator(MappingProxyType), PlainSerializer(dict)  # makes a mapping read-only
 
 
@@ -783,7 +784,6 @@ class TrainConfig(CheckpointConfig):
 
 
 class AskConfig(Group):
-    ckpt: str
     backend: Backend | None
     accelerator: Literal["cpu", "gpu"]
     set: str | None = None
@@ -795,6 +795,7 @@ class AskConfig(Group):
 
 
 class PredictConfig(AskConfig):
+    ckpt: str
     text: str | None
     input: str | None
     output: str | None
@@ -830,10 +831,25 @@ class EvaluateDataConfig(OpenedDataConfig):
 
 
 class EvaluateConfig(AskConfig):
+    ckpt: str | None
+    ensemble: Annotated[tuple[str, ...], Strict(False), Field(min_length=2)] | None = None
+    average: Several | None = None
     beam_size: PositiveInt | None
     data: EvaluateDataConfig
 
+    @property
+    def asked(self) -> str:
+        """Which model was typed, for messages."""
+        return f"ckpt={self.ckpt}" if self.ensemble is None else f"ensemble=[{','.join(self.ensemble)}]"
+
     def conflict(self) -> str | None:
+        if (self.ckpt is None) == (self.ensemble is None):
+            return "give one model, ckpt=PATH, or several, ensemble=[PATH,PATH]"
+        if self.ensemble is not None and len(set(self.ensemble)) < len(self.ensemble):
+            return f"{self.asked} names a model twice"
+        for key in ("set", "average"):
+            if self.ensemble is not None and (value := getattr(self, key)) is not None:
+                return f"{key}={value} is for one model, ckpt=PATH, not for ensemble="
         if self.data.test is not None and self.data.path is not None:
             return f"data.test={self.data.test} is read alone, so data.path={self.data.path} has no effect"
         return super().conflict()
@@ -854,6 +870,7 @@ class AnalyzeConfig(Group):
 
 class ExportConfig(Group):
     ckpt: str
+    average: Several | None
     format: Literal["onnx", "safetensors", "html"]
     folder: str | None
 

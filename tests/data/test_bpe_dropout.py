@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -48,11 +49,11 @@ def test_without_dropout_it_is_the_bpe_of_tokenizers(tokenizer, monkeypatch, chu
         assert found.offsets.tolist() == expected.offsets.tolist()
 
 
-def chances(word: tuple[str, ...], ranks: dict[tuple[str, str], int], p: float) -> dict[tuple[str, ...], float]:
+def chances(
+    word: tuple[str, ...], ranks: dict[tuple[str, str], int], p: float
+) -> dict[tuple[str, ...], float]:
     """{segmentation: probability} of Algorithm 1 of Provilkov et al. 2020, by enumeration."""
-    possible = sorted(
-        (ranks[pair], i) for i, pair in enumerate(zip(word, word[1:], strict=False)) if pair in ranks
-    )
+    possible = sorted((ranks[pair], i) for i, pair in enumerate(itertools.pairwise(word)) if pair in ranks)
     found = defaultdict(float, {word: p ** len(possible)})  # all of them fail
     for earlier, (_, i) in enumerate(possible):
         merged = (*word[:i], word[i] + word[i + 1], *word[i + 2 :])

@@ -17,8 +17,8 @@ class BPEDropout:
 
     Of the merges that are possible in a word, each is left out with probability `p`, and the first of the
     others is made; this is repeated, with new draws, until none is left (Algorithm 1). `p` = 0 is plain BPE.
-    The library `tokenizers` has a BPE with dropout too, but its random numbers cannot be seeded, so a run could
-    not be repeated or resumed exactly. It also gives some merges a second chance.
+    The library `tokenizers` has a BPE with dropout too, but it cannot be given a seed, so a run could not be
+    repeated or resumed exactly. It also gives some merges a second chance.
 
     Args:
         tokenizer: byte-level BPE, as `train_tokenizer` makes it.

@@ -47,8 +47,8 @@ class TranslationDataset(Dataset):
 class ResegmentedPairs(TranslationDataset):
     """Pairs that are encoded anew for each epoch. An item is (epoch, rows).
 
-    source, target: as they are without dropout. dropout: the sources and then the targets. What an epoch reads
-    depends on `seed` and its number alone, so a resumed run reads the same.
+    source, target: as they are without dropout. dropout: the sources and then the targets. What an epoch
+    reads depends on `seed` and its number alone, so a resumed run reads the same.
     """
 
     def __init__(self, source: Ragged, target: Ragged, dropout: BPEDropout, seed: int):
