@@ -399,8 +399,9 @@ WRONG = [
     (
         "evaluate",
         "ensemble=[x,y] set=layer0.c[0]=0",
-        "set=layer0.c[0]=0 changes one model, ckpt=PATH, not an",
+        "set=layer0.c[0]=0 is for one model, ckpt=PATH, not for",
     ),
+    ("evaluate", "ensemble=[x,y] average=2", "average=2 is for one model, ckpt=PATH, not for ensemble="),
     ("evaluate", "ckpt={seq2seq} beam_size=0", "beam_size=0: input should be greater than 0"),
     ("evaluate", "ckpt={copytask} data.test_delay=x", "data.test_delay=x: input should be"),
     ("analyze", "ckpt={latin1}", "ckpt={latin1} is not a checkpoint"),

@@ -870,7 +870,7 @@ class AnalyzeConfig(Group):
 
 class ExportConfig(Group):
     ckpt: str
-    average: Several | None
+    average: Several | None = None
     format: Literal["onnx", "safetensors", "html"]
     folder: str | None
 

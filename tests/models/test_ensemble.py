@@ -125,7 +125,7 @@ def test_sentiment(evaluate, write_members):
 
     # Of three classes
     several = [build_model(m.config, m.info | {"labels": ["a", "b", "c"]}).double().eval() for m in models]
-    together = build_ensemble(dict(zip("abc", several, strict=True)))
+    together: Any = build_ensemble(dict(zip("abc", several, strict=True)))
     expected = mean_p([model(tokens, lengths)[0] for model in several])
     assert torch.allclose(together.probabilities(together(tokens, lengths)[0]), expected, atol=1e-12)
 
