@@ -458,6 +458,7 @@ WRONG = [
     ("bench", "suite=train steps=5", "steps=5 is too few: the speed is logged every 20 steps"),
     ("bench", "rounds=0", "rounds=0: input should be greater than 0"),
     ("bench", "suite=speed", "suite=speed: input should be"),
+    ("bench", "suite=speedrun", "suite=speedrun is for data=shakespeare, not data=stdlib; add experiment="),
     ("bench", "suite=train data=textfile data.path={empty}", "{empty} is empty"),
     ("bench", "suite=compile model=copytask", "suite=compile measures model=charlm, not model=copytask"),
     ("bench", "suite=cells cell=fused", "cell= has no effect on suite=cells, which takes"),

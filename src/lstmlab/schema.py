@@ -883,7 +883,7 @@ class CompareConfig(Group):
 
 
 class BenchConfig(TrainConfig):
-    suite: Literal["cells", "engines", "kinds", "ladder", "sample", "compile", "train", "floors"]
+    suite: Literal["cells", "engines", "kinds", "ladder", "sample", "compile", "train", "floors", "speedrun"]
     rounds: PositiveInt
     steps: PositiveInt
 
@@ -897,6 +897,11 @@ class BenchConfig(TrainConfig):
             return f"suite=floors has nothing for data={self.data.name}, only for data={', '.join(known)}"
         if self.suite == "compile" and self.model.name != "charlm":
             return f"suite=compile measures model=charlm, not model={self.model.name}"
+        if self.suite == "speedrun" and self.data.name != "shakespeare":
+            return (
+                f"suite=speedrun is for data=shakespeare, not data={self.data.name}; "
+                "add experiment=shakespeare_speedrun"
+            )
         if self.trainer.strategy == "ddp":
             return "trainer=ddp is for train.py: bench.py measures one process"
         if self.suite == "train" and self.steps < self.trainer.log_every_n_steps:
