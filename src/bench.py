@@ -7,6 +7,7 @@ python src/bench.py suite=ladder       what each step from the equations to a fa
 python src/bench.py suite=sample       sampling from a character model
 python src/bench.py suite=compile cell=fused   a training step with and without torch.compile
 python src/bench.py suite=train        a run's training steps against a bare PyTorch loop
+python src/bench.py suite=speedrun experiment=shakespeare_speedrun rounds=3   seconds until it is learnt
 python src/bench.py suite=floors data=imdb   how good baselines without a network are (no bench.png)
 """
 

@@ -23,7 +23,7 @@ from lstmlab.schema import (
 )
 
 TIMED = {"suite", "rounds", "threads"}
-# Settings that each suite of bench reads; train and compile read all of them
+# Settings that each suite of bench reads; train, compile and speedrun read all of them
 READ = {
     "cells": TIMED,
     "engines": TIMED | {"cell.kind"},
@@ -130,11 +130,14 @@ def bench(config: BenchConfig) -> None:
 
     import torch
 
-    from lstmlab.benchmarks import cells, compiled, engines, kinds, ladder, sample, timing, train
+    from lstmlab.benchmarks import cells, compiled, engines, kinds, ladder, sample, speedrun, timing, train
 
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     print(", ".join(f"{name} {value}" for name, value in timing.describe_machine().items()), flush=True)
+    if suite == "speedrun":
+        print(speedrun.measure_speedrun(config))
+        return
     if suite == "engines":
         sections, wrong = engines.measure_engines(config.cell.kind, rounds)
         print(timing.write_report(suite, sections, folder, wrong_choices=wrong))

@@ -87,6 +87,28 @@ def load_checkpoint(path: str) -> dict[str, Any]:
     return checkpoint
 
 
+def load_average(path: str, count: int) -> dict[str, Any]:
+    """The latest of the checkpoints that `callbacks=keep` left in a run's folder, but with the mean of the
+    weights of the `count` latest.
+
+    Raises what `load_checkpoint` raises, and ValueError if there are fewer of them.
+    """
+    if not Path(path).is_dir():
+        raise ValueError(f"average={count} takes a run's folder, which ckpt={path} is not")
+    files = sorted(
+        Path(path, "checkpoints").glob("step_*.ckpt"), key=lambda file: int(file.stem.removeprefix("step_"))
+    )
+    if len(files) < count:
+        raise ValueError(
+            f"average={count}, but ckpt={path} has kept the checkpoints of {len(files)} validations; "
+            f"train with callbacks=keep callbacks.keep.save_top_k={count}"
+        )
+    kept = [load_checkpoint(str(file)) for file in files[-count:]]
+    states = [checkpoint["state_dict"] for checkpoint in kept]
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    return kept[-1] | {"state_dict": mean}
+
+
 def read_zip(file: Path) -> Any:
     """Read what `torch.save` wrote, after checking every checksum, which `torch.load` does not do."""
     with file.open("rb") as opened:

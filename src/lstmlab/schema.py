@@ -36,6 +36,7 @@ from lstmlab.cells.kinds import BACKENDS, HEADS, KINDS  # imports no torch
 Share = Annotated[float, Field(ge=0, lt=1)]  # a share that may not be all
 Backend = Literal["scratch", "fused", "torch"]
 TRACED = tuple(dict.fromkeys(name for kind in KINDS.values() for name in (*kind.gates, *kind.state._fields)))
+Several = Annotated[int, Field(ge=2)]
 Frozen = AfterValidator(MappingProxyType), PlainSerializer(dict)  # makes a mapping read-only
 
 
@@ -407,9 +408,18 @@ class ReviewsConfig(TokensConfig):
     test_size: PositiveInt
 
 
-class Multi30kConfig(TokensConfig, HubConfig):
-    module = "translation.Multi30k"
+class TranslationConfig(TokensConfig):
     gives = "pairs"
+    bpe_dropout: Share = 0.0
+
+    def conflict(self) -> str | None:
+        if self.bpe_dropout and self.tokenizer != "bpe":
+            return f"data.bpe_dropout={self.bpe_dropout} is for data.tokenizer=bpe, not {self.tokenizer}"
+        return super().conflict()
+
+
+class Multi30kConfig(TranslationConfig, HubConfig):
+    module = "translation.Multi30k"
     name: Literal["multi30k"]
     source: str
     target: str
@@ -417,9 +427,8 @@ class Multi30kConfig(TokensConfig, HubConfig):
     lowercase: bool
 
 
-class DatesConfig(TokensConfig):
+class DatesConfig(TranslationConfig):
     module = "dates.Dates"
-    gives = "pairs"
     name: Literal["dates"]
     train_size: PositiveInt
     val_size: PositiveInt
@@ -472,7 +481,7 @@ class SourceConfig(Group):
                 f"data.val_fraction={self.val_fraction} and data.test_fraction={self.test_fraction} leave "
                 "nothing to train on; make them smaller"
             )
-        return None
+        return super().conflict()
 
 
 class TextsConfig(SourceConfig, TokenizerConfig):
@@ -496,9 +505,8 @@ class ClassesConfig(SourceConfig, TokensConfig):
     strip_markup: bool
 
 
-class PairsConfig(SourceConfig, TokensConfig):
+class PairsConfig(SourceConfig, TranslationConfig):
     module = "pairs.Pairs"
-    gives = "pairs"
     columns = ("source", "target")
     name: Literal["pairs"]
     source: str
@@ -776,7 +784,6 @@ class TrainConfig(CheckpointConfig):
 
 
 class AskConfig(Group):
-    ckpt: str
     backend: Backend | None
     accelerator: Literal["cpu", "gpu"]
     set: str | None = None
@@ -788,6 +795,7 @@ class AskConfig(Group):
 
 
 class PredictConfig(AskConfig):
+    ckpt: str
     text: str | None
     input: str | None
     output: str | None
@@ -817,13 +825,34 @@ class OpenedDataConfig(Group):
 
 
 class EvaluateDataConfig(OpenedDataConfig):
+    test: str | None = None
     test_delay: Delay | None
     test_length: Length | None
 
 
 class EvaluateConfig(AskConfig):
+    ckpt: str | None
+    ensemble: Annotated[tuple[str, ...], Strict(False), Field(min_length=2)] | None = None
+    average: Several | None = None
     beam_size: PositiveInt | None
     data: EvaluateDataConfig
+
+    @property
+    def asked(self) -> str:
+        """Which model was typed, for messages."""
+        return f"ckpt={self.ckpt}" if self.ensemble is None else f"ensemble=[{','.join(self.ensemble)}]"
+
+    def conflict(self) -> str | None:
+        if (self.ckpt is None) == (self.ensemble is None):
+            return "give one model, ckpt=PATH, or several, ensemble=[PATH,PATH]"
+        if self.ensemble is not None and len(set(self.ensemble)) < len(self.ensemble):
+            return f"{self.asked} names a model twice"
+        for key in ("set", "average"):
+            if self.ensemble is not None and (value := getattr(self, key)) is not None:
+                return f"{key}={value} is for one model, ckpt=PATH, not for ensemble="
+        if self.data.test is not None and self.data.path is not None:
+            return f"data.test={self.data.test} is read alone, so data.path={self.data.path} has no effect"
+        return super().conflict()
 
 
 class AnalyzeConfig(Group):
@@ -841,6 +870,7 @@ class AnalyzeConfig(Group):
 
 class ExportConfig(Group):
     ckpt: str
+    average: Several | None = None
     format: Literal["onnx", "safetensors", "html"]
     folder: str | None
 
@@ -853,7 +883,7 @@ class CompareConfig(Group):
 
 
 class BenchConfig(TrainConfig):
-    suite: Literal["cells", "engines", "kinds", "ladder", "sample", "compile", "train", "floors"]
+    suite: Literal["cells", "engines", "kinds", "ladder", "sample", "compile", "train", "floors", "speedrun"]
     rounds: PositiveInt
     steps: PositiveInt
 
@@ -867,6 +897,11 @@ class BenchConfig(TrainConfig):
             return f"suite=floors has nothing for data={self.data.name}, only for data={', '.join(known)}"
         if self.suite == "compile" and self.model.name != "charlm":
             return f"suite=compile measures model=charlm, not model={self.model.name}"
+        if self.suite == "speedrun" and self.data.name != "shakespeare":
+            return (
+                f"suite=speedrun is for data=shakespeare, not data={self.data.name}; "
+                "add experiment=shakespeare_speedrun"
+            )
         if self.trainer.strategy == "ddp":
             return "trainer=ddp is for train.py: bench.py measures one process"
         if self.suite == "train" and self.steps < self.trainer.log_every_n_steps:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import lightning as L
@@ -26,6 +26,11 @@ class Ragged:
 
     flat: np.ndarray  # (N,) int32
     offsets: np.ndarray  # (n + 1,) int64
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "Ragged":
+        offsets = np.cumsum([0, *map(len, sequences)])
+        return cls(np.fromiter(chain.from_iterable(sequences), np.int32, offsets[-1]), offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -162,12 +167,11 @@ class BucketedData(L.LightningDataModule):
                 f"data.batch_size={size} leaves a last batch of {len(dataset) % size} "
                 f"of {len(dataset)} rows, fewer than there are processes, {distributed.world_size()}"
             )
-        return TrainingLoader(
-            dataset,
-            lambda epoch: bucketed(dataset.lengths, size, self.seed, epoch),
-            -(-len(dataset) // size),
-            self.config.num_workers,
-        )
+        return TrainingLoader(dataset, self.plan, -(-len(dataset) // size), self.config.num_workers)
+
+    def plan(self, epoch: int) -> list[Any]:
+        """The items of the training set that an epoch reads, one for each batch."""
+        return bucketed(self.datasets["train"].lengths, self.config.batch_size, self.seed, epoch)
 
     def val_dataloader(self) -> DataLoader:
         return self._in_order("val")

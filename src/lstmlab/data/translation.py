@@ -1,13 +1,17 @@
 """Pairs of texts: what the translation data sets share, and Multi30k."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lstmlab.data.batching import BucketedData, Ragged
+from lstmlab.data.batching import BucketedData, Ragged, bucketed
+from lstmlab.data.bpe_dropout import BPEDropout
 from lstmlab.data.files import read_splits
+from lstmlab.data.parts import check_texts
+from lstmlab.data.sources import read_files
 from lstmlab.data.tokenization import (
     BOS,
     EOS,
@@ -40,10 +44,41 @@ class TranslationDataset(Dataset):
         return TranslationBatch(*self.source.pad(rows), *self.target.pad(rows))
 
 
+class ResegmentedPairs(TranslationDataset):
+    """Pairs that are encoded anew for each epoch. An item is (epoch, rows).
+
+    source, target: as they are without dropout. dropout: the sources and then the targets. What an epoch
+    reads depends on `seed` and its number alone, so a resumed run reads the same.
+    """
+
+    def __init__(self, source: Ragged, target: Ragged, dropout: BPEDropout, seed: int):
+        super().__init__(source, target)
+        self.dropout, self.seed = dropout, seed
+        self.epoch, self.pairs = -1, TranslationDataset(source, target)
+
+    def of_epoch(self, epoch: int) -> TranslationDataset:
+        if epoch != self.epoch:
+            # Another stream of random numbers than that of the order of the batches
+            tokens = self.dropout.encode(np.random.default_rng((self.seed, epoch, 1)))
+            source, target = np.split(np.arange(len(tokens)), 2)
+            self.pairs = delimit_pairs(tokens.take(source), tokens.take(target))
+            self.epoch = epoch
+        return self.pairs
+
+    def __getitem__(self, item: Any) -> TranslationBatch:
+        epoch, rows = item
+        return self.of_epoch(epoch)[rows]  # a worker of the loader has its own copy
+
+
+def delimit_pairs(source: Ragged, target: Ragged) -> TranslationDataset:
+    return TranslationDataset(delimit(source, None, EOS), delimit(target, BOS, EOS))
+
+
 class TranslationData(BucketedData):
     """Pairs as tokens of one vocabulary. A subclass gives `read`: (sources, targets) of each split.
 
     Pairs with a side of more than `max_length` tokens are left out of training, never of validation or test.
+    With `bpe_dropout` the training pairs are encoded anew for each epoch: see `BPEDropout`.
     """
 
     def read(self) -> dict[str, tuple[list[str], list[str]]]:
@@ -66,13 +101,39 @@ class TranslationData(BucketedData):
         if not len(fits):
             raise ValueError(f"data.max_length={limit} leaves no training pair: all are longer")
         encoded |= {"train.source": source.take(fits), "train.target": target.take(fits)}
-        return {
-            split: TranslationDataset(
-                delimit(encoded[f"{split}.source"], None, EOS),
-                delimit(encoded[f"{split}.target"], BOS, EOS),
-            )
-            for split in splits
+        datasets = {
+            split: delimit_pairs(encoded[f"{split}.source"], encoded[f"{split}.target"]) for split in splits
         }
+        if self.config.bpe_dropout:
+            texts = [column[row] for column in splits["train"] for row in fits]
+            dropout = BPEDropout(self.tokenizer, texts, self.config.bpe_dropout)
+            plain = datasets["train"]
+            datasets["train"] = ResegmentedPairs(plain.source, plain.target, dropout, self.seed)
+        return datasets
+
+    def plan(self, epoch: int) -> list[Any]:
+        dataset = self.datasets["train"]
+        if not isinstance(dataset, ResegmentedPairs):
+            return super().plan(epoch)
+        lengths = dataset.of_epoch(epoch).lengths
+        return [(epoch, rows) for rows in bucketed(lengths, self.config.batch_size, self.seed, epoch)]
+
+    def load_test(self, file: str) -> None:
+        """Load only a test set, from a file with the columns that `data.source` and `data.target` name.
+
+        Raises OSError or ValueError, in one sentence, for a file that cannot be read or lacks a text.
+        """
+        columns = [self.config.source, self.config.target]
+        if not (path := Path(file).expanduser()).is_file():
+            what = "a folder, not a file" if path.is_dir() else "no such file"
+            raise FileNotFoundError(f"data.test={file}: {what}")
+        table = read_files([path], "test", columns)
+        if not table[columns[0]]:
+            raise ValueError(f"data.test={file} has no rows")
+        check_texts({"test": table}, columns, file)
+        assert self.trained is not None  # by a checkpoint
+        source, target = (encode(load_tokenizer(self.trained), table[name]) for name in columns)
+        self.datasets = {"test": delimit_pairs(source, target)}
 
     @property
     def info(self) -> dict:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 State = tuple[Tensor, ...]
+Step = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
 def beam_search(
-    step: Callable[[Tensor, State], tuple[Tensor, State]],
+    step: Step,
     state: State,
     *,
     size: int,

@@ -9,7 +9,7 @@ from lstmlab.cells import KINDS, SLSTMState
 from lstmlab.cells.dropout import Dropout
 from lstmlab.models.attention import ATTENTIONS, Memory
 from lstmlab.models.base import Graph, Task
-from lstmlab.models.decoding import State, beam_search
+from lstmlab.models.decoding import State, Step, beam_search
 from lstmlab.schema import TrainConfig
 
 
@@ -106,14 +106,8 @@ class EncoderDecoder(Task):
             readouts, weights = (torch.cat(parts, 1) for parts in zip(*steps, strict=True))
         return self.projection(self.dropout(readouts)), weights
 
-    @torch.inference_mode()
-    def search(
-        self, source: Tensor, lengths: Tensor, beam_size: int = 1, length_penalty: float = 1.0
-    ) -> Tensor:
-        """Tokens (B, T) of the best translations found for source (B, S); see `beam_search`.
-
-        They are no longer than the longest training target.
-        """
+    def begin(self, source: Tensor, lengths: Tensor) -> tuple[Step, State]:
+        """The step and the first state of a `beam_search` for source (B, S)."""
         memory, first = self.encode(source, lengths)
 
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -122,9 +116,20 @@ class EncoderDecoder(Task):
             readout, _, after = self.step(embedded, readout, state[1:], memory)
             return self.projection(readout), (readout.flatten(0, 1)[None], *after)
 
+        return step, (first[0].new_zeros(1, len(source), self.projection.in_features), *first)
+
+    @torch.inference_mode()
+    def search(
+        self, source: Tensor, lengths: Tensor, beam_size: int = 1, length_penalty: float = 1.0
+    ) -> Tensor:
+        """Tokens (B, T) of the best translations found for source (B, S); see `beam_search`.
+
+        They are no longer than the longest training target.
+        """
+        step, state = self.begin(source, lengths)
         tokens, _ = beam_search(
             step,
-            (first[0].new_zeros(1, len(source), self.projection.in_features), *first),
+            state,
             size=beam_size,
             length_penalty=length_penalty,
             max_length=self.info["max_target_length"] - 1,  # without BOS

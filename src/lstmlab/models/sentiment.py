@@ -119,8 +119,10 @@ class Sentiment(Task):
 
     def loss(self, batch: SentimentBatch, embedded: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss and logits, on the vectors `embedded` (B, T, E) if they are given."""
-        embedded = self.embed_ids(batch.tokens) if embedded is None else embedded
-        logits, _ = self.classify(embedded, batch.lengths)
+        if embedded is None:
+            logits, _ = self(batch.tokens, batch.lengths)
+        else:
+            logits, _ = self.classify(embedded, batch.lengths)
         logits = logits.float()
         cross_entropy = F.binary_cross_entropy_with_logits if logits.dim() == 1 else F.cross_entropy
         if self.weights is None:

@@ -38,7 +38,7 @@ from lstmlab.runs.summary import describe_end, describe_start
 from lstmlab.schema import OwnSchedulerConfig, TrainConfig
 
 
-def train(config: TrainConfig) -> dict[str, float]:
+def train(config: TrainConfig, *watching: L.Callback) -> dict[str, float]:
     """Train, write the run's folder (`config.run_dir`) and return its metrics.
 
     The folder then holds config.yaml, metrics.csv, metrics.json, examples.md, checkpoints/best.ckpt and
@@ -71,7 +71,7 @@ def train(config: TrainConfig) -> dict[str, float]:
 
     model = build_model(config, datamodule.info)
     report = take_weights(model, origin) if origin and not start.checkpoint else ""
-    callbacks = build_callbacks(config)
+    callbacks = [*build_callbacks(config), *watching]
     loggers = build_loggers(config, start.checkpoint.get("global_step"))
     write_config(config, new=start.path is None)
     trainer = build_trainer(config, callbacks, loggers)
