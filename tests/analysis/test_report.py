@@ -149,7 +149,7 @@ def test_units_and_probes_are_reported(trained, tmp_path):
 
 
 def test_what_the_units_do_is_reported():
-    """A feature counts if the interval of its best unit, or of its best five, lies above all random choices."""
+    """A feature is named if the interval of its best unit or best five lies above all random choices."""
     unit, nowhere = Unit("c", 0, 1, 3), Effect(np.nan, np.nan, np.nan)
     above, below = Effect(0.25, 0.125, 0.5), Effect(0.25, 0.0625, 0.5)
     controls = [0.1, -0.1] * 5
@@ -161,17 +161,12 @@ def test_what_the_units_do_is_reported():
     text = sections.report_causes(causes, Rows.dense(torch.zeros(4, 5)))
     assert "The model reads 20 steps in 4 rows" in text and "Every text has one of the two labels" in text
     assert "above all random choices for a (best unit), b (best unit and best 5). For c it does not: " in text
+    large, small = "+0.2500 (+0.1250 to +0.5000)", "+0.2500 (+0.0625 to +0.5000)"
+    random = ["+0.0000, +0.1000", "2.5"]
     assert cells(text)[:3] == [
-        [
-            "a",
-            str(unit),
-            "+0.2500 (+0.1250 to +0.5000)",
-            "+0.2500 (+0.1250 to +0.5000)",
-            "+0.0000, +0.1000",
-            "2.5",
-        ],
-        ["a", "the best 5", "+0.2500 (+0.0625 to +0.5000)", str(above), "+0.0000, +0.1000", "2.5"],
-        ["b", str(unit), str(above), "–", "+0.0000, +0.1000", "2.5"],
+        ["a", str(unit), large, large, *random],
+        ["a", "the best 5", small, large, *random],
+        ["b", str(unit), large, "–", *random],
     ]
     text = sections.report_causes(causes[4:], Rows.dense(torch.zeros(4, 5)))
     assert "above all random choices for no feature. For c it does not" in text and "labels" not in text
