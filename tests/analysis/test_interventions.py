@@ -269,6 +269,8 @@ def test_the_examples_of_the_readme(trained):
     for shown, own in known.items():  # the characters of that model
         example = example.replace(f'"{shown}"', f'"{own}"')
     values: dict[str, Any] = {}
-    exec(example.replace("CHARLM_RUN", str(trained("charlm"))), values)
+    for task in ("charlm", "seq2seq"):
+        example = example.replace(f"{task.upper()}_RUN", str(trained(task)))
+    exec(example, values)
     assert values["logits"].shape[:2] == (1, 6) and len(values["text"]) == 50
     assert values["parts"].shape == (6,)

@@ -9,13 +9,15 @@ import torch
 
 from conftest import SMALL
 from lstmlab.analysis import plots, sections, written
+from lstmlab.analysis.causes import Cause, Effect
 from lstmlab.analysis.gates import Saturation
 from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_flows
 from lstmlab.analysis.interventions import intervene, parse_settings
-from lstmlab.analysis.probes import find_units
+from lstmlab.analysis.probes import Unit, find_units
 from lstmlab.analysis.traces import load_validation_rows, trace
 from lstmlab.checkpoint import load_model
 from lstmlab.data.features import english
+from lstmlab.data.rows import Rows
 from lstmlab.runs.train import train
 
 SETS = ["data.train_size=64", "data.val_size=40", "data.test_size=10"]
@@ -144,6 +146,30 @@ def test_units_and_probes_are_reported(trained, tmp_path):
             f"{f.control_probe:.3f}",
             "; ".join(f"{other} {s:+.2f}" for other, s in others),
         ]
+
+
+def test_what_the_units_do_is_reported():
+    """A feature is named if the interval of its best unit or best five lies above all random choices."""
+    unit, nowhere = Unit("c", 0, 1, 3), Effect(np.nan, np.nan, np.nan)
+    above, below = Effect(0.25, 0.125, 0.5), Effect(0.25, 0.0625, 0.5)
+    controls = [0.1, -0.1] * 5
+    causes = [
+        Cause(feature, [unit] * count, effect, nowhere if feature == "b" else above, controls)
+        for feature, effects in {"a": (above, below), "b": (above, above), "c": (below, below)}.items()
+        for count, effect in zip((1, 5), effects, strict=True)
+    ]
+    text = sections.report_causes(causes, Rows.dense(torch.zeros(4, 5)))
+    assert "The model reads 20 steps in 4 rows" in text and "Every text has one of the two labels" in text
+    assert "above all random choices for a (best unit), b (best unit and best 5). For c it does not: " in text
+    large, small = "+0.2500 (+0.1250 to +0.5000)", "+0.2500 (+0.0625 to +0.5000)"
+    random = ["+0.0000, +0.1000", "2.5"]
+    assert cells(text)[:3] == [
+        ["a", str(unit), large, large, *random],
+        ["a", "the best 5", small, large, *random],
+        ["b", str(unit), large, "–", *random],
+    ]
+    text = sections.report_causes(causes[4:], Rows.dense(torch.zeros(4, 5)))
+    assert "above all random choices for no feature. For c it does not" in text and "labels" not in text
 
 
 @pytest.mark.parametrize("task", TASKS)

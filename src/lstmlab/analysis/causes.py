@@ -98,7 +98,7 @@ def suspect_read_units(model: Any, rows: Rows, top: int = 5) -> list[Suspect]:
     layer = model.config.cell.num_layers - 1
     units = [Unit("h", layer, int(number) // H, int(number) % H) for number in best]
     of_best = read[:, :, best].sum(2)
-    return [Suspect("read by attention", units, of_best > np.nanmean(of_best))]
+    return [Suspect("what attention reads", units, of_best > np.nanmean(of_best))]
 
 
 def measure_causes(

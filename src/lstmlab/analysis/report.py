@@ -41,7 +41,7 @@ def analyze(config: AnalyzeConfig) -> Path:
         rows, held_out, note = load_rows(config, model)
         folder = make_folder(config)
         parts = [f"# Inside {config.ckpt}\n\n{name_model(model)}. {rows.mask.sum():,} steps traced."]
-        if config.set is not None:
+        if config.set:
             parts.append(sections.report_change(model, config.set, changes, config.text, held_out))
         with intervene(model, changes):
             parts += write_analysis(config, model, rows, held_out, note, folder, progress)

@@ -182,13 +182,12 @@ def report_causes(causes: list[Cause], rows: Rows) -> str:
         ]
         for cause in causes
     ]
-    above = [cause for cause in causes if cause.at_work.low > max(cause.controls)]
-    of_one, of_five = (
-        ", ".join(cause.feature for cause in above if (len(cause.units) == 1) == alone) or "no feature"
-        for alone in (True, False)
-    )
-    shown = {cause.feature for cause in above}
-    missing = dict.fromkeys(cause.feature for cause in causes if cause.feature not in shown)
+    found: dict[str, list[str]] = {cause.feature: [] for cause in causes}
+    for cause in causes:
+        if cause.at_work.low > max(cause.controls):
+            found[cause.feature].append("best unit" if len(cause.units) == 1 else f"best {len(cause.units)}")
+    above = ", ".join(f"{feature} ({' and '.join(sets)})" for feature, sets in found.items() if sets)
+    missing = ", ".join(feature for feature, sets in found.items() if not sets)
     text = (
         f"## What the units do\n\nThe model reads {rows.mask.sum():,} steps in {len(rows.ids)} rows, while "
         "units are held at their mean. The table shows how the loss then changes, in nats per prediction, "
@@ -198,14 +197,11 @@ def report_causes(causes: list[Cause], rows: Rows) -> str:
     )
     if any(np.isnan(cause.elsewhere.mean) for cause in causes):
         text += " Every text has one of the two labels, so the label is at work in all of them."
-    text += (
-        f" The interval lies above all random choices for the best unit of {of_one}, and for the best five "
-        f"of {of_five}."
-    )
+    text += f" The interval lies above all random choices for {above or 'no feature'}."
     if missing:
         text += (
-            f" It does not for {', '.join(missing)}: those units go along with the feature, but the "
-            "predictions hardly depend on them. There, correlation is not cause."
+            f" For {missing} it does not: the predictions hardly depend on those units, and correlation is "
+            "not cause."
         )
     columns = ["feature", "units", "at work", "elsewhere", "random units", "ratio"]
     return f"{text}\n\n{markdown(columns, table)}"

@@ -63,7 +63,8 @@ class Task(L.LightningModule):
     """
 
     options: tuple[str, ...] = ()  # the keys of conf/predict.yaml that this task's `respond` reads
-    # True for a language model, which has `sample_ids` and, of characters, `training_text` and `vocabulary`
+    # True for a language model, which has `compute_losses`, `sample_ids` and, of characters, `training_text`
+    # and `vocabulary`
     writes_text = False
     page: str | None = None  # the part of an exported web page that shows this task, in `pages/`
 
