@@ -19,7 +19,7 @@ with app.setup:
     from lstmlab.analysis.attribution import attribute_memory, attribute_prediction, memory_of
     from lstmlab.analysis.causes import cut_rows
     from lstmlab.analysis.interventions import clamp, intervene
-    from lstmlab.analysis.page import LABELS
+    from lstmlab.analysis.page import LABELS, build_page
     from lstmlab.analysis.probes import Unit, find_units
     from lstmlab.analysis.sections import ANSWERS
     from lstmlab.analysis.traces import load_validation_rows, trace
@@ -77,11 +77,11 @@ def train_small_model() -> str:
 
 @app.function
 def colour_tokens(tokens: list[str], values: torch.Tensor, low: float, high: float) -> mo.Html:
-    """Tokens on a background from blue (low) to red (high), with their values (N,) on hover."""
+    """Tokens on a background from blue (low) to orange (high), with their values (N,) on hover."""
     spans = []
     for token, value in zip(tokens, values.tolist(), strict=True):
         share = 2 * (value - low) / (high - low) - 1  # −1 … 1
-        colour = f"rgba({'220,38,38' if share > 0 else '37,99,235'},{min(1, abs(share)) * 0.75:.2f})"
+        colour = f"rgba({'240,138,84' if share > 0 else '92,152,224'},{min(1, abs(share)):.2f})"
         body = html.escape(token).replace("\n", "⏎<br>")
         spans.append(f'<span style="background:{colour}" title="{value:.3f}">{body}</span>')
     style = "font:14px/1.6 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;color:#0f172a;"
@@ -166,18 +166,30 @@ def _(cell, values):
 
 
 @app.cell
-def _(backwards, layer, shown, text, unit, values):
+def _(cell, model, rows, text, values):
+    _names = [name for name in LABELS if name in values]
+    _page = build_page(
+        "Each unit, over the text",
+        f"{cell.kind}, {cell.num_layers} × {cell.hidden_size}",
+        text,
+        rows.lengths.tolist(),
+        cell.kind,
+        {name: values[name] for name in _names},
+        model.text_features(rows, None),
+        None,
+    )
+    mo.iframe(_page, height="760px")
+    return
+
+
+@app.cell
+def _(backwards, layer, shown, unit):
     direction = 0 if backwards is None else int(backwards.value)
-    _series = values[shown.value][layer.value, direction, :, unit.value]
-    _limit = 1.0 if shown.value != "c" else max(1e-6, _series.abs().max().item())
-    _low = 0.0 if shown.value in gates.SIGMOIDS else -_limit
     _controls = [shown, layer if layer.stop else None, backwards, unit]
     mo.vstack(
         [
-            mo.md("## One unit, over the text"),
+            mo.md("## One unit\n\nChoose one that looks interesting above."),
             mo.hstack([control for control in _controls if control is not None], justify="start", gap=2),
-            colour_tokens(text, _series, _low, _limit),
-            mo.md(f"Blue is {_low:.2g}, red is {_limit:.2g}; the value of a character shows on hover."),
         ]
     )
     return (direction,)
@@ -200,7 +212,7 @@ def _(direction, layer, text, unit, values):
     _bottom.set_xticks(range(_steps), _marks, fontsize=7, parse_math=False)
     if max(map(len, _marks)) > 1:
         _bottom.tick_params("x", rotation=90)
-    mo.vstack([mo.md(f"The first {_steps} steps of the same unit, all of its gates and states:"), _figure])
+    mo.vstack([mo.md(f"All of its gates and states, over the first {_steps} steps:"), _figure])
     return
 
 
@@ -289,7 +301,7 @@ def _(direction, first, layer, model, prefix, step, unit):
             colour_tokens(_tokens, _written, -_limit, _limit),
             mo.md(
                 f"`{prefix}{_memory.point}` after step {step.value}, `{_tokens[step.value]!r}`, is {_total}: "
-                f"the sum of what each token put there. Blue is {-_limit:.2g}, red is {_limit:.2g}."
+                f"the sum of what each token put there. Blue is {-_limit:.2g}, orange is {_limit:.2g}."
             ),
         ]
     except ValueError as _error:
@@ -321,7 +333,7 @@ def _(model, text):
             colour_tokens(model.token_texts(_rows), _added, -_limit, _limit),
             mo.md(
                 f"The model predicts `{_target!r}`. The tokens add {_added.sum():.3f} to its logit, and the "
-                f"bias {_bias:.3f}. Blue is {-_limit:.2g}, red is {_limit:.2g}."
+                f"bias {_bias:.3f}. Blue is {-_limit:.2g}, orange is {_limit:.2g}."
             ),
         ]
     except ValueError as _error:
