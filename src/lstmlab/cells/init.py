@@ -22,8 +22,9 @@ def initialise_parameters(
     """Set a cell's parameters in place.
 
     xavier: uniform Xavier input weights (Glorot & Bengio 2010) and orthogonal recurrent weights
-        (Saxe et al. 2014), both per gate, and an orthogonal projection. The biases are zero, but
-        b_f = forget_bias in the LSTM kinds (Jozefowicz et al. 2015), all of it in bias_ih.
+        (Saxe et al. 2014), both per gate, those of an sLSTM per head as well, and an orthogonal
+        projection. The biases are zero, but b_f = forget_bias in the LSTM kinds (Jozefowicz et al. 2015),
+        all of it in bias_ih.
     chrono: the same weights; b_f = log(u), u ~ U(1, chrono_steps − 1), b_i = −b_f
         (Tallec & Ollivier 2018, equation 16).
     torch: U(−1/√H, 1/√H) for all, nn.LSTM's default.
