@@ -159,7 +159,7 @@ def test_what_the_units_do_is_reported():
         for count, effect in zip((1, 5), effects, strict=True)
     ]
     text = sections.report_causes(causes, Rows.dense(torch.zeros(4, 5)))
-    assert "The model reads 20 steps in 4 rows" in text and "Every text has one of the two labels" in text
+    assert "The model reads 20 steps in 4 rows" in text and "has no elsewhere" in text
     assert "above all random choices for a (best unit), b (best unit and best 5). For c it does not: " in text
     large, small = "+0.2500 (+0.1250 to +0.5000)", "+0.2500 (+0.0625 to +0.5000)"
     random = ["+0.0000, +0.1000", "2.5"]
@@ -169,7 +169,10 @@ def test_what_the_units_do_is_reported():
         ["b", str(unit), large, "–", *random],
     ]
     text = sections.report_causes(causes[4:], Rows.dense(torch.zeros(4, 5)))
-    assert "above all random choices for no feature. For c it does not" in text and "labels" not in text
+    assert (
+        "above all random choices for no feature. For c it does not" in text
+        and "has no elsewhere" not in text
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)

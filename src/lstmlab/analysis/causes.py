@@ -22,7 +22,7 @@ class Suspect(NamedTuple):
 
     feature: str
     units: list[Unit]  # the best first
-    at_work: np.ndarray  # (B, K): at which predictions
+    at_work: np.ndarray  # (B, K), or 1 for either: at which predictions
 
 
 class Effect(NamedTuple):
@@ -87,18 +87,12 @@ def suspect_trackers(
 
 
 def suspect_read_units(model: Any, rows: Rows, top: int = 5) -> list[Suspect]:
-    """The units of an encoder that attention reads, at work where it reads them more than on average.
-
-    How much a decoder step reads a unit is the variance over the source of what the unit adds to the score.
-    """
-    if (read := model.measure_reading(rows)) is None:  # (B, K, D·H)
+    """The units of an encoder that attention reads most, which it does for every prediction."""
+    if (read := model.measure_reading(rows)) is None:  # (D·H,)
         return []
-    read, H = read.numpy(), model.config.cell.hidden_size
-    best = np.argsort(-np.nanmean(read, (0, 1)))[:top]
-    layer = model.config.cell.num_layers - 1
-    units = [Unit("h", layer, int(number) // H, int(number) % H) for number in best]
-    of_best = read[:, :, best].sum(2)
-    return [Suspect("what attention reads", units, of_best > np.nanmean(of_best))]
+    H, layer = model.config.cell.hidden_size, model.config.cell.num_layers - 1
+    units = [Unit("h", layer, number // H, number % H) for number in read.topk(top).indices.tolist()]
+    return [Suspect("what attention reads", units, np.ones((1, 1), bool))]
 
 
 def measure_causes(

@@ -196,7 +196,7 @@ def report_causes(causes: list[Cause], rows: Rows) -> str:
         "change at work, and the ratio to the mean size of theirs."
     )
     if any(np.isnan(cause.elsewhere.mean) for cause in causes):
-        text += " Every text has one of the two labels, so the label is at work in all of them."
+        text += " What is at work in every prediction, as one of two labels is, has no elsewhere."
     text += f" The interval lies above all random choices for {above or 'no feature'}."
     if missing:
         text += (

@@ -150,7 +150,7 @@ class Task(L.LightningModule):
         raise self.unsupported("has no loss on rows of ids")
 
     def measure_reading(self, rows: Rows) -> Tensor | None:
-        """How much attention reads each unit of the encoder for each prediction (B, K, D·H), or None."""
+        """How much attention reads each unit of the encoder's output (D·H,), or None without attention."""
         return None
 
     def rows_of_batch(self, batch: Any) -> Rows:

@@ -217,15 +217,15 @@ class Seq2Seq(EncoderDecoder):
         return losses.masked_fill(target[:, 1:] == self.info["pad"], torch.nan)
 
     def measure_reading(self, rows: Rows) -> Tensor | None:
-        """How much each step of the decoder reads each unit of the encoder's output: the variance over the
-        source of ∂score/∂unit · unit. With dot and general this is what the unit adds to the score."""
+        """The variance over the source of ∂score/∂unit · unit, as a mean over the predictions (D·H,). With
+        dot and general, ∂score/∂unit · unit is what the unit adds to the score."""
         if not self.attention.context_size:
             return None
         calls: list[tuple[Tensor, Memory]] = []
         handle = self.attention.register_forward_pre_hook(lambda module, given: calls.append(given))
         try:
             with torch.no_grad():
-                missing = self.compute_losses(rows).isnan()  # (B, T − 1)
+                there = ~self.compute_losses(rows).isnan()  # (B, T − 1)
         finally:
             handle.remove()
         memory, read = calls[0][1], []
@@ -236,7 +236,7 @@ class Seq2Seq(EncoderDecoder):
             added = values.detach() * torch.autograd.grad(score.sum(), values)[0]
             mean = added.masked_fill(outside, 0).sum(1, keepdim=True) / counts[:, None]
             read.append((added - mean).masked_fill(outside, 0).square().sum(1) / counts)
-        return torch.stack(read, 1).masked_fill(missing[:, :, None], torch.nan)
+        return torch.stack(read, 1)[there].mean(0)
 
     def rows_of_batch(self, batch: TranslationBatch) -> Rows:
         return Rows(batch.source.cpu(), batch.source_lengths.cpu(), batch.target.cpu())
