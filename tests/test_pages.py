@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +161,8 @@ def test_every_probability_is_that_of_python(trained, tmp_path):
         rows = values[start : start + parameter.numel()].reshape(-1, shape[-1])
         state[name] = torch.from_numpy(rows * scales[row : row + len(rows), None]).view(shape)
     copy.load_state_dict(state)
-    ids = torch.randint(1, len(model.vocabulary), (10, 1000))
+    vocabulary: Any = model.vocabulary
+    ids = torch.randint(1, len(vocabulary), (10, 1000))
     with torch.inference_mode():
         exact, found = (m(ids)[0].softmax(-1) for m in (model, copy))
     assert exact.amax(-1).mean() > 0.4

@@ -56,7 +56,9 @@ def test_each_newer_kind_is_timed_against_its_contenders(monkeypatch):
     monkeypatch.setattr(kinds, "STEPWISE", [(3, 4, 5, 8)])
     found = {section.subject: list(section.rows[0].medians)[:2] for section in kinds.measure_kinds(rounds=1)}
     linear = {kind: [kind, "nn.GRU"] for kind in ("mingru", "minlstm")}
-    assert found == linear | {kind: [kind, "lstm"] for kind in ("slstm", "mogrifier")}
+    assert found == linear | {kind: [kind, "lstm"] for kind in ("slstm", "mogrifier")} | {
+        "lstm": ["lstm", "peephole"]
+    }
 
 
 def test_each_rung_of_the_ladder_computes_the_same(monkeypatch):

@@ -24,7 +24,7 @@ from same_end import SERVER, TASKS, assert_same_end, fork, overrides, resumed, r
 
 # A small learning rate: Adam amplifies the rounding of another order of addition
 NO_DROPOUT = {name: ["optimizer.lr=0.005", "cell.dropout=0", "cell.weight_drop=0"] for name in TASKS}
-NO_DROPOUT["charlm"] += ["model.dropout=0"]
+NO_DROPOUT["charlm"] += ["model.dropout=0", "model.reset_probability=0"]
 NO_DROPOUT["sentiment"] += ["model.dropout=0", "model.word_dropout=0"]
 NO_DROPOUT["seq2seq"] += ["model.dropout=0"]
 DDP = ["trainer=ddp", "trainer.devices=2", "threads=1"]

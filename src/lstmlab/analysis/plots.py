@@ -1,7 +1,7 @@
 """The plots of an analysis, each a matplotlib Figure."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,6 @@ from lstmlab.analysis.probes import ProbeResult
 
 if TYPE_CHECKING:
     from lstmlab.analysis.causes import Cause
-    from lstmlab.analysis.written import Measured
 
 SHOWN_STEPS = 120  # in the plot of the gates
 
@@ -149,7 +148,7 @@ def draw_gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     return figure
 
 
-def draw_writing(temperatures: Sequence[float], measured: "Sequence[Measured]") -> Figure:
+def draw_writing(temperatures: Sequence[float], measured: Sequence[Any]) -> Figure:
     """Measures of held-out text, of the text of the model at each temperature, and of n-gram text."""
     measures = {
         "loss, nats per character": [group.loss for group in measured],

@@ -101,9 +101,7 @@ class CharLM(Task):
         state = self.train_state
         share = self.config.model.reset_probability
         if state is not None and share:
-            # Of all processes: as many streams are reset, and the same ones, however many processes there are
-            chances = torch.rand(len(batch.inputs) * distributed.world_size(), 1, device=self.device)
-            keep = chances[distributed.rank() :: distributed.world_size()] >= share  # (B, 1)
+            keep = torch.rand(len(batch.inputs), 1, device=self.device) >= share  # (B, 1)
             state = tuple(member * keep for member in state)
         loss, state = self.loss(batch, state)
         self.train_state = detach(state)
