@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lstmlab.analysis.attribution import memory_of
-from lstmlab.analysis.gates import RETAINS, SIGMOIDS
+from lstmlab.analysis.gates import RETAINS, SIGMOIDS, memory_of
 from lstmlab.pages import assemble_page
 
 LEVELS = 40

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lstmlab.analysis.gates import SIGMOIDS, VISIBLE, Saturation
 from lstmlab.analysis.probes import ProbeResult
+from lstmlab.analysis.written import Measured
 
 if TYPE_CHECKING:
     from lstmlab.analysis.causes import Cause
-    from lstmlab.analysis.written import Measured
 
 SHOWN_STEPS = 120  # in the plot of the gates
 
@@ -149,7 +149,7 @@ def draw_gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     return figure
 
 
-def draw_writing(temperatures: Sequence[float], measured: "Sequence[Measured]") -> Figure:
+def draw_writing(temperatures: Sequence[float], measured: Sequence[Measured]) -> Figure:
     """Measures of held-out text, of the text of the model at each temperature, and of n-gram text."""
     measures = {
         "loss, nats per character": [group.loss for group in measured],
