@@ -17,11 +17,10 @@ with app.setup:
 
     from lstmlab.analysis import gates, plots
     from lstmlab.analysis.attribution import attribute_memory, attribute_prediction, memory_of
-    from lstmlab.analysis.causes import cut_rows
+    from lstmlab.analysis.causes import ANSWERS, cut_rows
     from lstmlab.analysis.interventions import clamp, intervene
     from lstmlab.analysis.page import LABELS, build_page
     from lstmlab.analysis.probes import Unit, find_units
-    from lstmlab.analysis.sections import ANSWERS
     from lstmlab.analysis.traces import load_validation_rows, trace
     from lstmlab.checkpoint import load_model
     from lstmlab.config import PROJECT, to_plain

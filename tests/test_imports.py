@@ -20,7 +20,7 @@ LAYERS = (
     ("benchmarks",),
     ("__main__",),
 )
-LONGEST_CHAIN = 9
+LONGEST_CHAIN = 8
 
 
 def module_name(file: Path) -> str:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from conftest import SMALL
-from lstmlab.analysis import plots, sections, written
-from lstmlab.analysis.causes import Cause, Effect
+from lstmlab.analysis import plots, sections
+from lstmlab.analysis.causes import ANSWERS, Cause, Effect, report_causes
 from lstmlab.analysis.gates import Saturation
 from lstmlab.analysis.gradient_flow import measure_gradient_flow, measure_initial_flows
 from lstmlab.analysis.interventions import intervene, parse_settings
@@ -57,7 +57,7 @@ def trained(config, text_file, tmp_path):
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """A language model writes short texts."""
-    monkeypatch.setattr(written, "LENGTH", 60)
+    monkeypatch.setattr(sections, "LENGTH", 60)
 
 
 def cells(table: str) -> list[list[str]]:
@@ -158,7 +158,7 @@ def test_what_the_units_do_is_reported():
         for feature, effects in {"a": (above, below), "b": (above, above), "c": (below, below)}.items()
         for count, effect in zip((1, 5), effects, strict=True)
     ]
-    text = sections.report_causes(causes, Rows.dense(torch.zeros(4, 5)))
+    text = report_causes(causes, Rows.dense(torch.zeros(4, 5)))
     assert "The model reads 20 steps in 4 rows" in text and "has no elsewhere" in text
     assert "above all random choices for a (best unit), b (best unit and best 5). For c it does not: " in text
     large, small = "+0.2500 (+0.1250 to +0.5000)", "+0.2500 (+0.0625 to +0.5000)"
@@ -168,7 +168,7 @@ def test_what_the_units_do_is_reported():
         ["a", "the best 5", small, large, *random],
         ["b", str(unit), large, "–", *random],
     ]
-    text = sections.report_causes(causes[4:], Rows.dense(torch.zeros(4, 5)))
+    text = report_causes(causes[4:], Rows.dense(torch.zeros(4, 5)))
     assert (
         "above all random choices for no feature. For c it does not" in text
         and "has no elsewhere" not in text
@@ -285,9 +285,9 @@ def test_set_steers_the_answer_to_a_text(trained, command, tmp_path, monkeypatch
     code, out, error = command("analyze", f"ckpt={ckpt}", *options)
     assert code == 0 and "nats, and is" not in out, error
     model: Any = load_model(ckpt, "scratch")
-    answers = [answer["translation"] for answer in model.answer(["2 May 2012"], sections.ANSWERS)]
+    answers = [answer["translation"] for answer in model.answer(["2 May 2012"], ANSWERS)]
     with intervene(model, parse_settings(setting, model)):
-        answers += [answer["translation"] for answer in model.answer(["2 May 2012"], sections.ANSWERS)]
+        answers += [answer["translation"] for answer in model.answer(["2 May 2012"], ANSWERS)]
     assert f"wrote:\n\n    {answers[0]}\n\nIt writes:\n\n    {answers[1]}\n" in out
 
 

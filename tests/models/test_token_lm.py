@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from conftest import SMALL, ask
+from lstmlab.analysis.sections import report_writing
 from lstmlab.analysis.traces import load_validation_rows
-from lstmlab.analysis.written import report_writing
 from lstmlab.checkpoint import load_model
 from lstmlab.data import build_data
 from lstmlab.data.reviews import made_up_review

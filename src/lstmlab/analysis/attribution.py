@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lstmlab.analysis.gates import find_retained
+from lstmlab.analysis.gates import find_retained, kept_by, memory_of
 from lstmlab.analysis.interventions import Cache, find_point, intervene, list_points
 from lstmlab.cells import KINDS
-from lstmlab.cells.scratch import ScratchCell
 from lstmlab.models.base import Task
 
 
@@ -34,7 +33,7 @@ def attribute_memory(model: Task, cache: Cache, point: str, step: int = -1) -> T
     Raises ValueError for a point that is not a memory that a gate keeps, such as the h of an RNN.
     """
     place, units = find_point(point, list_points(model))
-    if not isinstance(place.module, ScratchCell):
+    if place.symbol == "attention":
         raise ValueError(f"{point!r} is not the memory of a cell")
     array = point.partition("[")[0].strip()
     layer, kind = array.rpartition(".")[0], place.module.kind
@@ -99,23 +98,9 @@ def attribute_prediction(model: Task, text: str, target: str, step: int = -1) ->
     return sign * total, sign * float(logit.detach() - total.sum())
 
 
-def memory_of(kind: str) -> str:
-    """c, or the h of a kind without c. Raises ValueError for a kind in which no gate keeps the memory."""
-    if _kept_by(kind) is None:
-        raise ValueError(f"kind={kind} has no gate that keeps its memory, so it is no sum over the steps")
-    return "c" if "c" in KINDS[kind].state._fields else "h"
-
-
-def _kept_by(kind: str) -> str | None:
-    """What multiplies the old memory, as in `Kind.retains`; the sLSTM's f does so too, stabilised."""
-    return "f" if kind == "slstm" else KINDS[kind].retains
-
-
 def _retained(cache: Cache, layer: str, kind: str) -> Tensor:
     """The share (T, H) of the old memory that each step keeps."""
-    kept_by = _kept_by(kind)
-    assert kept_by is not None
-    return find_retained(kept_by, {gate: cache[f"{layer}.{gate}"][0] for gate in KINDS[kind].gates})
+    return find_retained(kept_by(kind), {gate: cache[f"{layer}.{gate}"][0] for gate in KINDS[kind].gates})
 
 
 def _answers(model: Task) -> tuple[Sequence[str], bool]:

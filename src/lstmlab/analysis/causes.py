@@ -1,4 +1,5 @@
-"""Does the model use the units that track a feature? Hold them at their mean and see what the loss does."""
+"""What a change does: to the loss, and to what is written. Does the model use the units that track a feature?
+Hold them at their mean and see what the loss does."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,14 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lstmlab.analysis.interventions import clamp, intervene
+from lstmlab.analysis.interventions import Change, clamp, intervene
 from lstmlab.analysis.probes import ProbeResult, Unit
 from lstmlab.data.rows import Rows
+from lstmlab.schema import PredictConfig
+from lstmlab.tables import markdown
 
 STREAMS, STEPS = 50, 200  # a text is read side by side, so that a pass takes a moment
 ROWS = 500  # of other tasks
 CONTROLS = 10  # random units, or groups of them, beside each that is tested
 RESAMPLES = 1000
+HEAD = 100  # steps of held-out text that a language model continues
+ANSWERS = PredictConfig.model_construct(
+    length=200, temperature=0.8, top_k=None, seed=0, beam_size=5, length_penalty=1.0, attention_map=None
+)
 
 
 class Suspect(NamedTuple):
@@ -152,3 +159,76 @@ def estimate(values: np.ndarray, where: np.ndarray) -> Effect:
     means = sums[chosen].sum(1) / np.maximum(counts[chosen].sum(1), 1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Effect(float(sums.sum() / counts.sum()), float(low), float(high))
+
+
+def report_causes(causes: list[Cause], rows: Rows) -> str:
+    """What the loss does without the units that track a feature."""
+    table = [
+        [
+            cause.feature,
+            f"the best {len(cause.units)}" if len(cause.units) > 1 else str(cause.units[0]),
+            str(cause.at_work),
+            str(cause.elsewhere),
+            f"{np.mean(cause.controls):+.4f}, {max(cause.controls):+.4f}",
+            f"{cause.ratio:.1f}",
+        ]
+        for cause in causes
+    ]
+    found: dict[str, list[str]] = {cause.feature: [] for cause in causes}
+    for cause in causes:
+        if cause.at_work.low > max(cause.controls):
+            found[cause.feature].append("best unit" if len(cause.units) == 1 else f"best {len(cause.units)}")
+    above = ", ".join(f"{feature} ({' and '.join(sets)})" for feature, sets in found.items() if sets)
+    missing = ", ".join(feature for feature, sets in found.items() if not sets)
+    text = (
+        f"## What the units do\n\nThe model reads {rows.mask.sum():,} steps in {len(rows.ids)} rows, while "
+        "units are held at their mean. The table shows how the loss then changes, in nats per prediction, "
+        "with 95 % intervals: at work, which is where the feature is above its mean, and elsewhere. Beside "
+        f"it stand {CONTROLS} random choices of as many units of the same layers: the mean and the largest "
+        "change at work, and the ratio to the mean size of theirs."
+    )
+    if any(np.isnan(cause.elsewhere.mean) for cause in causes):
+        text += " What is at work in every prediction, as one of two labels is, has no elsewhere."
+    text += f" The interval lies above all random choices for {above or 'no feature'}."
+    if missing:
+        text += (
+            f" For {missing} it does not: the predictions hardly depend on those units, and correlation is "
+            "not cause."
+        )
+    columns = ["feature", "units", "at work", "elsewhere", "random units", "ratio"]
+    return f"{text}\n\n{markdown(columns, table)}"
+
+
+def report_change(
+    model: Any, setting: str, changes: Mapping[str, Change], text: str | None, held_out: Rows | None
+) -> str:
+    """What the changes of `set=` cost on held-out rows, and what the model then answers to a text.
+
+    Without a text, a language model continues the held-out one.
+    """
+    parts = [
+        f"## What the change does\n\n`{setting}` is held. What follows is of the changed model, except for "
+        "the gradient flow."
+    ]
+    if held_out is not None:
+        rows = cut_rows(model, held_out)
+        with torch.inference_mode():
+            before = model.compute_losses(rows).cpu().numpy()  # (B, K)
+            with intervene(model, changes):
+                after = model.compute_losses(rows).cpu().numpy()
+        there = ~np.isnan(before)
+        cost = estimate(after - before, there)
+        parts[0] += (
+            f" The loss on {there.sum():,} predictions of the validation data was {before[there].mean():.4f} "
+            f"nats, and is {after[there].mean():.4f}: a change of {cost}, with a 95 % interval."
+        )
+        if text is None and model.writes_text:
+            text = "".join(model.token_texts(held_out.head(HEAD)))
+    if text is not None:
+        answers = []
+        for held in ({}, changes):
+            with intervene(model, held):
+                answer = "".join(model.respond(text, ANSWERS)).removeprefix(text)
+            answers.append("    " + answer.strip("\n").replace("\n", "\n    "))
+        parts += [f"After `{text[-40:]!r}` the model wrote:", answers[0], "It writes:", answers[1]]
+    return "\n\n".join(parts)

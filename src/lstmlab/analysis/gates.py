@@ -19,6 +19,22 @@ class Saturation(NamedTuple):
     high: Tensor  # share of steps above 0.9
 
 
+def kept_by(kind: str) -> str:
+    """What multiplies the old memory at each step: as in RETAINS, and of an sLSTM its stabilised f.
+
+    Raises ValueError for a kind in which no gate keeps the memory.
+    """
+    if kind != "slstm" and kind not in RETAINS:
+        raise ValueError(f"kind={kind} has no gate that keeps its memory, so it is no sum over the steps")
+    return "f" if kind == "slstm" else RETAINS[kind]
+
+
+def memory_of(kind: str) -> str:
+    """c, or the h of a kind without c. Raises what `kept_by` raises."""
+    kept_by(kind)
+    return "c" if "c" in KINDS[kind].state._fields else "h"
+
+
 def find_retained(retains: str, values: dict[str, Tensor]) -> Tensor:
     """The share of the old state that is kept at each step, from the gates by name: see `Kind.retains`."""
     gate = values[retains.removeprefix("1 − ")]

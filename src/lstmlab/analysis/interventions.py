@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from lstmlab.cells import KINDS
-from lstmlab.cells.scratch import ScratchCell
+from lstmlab.cells.base import Recurrent
 from lstmlab.models.attention import Attention
 from lstmlab.models.base import Task
 
@@ -71,24 +71,25 @@ def at(steps: Collection[int] | None, change: Change) -> Change:
 class Place(NamedTuple):
     """Where a point is: cell, number of the layer and direction, symbol; or the attention."""
 
-    module: ScratchCell | Attention
+    module: Any  # a ScratchCell or an Attention
     number: int
     symbol: str
 
 
 def list_points(model: Task) -> dict[str, Place]:
     """All gates and states of a model by name, and its attention if it has any."""
-    places = {}
+    places: dict[str, Place] = {}
     for path, module in model.named_modules():
-        if isinstance(module, ScratchCell):
+        if isinstance(module, Attention):
+            if module.context_size and places:  # without scratch cells nobody counts its steps
+                places["attention"] = Place(module, 0, "attention")
+        elif isinstance(module, Recurrent) and hasattr(module, "hooks"):
             kind, D = KINDS[module.kind], module._num_directions
             for number in range(module.num_layers * D):
                 layer = f"layer{number // D}." + ("reverse." if number % D else "")
                 prefix = "" if path == "cell" else f"{path}."
                 for symbol in dict.fromkeys((*kind.gates, *kind.state._fields)):
                     places[f"{prefix}{layer}{symbol}"] = Place(module, number, symbol)
-        elif isinstance(module, Attention) and module.context_size and hasattr(model, "decoder") and places:
-            places["attention"] = Place(module, 0, "attention")
     return places
 
 
@@ -166,8 +167,8 @@ def intervene(model: Task, changes: Mapping[str, Change], record: bool = False) 
     outer: dict[Any, Any] = {place.module: place.module.hooks for place in places.values()}
     hooks: dict[Any, CellHooks] = {}
     for module, before in outer.items():
-        is_cell = isinstance(module, ScratchCell)
-        hooks[module] = CellHooks(hooks) if is_cell else AttentionHooks(hooks, model.decoder)
+        attends = isinstance(module, Attention)
+        hooks[module] = AttentionHooks(hooks, model.decoder) if attends else CellHooks(hooks)
         for place, given in before.changes.items() if before else ():
             hooks[module].changes[place] += given
     for module, *place in places.values() if record else ():

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lstmlab.analysis.gates import RETAINS, SIGMOIDS
-from lstmlab.cells import KINDS
+from lstmlab.analysis.gates import RETAINS, SIGMOIDS, memory_of
 from lstmlab.pages import assemble_page
 
 LEVELS = 40
@@ -159,7 +158,7 @@ def describe_memory(kind: str, values: Mapping[str, np.ndarray]) -> dict[str, An
         return {
             "reason": f"In kind={kind} no gate keeps the memory, so it is no sum of what each step wrote."
         }
-    gate, name = retains[-1], "c" if "c" in KINDS[kind].state._fields else "h"
+    gate, name = retains[-1], memory_of(kind)
     if not {gate, name} <= values.keys():
         return {"reason": f"For this the page needs {name} and {gate}, and page_values has left one out."}
     return {

@@ -1,7 +1,7 @@
 """The plots of an analysis, each a matplotlib Figure."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lstmlab.analysis.gates import SIGMOIDS, VISIBLE, Saturation
 from lstmlab.analysis.probes import ProbeResult
+from lstmlab.analysis.written import Measured
 
 if TYPE_CHECKING:
     from lstmlab.analysis.causes import Cause
@@ -148,7 +149,7 @@ def draw_gradient_flows(flows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     return figure
 
 
-def draw_writing(temperatures: Sequence[float], measured: Sequence[Any]) -> Figure:
+def draw_writing(temperatures: Sequence[float], measured: Sequence[Measured]) -> Figure:
     """Measures of held-out text, of the text of the model at each temperature, and of n-gram text."""
     measures = {
         "loss, nats per character": [group.loss for group in measured],

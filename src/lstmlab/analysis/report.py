@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from lstmlab.analysis import gates, sections
+from lstmlab.analysis.causes import report_change
 from lstmlab.analysis.interventions import intervene, parse_settings
 from lstmlab.analysis.page import LABELS, build_page
+from lstmlab.analysis.sections import LENGTH, PROMPT, SAMPLES
 from lstmlab.analysis.traces import load_model_data, load_validation_rows, trace
-from lstmlab.analysis.written import LENGTH, PROMPT, SAMPLES, report_writing
 from lstmlab.cells import KINDS
 from lstmlab.checkpoint import find_run_folder, load_model
 from lstmlab.data.rows import Rows
@@ -42,7 +43,7 @@ def analyze(config: AnalyzeConfig) -> Path:
         folder = make_folder(config)
         parts = [f"# Inside {config.ckpt}\n\n{name_model(model)}. {rows.mask.sum():,} steps traced."]
         if config.set:
-            parts.append(sections.report_change(model, config.set, changes, config.text, held_out))
+            parts.append(report_change(model, config.set, changes, config.text, held_out))
         with intervene(model, changes):
             parts += write_analysis(config, model, rows, held_out, note, folder, progress)
         parts.append(sections.report_gradient_flow(model, rows, folder))
@@ -88,7 +89,7 @@ def write_analysis(
     progress.show(12, 20)
     if model.writes_text:
         opened = lambda: load_model_data(model, config.data.to_plain())  # noqa: E731
-        parts.append(report_writing(model, held_out, note, opened, folder))
+        parts.append(sections.report_writing(model, held_out, note, opened, folder))
     if (figure := model.draw_rows(rows)) is not None:
         figure.savefig(folder / "attention.png")
     progress.show(18, 20)

@@ -1,72 +1,32 @@
 """The parts of a report, each in Markdown, with its plot written into the folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lstmlab.analysis import gates, plots
+from lstmlab.analysis import gates, plots, written
 from lstmlab.analysis.causes import (
-    CONTROLS,
-    Cause,
     cut_rows,
-    estimate,
     measure_causes,
+    report_causes,
     suspect_read_units,
     suspect_trackers,
 )
 from lstmlab.analysis.gradient_flow import count_steps_reached, measure_gradient_flow, measure_initial_flows
-from lstmlab.analysis.interventions import Change, intervene
 from lstmlab.analysis.probes import ProbeResult, find_units
 from lstmlab.analysis.traces import trace
-from lstmlab.analysis.written import PROMPT
 from lstmlab.cells import KINDS
 from lstmlab.data.rows import Rows
 from lstmlab.models.base import Task
-from lstmlab.schema import PredictConfig
 from lstmlab.tables import markdown
 
-ANSWERS = PredictConfig.model_construct(
-    length=200, temperature=0.8, top_k=None, seed=0, beam_size=5, length_penalty=1.0, attention_map=None
-)
 FLOW_STEPS, FLOW_ROWS = 100, 32
-
-
-def report_change(
-    model: Any, setting: str, changes: Mapping[str, Change], text: str | None, held_out: Rows | None
-) -> str:
-    """What the changes of `set=` cost on held-out rows, and what the model then answers to a text.
-
-    Without a text, a language model continues the held-out one.
-    """
-    parts = [
-        f"## What the change does\n\n`{setting}` is held. What follows is of the changed model, except for "
-        "the gradient flow."
-    ]
-    if held_out is not None:
-        rows = cut_rows(model, held_out)
-        with torch.inference_mode():
-            before = model.compute_losses(rows).cpu().numpy()  # (B, K)
-            with intervene(model, changes):
-                after = model.compute_losses(rows).cpu().numpy()
-        there = ~np.isnan(before)
-        cost = estimate(after - before, there)
-        parts[0] += (
-            f" The loss on {there.sum():,} predictions of the validation data was {before[there].mean():.4f} "
-            f"nats, and is {after[there].mean():.4f}: a change of {cost}, with a 95 % interval."
-        )
-        if text is None and model.writes_text:
-            text = "".join(model.token_texts(held_out.head(PROMPT)))
-    if text is not None:
-        answers = []
-        for held in ({}, changes):
-            with intervene(model, held):
-                answer = "".join(model.respond(text, ANSWERS)).removeprefix(text)
-            answers.append("    " + answer.strip("\n").replace("\n", "\n    "))
-        parts += [f"After `{text[-40:]!r}` the model wrote:", answers[0], "It writes:", answers[1]]
-    return "\n\n".join(parts)
+TEMPERATURES, SHOWN_TEMPERATURE = (0.5, 0.8, 1.0), 0.8
+SAMPLES, PROMPT, LENGTH = 20, 100, 500  # texts at each temperature; characters of a prompt and of a text
+CORPUS = 2_000_000  # the most characters of the training text to compare with
 
 
 def report_gates(
@@ -169,44 +129,6 @@ def report_units(model: Task, rows: Rows, note: str, language: str | None, folde
     return f"{text}\n\n{report_causes(causes, rows)}"
 
 
-def report_causes(causes: list[Cause], rows: Rows) -> str:
-    """What the loss does without the units that track a feature."""
-    table = [
-        [
-            cause.feature,
-            f"the best {len(cause.units)}" if len(cause.units) > 1 else str(cause.units[0]),
-            str(cause.at_work),
-            str(cause.elsewhere),
-            f"{np.mean(cause.controls):+.4f}, {max(cause.controls):+.4f}",
-            f"{cause.ratio:.1f}",
-        ]
-        for cause in causes
-    ]
-    found: dict[str, list[str]] = {cause.feature: [] for cause in causes}
-    for cause in causes:
-        if cause.at_work.low > max(cause.controls):
-            found[cause.feature].append("best unit" if len(cause.units) == 1 else f"best {len(cause.units)}")
-    above = ", ".join(f"{feature} ({' and '.join(sets)})" for feature, sets in found.items() if sets)
-    missing = ", ".join(feature for feature, sets in found.items() if not sets)
-    text = (
-        f"## What the units do\n\nThe model reads {rows.mask.sum():,} steps in {len(rows.ids)} rows, while "
-        "units are held at their mean. The table shows how the loss then changes, in nats per prediction, "
-        "with 95 % intervals: at work, which is where the feature is above its mean, and elsewhere. Beside "
-        f"it stand {CONTROLS} random choices of as many units of the same layers: the mean and the largest "
-        "change at work, and the ratio to the mean size of theirs."
-    )
-    if any(np.isnan(cause.elsewhere.mean) for cause in causes):
-        text += " What is at work in every prediction, as one of two labels is, has no elsewhere."
-    text += f" The interval lies above all random choices for {above or 'no feature'}."
-    if missing:
-        text += (
-            f" For {missing} it does not: the predictions hardly depend on those units, and correlation is "
-            "not cause."
-        )
-    columns = ["feature", "units", "at work", "elsewhere", "random units", "ratio"]
-    return f"{text}\n\n{markdown(columns, table)}"
-
-
 def tabulate_probes(results: list[ProbeResult]) -> str:
     table = [
         [
@@ -248,3 +170,53 @@ def report_gradient_flow(model: Task, rows: Rows, folder: Path) -> str:
     ]
     columns = ["cell", "state", *(f"{k} back" for k in back), "steps until below 1 %"]
     return f"{text}\n\n{markdown(columns, table)}"
+
+
+def report_writing(
+    model: Any, held_out: Rows | None, note: str, open_module: Callable[[], Any], folder: Path
+) -> str:
+    """The text of a language model after held-out prompts, beside the true text and that of n-grams."""
+    title = "## What it writes"
+    if held_out is None:
+        return f"{title}\n\nLeft out: with text= and probe_steps=0 there are no data to compare with."
+    if not hasattr(model, "vocabulary"):
+        return f"{title}\n\nLeft out: it is measured in characters, and this model writes tokens."
+    corpus = model.training_text(open_module(), CORPUS)
+    prompts, truth = written.cut_windows(held_out, SAMPLES, PROMPT, LENGTH)
+    heads, groups = written.write_texts(model, prompts, truth, corpus, TEMPERATURES)
+    measured = written.measure_texts(model, prompts, groups, corpus)
+    plots.draw_writing(TEMPERATURES, measured).savefig(folder / "writing.png")
+    shown = measured[1 + TEMPERATURES.index(SHOWN_TEMPERATURE)].texts[0].replace("\n", "\n    ")
+    return "\n\n".join(
+        [
+            title,
+            f"{len(truth)} texts of {truth.size(1)} characters, each after {prompts.size(1)} held-out ones, "
+            "beside the held-out text itself and text from n-grams of the training text "
+            f"(Shannon 1948). Compared with the first {len(corpus):,} characters of the training text.{note} "
+            "The loss is the model's, in nats per character. A copy is a run of characters that also occurs "
+            "in the training text. Distinct-n is the share of different n-grams among all n-grams of words "
+            "(Li et al. 2016).",
+            tabulate_writing(measured),
+            f"After `{heads[0][-40:]!r}`, at temperature {SHOWN_TEMPERATURE}:",
+            f"    {shown}",
+        ]
+    )
+
+
+def tabulate_writing(measured: list[written.Measured]) -> str:
+    columns = ["", "loss", "known words", "longest copy", "mean copy", f"in copies ≥ {written.COPIED}"]
+    columns += ["distinct-1", "distinct-2", "distinct-3", "unknown words"]
+    table = [
+        [
+            group.name,
+            f"{group.loss:.3f}",
+            f"{group.known_words:.1%} of {group.words:,}",
+            f"{group.longest_copy}",
+            f"{group.mean_copy:.1f}",
+            f"{group.copied:.1%}",
+            *(f"{share:.2f}" for share in group.distinct),
+            ", ".join(group.new_words[:5]),
+        ]
+        for group in measured
+    ]
+    return markdown(columns, table)

@@ -1,8 +1,7 @@
 """Is the text of a language model new, and is it language? Measures beside the training text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
@@ -11,14 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lstmlab.analysis.plots import draw_writing
 from lstmlab.data.features import WORD
 from lstmlab.data.rows import Rows
-from lstmlab.tables import markdown
 
-TEMPERATURES, SHOWN_TEMPERATURE = (0.5, 0.8, 1.0), 0.8
-SAMPLES, PROMPT, LENGTH = 20, 100, 500  # texts at each temperature; characters of a prompt and of a text
-CORPUS = 2_000_000  # the most characters of the training text to compare with
 CONTEXT = 5  # characters of context of the n-gram model
 COPIED = 30  # a run of this many characters is hardly the same by chance
 
@@ -167,53 +161,3 @@ def write_ngram_text(corpus: str, prompt: str, length: int, order: int, seed: in
             found = corpus.find(context, 0, -1)
         text += corpus[start if found < 0 else found + len(context)]
     return text[len(prompt) :]
-
-
-def report_writing(
-    model: Any, held_out: Rows | None, note: str, open_module: Callable[[], Any], folder: Path
-) -> str:
-    """The text of a language model after held-out prompts, beside the true text and that of n-grams."""
-    title = "## What it writes"
-    if held_out is None:
-        return f"{title}\n\nLeft out: with text= and probe_steps=0 there are no data to compare with."
-    if not hasattr(model, "vocabulary"):
-        return f"{title}\n\nLeft out: it is measured in characters, and this model writes tokens."
-    corpus = model.training_text(open_module(), CORPUS)
-    prompts, truth = cut_windows(held_out, SAMPLES, PROMPT, LENGTH)
-    heads, groups = write_texts(model, prompts, truth, corpus, TEMPERATURES)
-    measured = measure_texts(model, prompts, groups, corpus)
-    draw_writing(TEMPERATURES, measured).savefig(folder / "writing.png")
-    shown = measured[1 + TEMPERATURES.index(SHOWN_TEMPERATURE)].texts[0].replace("\n", "\n    ")
-    return "\n\n".join(
-        [
-            title,
-            f"{len(truth)} texts of {truth.size(1)} characters, each after {prompts.size(1)} held-out ones, "
-            "beside the held-out text itself and text from n-grams of the training text "
-            f"(Shannon 1948). Compared with the first {len(corpus):,} characters of the training text.{note} "
-            "The loss is the model's, in nats per character. A copy is a run of characters that also occurs "
-            "in the training text. Distinct-n is the share of different n-grams among all n-grams of words "
-            "(Li et al. 2016).",
-            tabulate_writing(measured),
-            f"After `{heads[0][-40:]!r}`, at temperature {SHOWN_TEMPERATURE}:",
-            f"    {shown}",
-        ]
-    )
-
-
-def tabulate_writing(measured: list[Measured]) -> str:
-    columns = ["", "loss", "known words", "longest copy", "mean copy", f"in copies ≥ {COPIED}"]
-    columns += ["distinct-1", "distinct-2", "distinct-3", "unknown words"]
-    table = [
-        [
-            group.name,
-            f"{group.loss:.3f}",
-            f"{group.known_words:.1%} of {group.words:,}",
-            f"{group.longest_copy}",
-            f"{group.mean_copy:.1f}",
-            f"{group.copied:.1%}",
-            *(f"{share:.2f}" for share in group.distinct),
-            ", ".join(group.new_words[:5]),
-        ]
-        for group in measured
-    ]
-    return markdown(columns, table)
