@@ -44,6 +44,7 @@ def train(config: TrainConfig, *watching: L.Callback) -> dict[str, float]:
     The folder then holds config.yaml, metrics.csv, metrics.json, examples.md, checkpoints/best.ckpt and
     checkpoints/last.ckpt. The metrics are those of best.ckpt, tested once if the task has a test set. With
     `config.resume` the run in that folder resumes; on the CPU it ends as if it had never been interrupted.
+    The callbacks `watching` come after those of the configuration.
 
     Raises:
         FileExistsError: the folder already holds a run.
