@@ -61,7 +61,7 @@ def test_help_lists_the_options_of_each_choice():
     choices = format_help("train", []).partition("Settings")[0]
     assert "\ncell: fused, scratch, torch\n" in choices
     assert "\noptimizer: adam, adamw, muon, rmsprop, sgd\n" in choices
-    assert "\ncallbacks: averaging, default\n" in choices
+    assert "\ncallbacks: averaging, default, keep\n" in choices
     assert "\nlogger: csv, tensorboard, trackio, wandb      # several at once" in choices
     assert not any(f"\n{group}" in choices for group in ("base", "hydra", "schemas"))
 
