@@ -115,8 +115,16 @@ WRONG = [
         "scheduler.final_lr=1.5: input should be less than or",
     ),
     ("train", "scheduler=plateau scheduler.factor=1.0", "scheduler.factor=1.0: input should be less than 1"),
-    ("train", "scheduler=plateau scheduler.factor=0.0", "scheduler.factor=0.0: input should be greater than 0"),
-    ("train", "scheduler=plateau scheduler.patience=0", "scheduler.patience=0: input should be greater than 0"),
+    (
+        "train",
+        "scheduler=plateau scheduler.factor=0.0",
+        "scheduler.factor=0.0: input should be greater than 0",
+    ),
+    (
+        "train",
+        "scheduler=plateau scheduler.patience=0",
+        "scheduler.patience=0: input should be greater than 0",
+    ),
     (
         "train",
         "scheduler.warmup_steps=-1",
