@@ -51,21 +51,11 @@ def test_peak_memory_sees_what_backward_keeps():
         assert pool.apply(cells.measure_peak_memory, ((64, 32, 16, 256), {"backend": "scratch"})) > 10
 
 
-<<<<<<< HEAD
-def test_each_newer_kind_is_timed_against_its_contenders(monkeypatch):
-    monkeypatch.setattr(kinds, "LINEAR", (3, 8, 6, 6))
-    monkeypatch.setattr(kinds, "STEPWISE", [(3, 4, 5, 8)])
-    found = {section.subject: list(section.rows[0].medians)[:2] for section in kinds.measure_kinds(rounds=1)}
-    linear = {kind: [kind, "nn.GRU"] for kind in ("mingru", "minlstm")}
-    assert found == linear | {kind: [kind, "lstm"] for kind in ("slstm", "mogrifier")} | {
-        "lstm": ["lstm", "peephole"]
-    }
-=======
 def test_the_newer_kinds_are_timed_once_their_engines_agree():
     linear = kinds.time_linear_kinds(3, 8, 6, 6, rounds=1)
     assert list(linear.medians)[:3] == ["mingru", "minlstm", "nn.GRU"]
     assert list(kinds.time_stepwise_kinds(3, 4, 5, 8, rounds=1).medians) == ["lstm", "slstm", "mogrifier"]
->>>>>>> kinds
+    assert list(kinds.time_equal_kinds(2, 3, True, rounds=1).medians) == list(kinds.EQUAL)
 
 
 def test_each_rung_of_the_ladder_computes_the_same(monkeypatch):
