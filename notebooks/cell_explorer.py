@@ -117,7 +117,7 @@ def _(kind, units):
 
 @app.cell
 def _(kind):
-    mo.md(f"```\n{inspect.getdoc(STEPS[kind.value])}\n```")
+    mo.md(f"```text\n{inspect.getdoc(STEPS[kind.value])}\n```")
     return
 
 
