@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck
 from omegaconf import DictConfig, OmegaConf
 
+from lstmlab.callbacks.throughput import Throughput
 from lstmlab.config import PROJECT, to_plain
 from lstmlab.data import build_data
 from lstmlab.runs.train import train
@@ -75,6 +76,23 @@ def config(tmp_path) -> Callable[..., TrainConfig]:
     numbers = itertools.count()
 
     return lambda *overrides: compose_train(f"run_dir={tmp_path}/run{next(numbers)}", *overrides)
+
+
+@pytest.fixture
+def train_until_killed(monkeypatch) -> Callable[..., None]:
+    """train_until_killed(settings, n): train, and fail at the start of the batch after n optimizer steps."""
+
+    def run(settings: TrainConfig, step: int) -> None:
+        def kill(_, trainer, *__) -> None:
+            if trainer.global_step == step:
+                raise RuntimeError("killed")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Throughput, "on_train_batch_start", kill, raising=False)
+            with pytest.raises(RuntimeError, match="killed"):
+                train(settings)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from conftest import SMALL
 from lstmlab import checkpoint
 from lstmlab.callbacks import doctor
 from lstmlab.callbacks.diagnosis import Look, diagnose
-from lstmlab.callbacks.throughput import Throughput
 from lstmlab.cells.base import Recurrent
 from lstmlab.config import PROJECT
 from lstmlab.data import build_data, text
@@ -190,7 +189,7 @@ def test_movement_of_the_weights(config):
     assert min(ways) > 1e-3
 
 
-def test_a_resumed_run_reports_what_it_would_have_reported(config, monkeypatch):
+def test_a_resumed_run_reports_what_it_would_have_reported(config, train_until_killed):
     """What was found after the checkpoint is found again, but reported only once."""
     limits = ["steps=2", "exploding=1e-9", "vanishing=1e9", "waiting=1.0", "patience=100"]
     given = [
@@ -203,15 +202,7 @@ def test_a_resumed_run_reports_what_it_would_have_reported(config, monkeypatch):
     given += [f"callbacks.doctor.{limit}" for limit in limits] + ["callbacks.last.every_n_steps=4"]
     whole, interrupted = config(*given), config(*given)
     train(whole)
-
-    def kill(_, trainer, *__) -> None:
-        if trainer.global_step == 7:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Throughput, "on_train_batch_end", kill)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(interrupted)
+    train_until_killed(interrupted, 7)
     reports = [Path(settings.run_dir) / "doctor.md" for settings in (interrupted, whole)]
     assert reports[0].read_bytes() == reports[1].read_bytes()  # of step 2, and of step 6 after the checkpoint
     resume(interrupted)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from conftest import SMALL
-from lstmlab.callbacks.throughput import Throughput
 from lstmlab.checkpoint import load_checkpoint
 from lstmlab.runs.train import train
 from same_end import resume
@@ -63,18 +62,10 @@ def test_the_mean_of_the_latest_checkpoints(config, command, tmp_path):
         assert code == 1 and said in error and error.count("\n") == 1, error
 
 
-def test_an_interrupted_run_keeps_the_same(config, monkeypatch):
+def test_an_interrupted_run_keeps_the_same(config, train_until_killed):
     whole, interrupted = config(*RUN, *KEEP), config(*RUN, *KEEP)
     train(whole)
-
-    def kill(_, trainer, *__) -> None:
-        if trainer.global_step == 7:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Throughput, "on_train_batch_end", kill)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(interrupted)
+    train_until_killed(interrupted, 7)
     resume(interrupted)
     found, expected = (sorted(Path(s.run_dir, "checkpoints").glob("step*")) for s in (interrupted, whole))
     assert [file.name for file in found] == [file.name for file in expected] and len(found) == 3

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from conftest import SMALL
-from lstmlab.callbacks.throughput import Throughput
 from lstmlab.data import bpe_dropout
 from lstmlab.data.bpe_dropout import BPEDropout
 from lstmlab.data.tokenization import encode, train_tokenizer
@@ -127,22 +126,14 @@ def test_batches_hold_pairs_of_similar_length_in_their_epoch(module):
     assert total > 0.9 * padded
 
 
-def test_a_run_resumes_exactly(config, monkeypatch, tmp_path):
+def test_a_run_resumes_exactly(config, train_until_killed, tmp_path):
     data = [f"data.{key}={value}" for key, value in DATES.items()]
     given = ["model=seq2seq", "data=dates", *data, "data.bpe_dropout=0.3", f"data.cache={tmp_path}/cache"]
     given += [*SMALL, "model.embedding_size=6", "trainer.max_epochs=2", "trainer.log_every_n_steps=1"]
     given += ["callbacks.last.every_n_steps=3"]
     whole, interrupted = config(*given), config(*given)
     train(whole)
-
-    def kill(_, trainer, *__) -> None:
-        if trainer.global_step == 14:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Throughput, "on_train_batch_start", kill, raising=False)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(interrupted)
+    train_until_killed(interrupted, 14)
     assert not Path(interrupted.run_dir, "metrics.json").exists()
     resume(interrupted)  # in the middle of the second epoch
     assert_same_end(interrupted, whole)

@@ -41,19 +41,12 @@ def run(config, tmp_path):
 
 
 @pytest.fixture
-def interrupted(config, monkeypatch):
+def interrupted(config, train_until_killed):
     """interrupted(…): the folder of a run of 12 steps, killed at step 8, with last.ckpt of step 6."""
 
     def build(*overrides: str) -> Path:
-        def kill(_, trainer, *__) -> None:
-            if trainer.global_step == 8:
-                raise RuntimeError("killed")
-
         settings = config(*COPY, *overrides)
-        with monkeypatch.context() as patch:
-            patch.setattr(Throughput, "on_train_batch_end", kill)
-            with pytest.raises(RuntimeError, match="killed"):
-                train(settings)
+        train_until_killed(settings, 8)
         assert last(settings.run_dir)["global_step"] == 6
         return Path(settings.run_dir)
 
