@@ -89,6 +89,14 @@ def colour_tokens(tokens: list[str], values: torch.Tensor, low: float, high: flo
 
 
 @app.function
+def show_parts(tokens: list[str], parts: torch.Tensor, says: str) -> list[mo.Html]:
+    """Tokens coloured by their parts (N,) of a sum, and what that says."""
+    limit = max(1e-6, parts.abs().max().item())
+    colours = f"Blue is {-limit:.2g}, orange is {limit:.2g}."
+    return [colour_tokens(tokens, parts, -limit, limit), mo.md(f"{says} {colours}")]
+
+
+@app.function
 def compare_texts(before: str, after: str) -> mo.Html:
     """Two texts side by side, each marked from where it differs from the other."""
     pairs = zip(before, after, strict=False)
@@ -294,15 +302,12 @@ def _(direction, first, layer, model, prefix, step, unit):
         with torch.no_grad(), intervene(model, {}, record=True) as _cache:
             model.run(first)
         _written = attribute_memory(model, _cache, prefix + _memory.point, step.value)[:, 0]
-        _limit = max(1e-6, _written.abs().max().item())
-        _total = f"{_written.sum():.3f}"
-        _parts += [
-            colour_tokens(_tokens, _written, -_limit, _limit),
-            mo.md(
-                f"`{prefix}{_memory.point}` after step {step.value}, `{_tokens[step.value]!r}`, is {_total}: "
-                f"the sum of what each token put there. Blue is {-_limit:.2g}, orange is {_limit:.2g}."
-            ),
-        ]
+        _parts += show_parts(
+            _tokens,
+            _written,
+            f"`{prefix}{_memory.point}` after step {step.value}, `{_tokens[step.value]!r}`, is "
+            f"{_written.sum():.3f}: the sum of what each token put there.",
+        )
     except ValueError as _error:
         _parts.append(mo.md(f"{_error}."))
     mo.vstack(_parts)
@@ -327,14 +332,12 @@ def _(model, text):
         _p = _logits[0, -1] if model.writes_text else model.probabilities(_logits)[0]
         _target = _names[int(_p.argmax())]
         _added, _bias = attribute_prediction(model, _line, _target)
-        _limit = max(1e-6, _added.abs().max().item())
-        _parts += [
-            colour_tokens(model.token_texts(_rows), _added, -_limit, _limit),
-            mo.md(
-                f"The model predicts `{_target!r}`. The tokens add {_added.sum():.3f} to its logit, and the "
-                f"bias {_bias:.3f}. Blue is {-_limit:.2g}, orange is {_limit:.2g}."
-            ),
-        ]
+        _parts += show_parts(
+            model.token_texts(_rows),
+            _added,
+            f"The model predicts `{_target!r}`. The tokens add {_added.sum():.3f} to its logit, and the bias "
+            f"{_bias:.3f}.",
+        )
     except ValueError as _error:
         _parts.append(mo.md(f"{_error}."))
     mo.vstack(_parts)

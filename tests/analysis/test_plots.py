@@ -76,7 +76,7 @@ def test_probes():
 
 
 def test_causes():
-    """Each effect with its interval, the random units beside it; what is nowhere else is left out."""
+    """Each effect has its interval, beside random units; without an elsewhere, no point is drawn for it."""
     unit, nowhere = Unit("h", 0, 1, 3), Effect(np.nan, np.nan, np.nan)
     one = Cause("one", [unit], Effect(0.5, 0.25, 1.0), Effect(-0.25, -0.5, 0.0), [0.125, -0.125])
     two = Cause("two", [unit] * 5, Effect(0.75, 0.5, 1.0), nowhere, [0.0, 0.25])

@@ -53,6 +53,11 @@ class Cause(NamedTuple):
     controls: list[float]  # the effects at work of as many random units of the same layers and states
 
     @property
+    def name(self) -> str:
+        """The units as tables and plots show them."""
+        return f"the best {len(self.units)}" if len(self.units) > 1 else str(self.units[0])
+
+    @property
     def ratio(self) -> float:
         """The effect at work by the mean size of the controls' effects."""
         return self.at_work.mean / max(float(np.mean(np.abs(self.controls))), 1e-12)
@@ -166,7 +171,7 @@ def report_causes(causes: list[Cause], rows: Rows) -> str:
     table = [
         [
             cause.feature,
-            f"the best {len(cause.units)}" if len(cause.units) > 1 else str(cause.units[0]),
+            cause.name,
             str(cause.at_work),
             str(cause.elsewhere),
             f"{np.mean(cause.controls):+.4f}, {max(cause.controls):+.4f}",

@@ -95,33 +95,14 @@ def build_page(
     traces: name → (L, D, N, H); the page opens with the first. features: name → (N,); units can be ranked by
     them. half_lives: (L, D, H) in steps. cell: the name of the cell in the model.
     """
-    blocks: dict[str, str] = {}
-    scales: dict[str, list[float]] = {}  # of a memory, the largest |w|
-
-    def add(key: str, quantised: np.ndarray, scale: np.ndarray) -> None:
-        blocks[key] = pack_values(np.ascontiguousarray(quantised))
-        scales[key] = [float(f"{s:.6g}") for s in scale]
-
-    N = len(tokens)
-    starts = np.zeros(N, bool)
+    starts = np.zeros(len(tokens), bool)
     starts[np.cumsum([0, *lengths[:-1]])] = True
     values = {name: trace.numpy() for name, trace in traces.items()}
     L, D, _, H = next(iter(values.values())).shape
     memory = describe_memory(kind, values)
     derived = "h" if {"h", "o", "c"} <= values.keys() and _is_derived(**values) else None
-    for layer, direction in np.ndindex(L, D):
-        here = {name: trace[layer, direction] for name, trace in values.items() if name != derived}
-        if "name" in memory:
-            gate, name = memory["gate"], memory["name"]
-            retained = 1 - here[gate] if memory["complement"] else here[gate]
-            turn = slice(None, None, -1 if direction else 1)
-            begins = np.roll(starts, -1) if direction else starts  # the other direction begins at the ends
-            gates, writes, largest = quantise_memory(retained[turn], here.pop(name)[turn], begins[turn])
-            add(f"{gate}-{layer}-{direction}", gates[:, turn], np.ones(H))
-            add(f"{name}-{layer}-{direction}", writes[:, turn], largest)
-            del here[gate]
-        for name, trace in here.items():
-            add(f"{name}-{layer}-{direction}", *quantise(name, trace))
+    packed = {name: value for name, value in values.items() if name != derived}
+    blocks, scales = pack_traces(packed, memory, starts)
     for k, label in enumerate(features.values()):
         spread = np.ptp(label) or 1
         blocks[f"feature-{k}"] = pack_values(np.rint(255 * (label - label.min()) / spread).astype(np.uint8))
@@ -149,6 +130,38 @@ def build_page(
         "halfLives": None if half_lives is None else _replace_infinity(half_lives.tolist()),
     }
     return assemble_page("analysis.html", ["text.js", "states.js"], meta, blocks)
+
+
+def pack_traces(
+    values: Mapping[str, np.ndarray], memory: Mapping[str, Any], starts: np.ndarray
+) -> tuple[dict[str, str], dict[str, list[float]]]:
+    """Each of the values (L, D, N, H), by name, layer and direction, and the scale of each unit.
+
+    memory: see `describe_memory`; the scale of a memory is its largest |w|. starts (N,): where
+    sequences begin.
+    """
+    blocks: dict[str, str] = {}
+    scales: dict[str, list[float]] = {}
+
+    def add(key: str, quantised: np.ndarray, scale: np.ndarray) -> None:
+        blocks[key] = pack_values(np.ascontiguousarray(quantised))
+        scales[key] = [float(f"{s:.6g}") for s in scale]
+
+    L, D, _, H = next(iter(values.values())).shape
+    for layer, direction in np.ndindex(L, D):
+        here = {name: trace[layer, direction] for name, trace in values.items()}
+        if "name" in memory:
+            gate, name = memory["gate"], memory["name"]
+            retained = 1 - here[gate] if memory["complement"] else here[gate]
+            turn = slice(None, None, -1 if direction else 1)
+            begins = np.roll(starts, -1) if direction else starts  # the other direction begins at the ends
+            gates, writes, largest = quantise_memory(retained[turn], here.pop(name)[turn], begins[turn])
+            add(f"{gate}-{layer}-{direction}", gates[:, turn], np.ones(H))
+            add(f"{name}-{layer}-{direction}", writes[:, turn], largest)
+            del here[gate]
+        for name, trace in here.items():
+            add(f"{name}-{layer}-{direction}", *quantise(name, trace))
+    return blocks, scales
 
 
 def describe_memory(kind: str, values: Mapping[str, np.ndarray]) -> dict[str, Any]:

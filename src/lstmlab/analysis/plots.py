@@ -120,8 +120,7 @@ def draw_causes(causes: "list[Cause]") -> Figure:
     controls = np.concatenate([cause.controls for cause in causes])
     rows = np.repeat(y - 0.15, [len(cause.controls) for cause in causes])
     ax.scatter(controls, rows, s=8, color="tab:orange", label="random units, at work", zorder=0)
-    names = [f"{c.feature}\n{f'the best {len(c.units)}' if len(c.units) > 1 else c.units[0]}" for c in causes]
-    ax.set_yticks(y, names, fontsize=8, parse_math=False)
+    ax.set_yticks(y, [f"{cause.feature}\n{cause.name}" for cause in causes], fontsize=8, parse_math=False)
     ax.axvline(0, color="black", linewidth=0.6)
     ax.set_ylim(len(causes) - 0.5, -0.5)
     ax.set(xlabel="change of the loss without these units, nats per prediction")
