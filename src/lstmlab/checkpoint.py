@@ -68,12 +68,16 @@ def find_run_folder(path: str) -> Path:
     return ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.parent
 
 
-def load_checkpoint(path: str) -> dict[str, Any]:
+def load_checkpoint(path: str, average: int | None = None) -> dict[str, Any]:
     """Read a checkpoint or an exported safetensors file: tensors and plain containers, never code.
+
+    average: see `load_average`.
 
     Raises FileNotFoundError, or ValueError for a file that is damaged, holds code, or was written by another
     program or version.
     """
+    if average is not None:
+        return load_average(path, average)
     file = find_checkpoint(path)
     checkpoint = read_safetensors(file) if file.suffix == ".safetensors" else read_zip(file)
     hyper_parameters = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None

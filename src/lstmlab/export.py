@@ -18,14 +18,7 @@ from lstmlab.atomic import replace_file
 from lstmlab.cells.base import Recurrent, State
 from lstmlab.cells.scratch import STEPS as EQUATIONS
 from lstmlab.cells.stack import Stack
-from lstmlab.checkpoint import (
-    FORMAT,
-    compute_digest,
-    find_run_folder,
-    load_average,
-    load_checkpoint,
-    rebuild_model,
-)
+from lstmlab.checkpoint import FORMAT, compute_digest, find_run_folder, load_checkpoint, rebuild_model
 from lstmlab.models.base import Graph, Task
 from lstmlab.pages.build import build_page
 from lstmlab.schema import ExportConfig
@@ -52,10 +45,10 @@ def export(config: ExportConfig) -> list[Path]:
     and the vocabulary as JSON. safetensors: model.safetensors, which `load_checkpoint` reads. html:
     model.html, in which a model of lstm, gru or rnn cells runs.
 
-    Writes nothing unless all files can be built. Raises what `load_checkpoint` and `load_average` raise, and
-    ValueError if the task has no graph or page, a cell has no JavaScript, or a package is missing.
+    Writes nothing unless all files can be built. Raises what `load_checkpoint` raises, and ValueError if
+    the task has no graph or page, a cell has no JavaScript, or a package is missing.
     """
-    checkpoint = load_average(config.ckpt, config.average) if config.average else load_checkpoint(config.ckpt)
+    checkpoint = load_checkpoint(config.ckpt, config.average)
     model = rebuild_model(checkpoint, config.ckpt)
     folder = Path(config.folder or find_run_folder(config.ckpt) / "export")
 

@@ -162,7 +162,7 @@ def test_the_state_is_reset_at_the_start_of_an_epoch(config, small):
 
 
 def test_some_streams_start_again_at_each_step(config, small, monkeypatch):
-    """A window's loss is that after its own past for the streams that go on, and from zero for the others."""
+    """A stream that is reset is read from a zero state, and any other from the state that it had."""
     model = CharLM(config(*small, *PLAIN, "model.reset_probability=0.4"), {"vocabulary": "\ufffdabcdefgh"})
     monkeypatch.setattr(model.double(), "log_step", lambda *_, **__: None)
     windows = torch.randint(9, (2, 8, 6), generator=torch.Generator().manual_seed(0))

@@ -45,7 +45,7 @@ class TranslationDataset(Dataset):
 
 
 class ResegmentedPairs(TranslationDataset):
-    """Pairs that are encoded anew for each epoch. An item is (epoch, rows).
+    """Pairs that are encoded again for each epoch. An item of the data set is (epoch, rows).
 
     source, target: as they are without dropout. dropout: the sources and then the targets. What an epoch
     reads depends on `seed` and its number alone, so a resumed run reads the same.
@@ -78,7 +78,7 @@ class TranslationData(BucketedData):
     """Pairs as tokens of one vocabulary. A subclass gives `read`: (sources, targets) of each split.
 
     Pairs with a side of more than `max_length` tokens are left out of training, never of validation or test.
-    With `bpe_dropout` the training pairs are encoded anew for each epoch: see `BPEDropout`.
+    With `bpe_dropout` the training pairs are encoded again for each epoch; see `BPEDropout`.
     """
 
     def read(self) -> dict[str, tuple[list[str], list[str]]]:

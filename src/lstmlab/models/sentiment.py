@@ -124,7 +124,6 @@ class Sentiment(Task):
         else:
             logits, _ = self.classify(embedded, batch.lengths)
         logits = logits.float()
-        cross_entropy = F.binary_cross_entropy_with_logits if logits.dim() == 1 else F.cross_entropy
         if self.weights is None:
             return cross_entropy(logits, batch.labels), logits
         # Not torch's own weights, which would divide by those of the batch
@@ -243,7 +242,6 @@ class Sentiment(Task):
         """One per text, (B, 1). The rows have labels."""
         assert rows.labels is not None
         logits = self.run(rows)
-        cross_entropy = F.binary_cross_entropy_with_logits if logits.dim() == 1 else F.cross_entropy
         return cross_entropy(logits, rows.labels.to(logits.device), reduction="none")[:, None]
 
     def rows_of_batch(self, batch: SentimentBatch) -> Rows:
@@ -301,3 +299,9 @@ def draw_confusion(counts: Tensor, labels: list[str]) -> Figure:
         number = f"{int(counts[row, column]):,}"
         axes.text(column, row, number, ha="center", va="center", color="white" if dark else "black")
     return figure
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Of two classes, logits (B,) and labels 0.0 or 1.0; of more, logits (B, C) and class numbers."""
+    of = F.binary_cross_entropy_with_logits if logits.dim() == 1 else F.cross_entropy
+    return of(logits, labels, reduction=reduction)

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lstmlab.analysis.interventions import intervene, parse_settings
 from lstmlab.callbacks.progress import RunProgress
-from lstmlab.checkpoint import load_average, load_checkpoint, load_model, rebuild_model
+from lstmlab.checkpoint import load_checkpoint, load_model, rebuild_model
 from lstmlab.data import build_data, change_data
 from lstmlab.models.base import Task
 from lstmlab.schema import EvaluateConfig
@@ -20,7 +20,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, float]:
     those of several models whose probabilities are averaged. With `config.set`, the gates and states that it
     names are held at their values. With `config.data.test`, the metrics on that file alone.
 
-    Raises what `load_model`, `load_average`, `build_ensemble` and the data module raise, and ValueError for a
+    Raises what `load_checkpoint`, `build_ensemble` and the data module raise, and ValueError for a
     setting of another task and for a point that the model does not have.
     """
     model: Any = load_evaluated(config)
@@ -54,8 +54,7 @@ def load_evaluated(config: EvaluateConfig) -> Task:
     """The model of `config.ckpt`, or the ensemble of `config.ensemble`."""
     if config.ensemble is None:
         path, backend = str(config.ckpt), config.backend if config.set is None else "scratch"
-        checkpoint = load_average(path, config.average) if config.average else load_checkpoint(path)
-        return rebuild_model(checkpoint, path, backend, config.accelerator)
+        return rebuild_model(load_checkpoint(path, config.average), path, backend, config.accelerator)
     try:
         models = {path: load_model(path, config.backend, config.accelerator) for path in config.ensemble}
     except (OSError, ValueError) as error:
