@@ -29,7 +29,7 @@ MODELS = {  # the task that trains on a data set
 def hub_files(tmp_path):
     """Files like those on the hub with a few rows: imdb, multi30k."""
     rng = random.Random(0)
-    for name, count in {"train": 60, "val": 20, "test": 20}.items():
+    for name, count in {"train": 60, "val": 20, "test": 20, "unsupervised": 40}.items():
         texts = [made_up_review(rng, i % 2 == 1) for i in range(count)]
         table = pa.table({"text": texts, "label": [i % 2 for i in range(count)]})
         pq.write_table(table, tmp_path / f"{name}-00000-of-00001.parquet")
@@ -66,10 +66,12 @@ def test_each_option_trains_a_batch(choice, config, request, text_file, hub_file
         overrides.append(f"model={MODELS[name]}")
     if "shakespeare" in data:
         overrides.append(f"data.path={request.getfixturevalue('real_data') / 'shakespeare'}")
-    if data & {"imdb", "multi30k"}:
+    if data & {"imdb", "imdb_texts", "multi30k"}:
         overrides += [f"data.path={hub_files}", f"data.cache={hub_files}/cache"]
-    if "imdb" in data:
+    if data & {"imdb", "imdb_texts"}:
         overrides.append("data.val_size=20")
+    if "imdb_texts" in data:
+        overrides += ["data.batch_size=4", "data.sequence_length=16", "model.adaptive_cutoffs=null"]
     if name == "texts":
         overrides += ["data.batch_size=4", "data.sequence_length=16", "data.val_fraction=0.3"]
     if data & {"classes", "pairs", "texts"}:

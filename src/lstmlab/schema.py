@@ -495,6 +495,15 @@ class TextsConfig(SourceConfig, TokenizerConfig):
     max_val_tokens: Annotated[int, Field(gt=256)] | None
 
 
+class IMDBTextsConfig(TokenizerConfig, HubConfig):
+    module = "texts.IMDBTexts"
+    gives = "text"
+    name: Literal["imdb_texts"]
+    val_size: PositiveInt
+    sequence_length: PositiveInt
+    max_val_tokens: Annotated[int, Field(gt=256)] | None
+
+
 class ClassesConfig(SourceConfig, TokensConfig):
     module = "classes.Classes"
     gives = "labelled texts"

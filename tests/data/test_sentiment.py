@@ -1,9 +1,12 @@
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lstmlab.data.sentiment import IMDB, clean, encode_reviews
+from lstmlab.data.tokenization import EOS, load_tokenizer
 from lstmlab.schema import IMDBConfig
 
 WORDS = ["the", "a", "film", "plot", "good", "bad", "not", "very", "old", "new"]
@@ -124,6 +127,26 @@ def test_refusals(module, folder, labels, val_size, said):
     pq.write_table(table, folder / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match=said):
         module("imdb", path=str(folder), val_size=val_size)
+
+
+def test_a_language_model_reads_training_and_unlabelled_reviews(module, folder):
+    """Once each, and none that validates or tests."""
+    labelled = module("imdb", path=str(folder), val_size=20).read()
+    alone = texts(30, 2)
+    everywhere = [labelled[split][0][0] for split in ("train", "val", "test")]
+    table = pa.table({"text": [*everywhere, *alone, alone[0]], "label": [-1] * 34})
+    pq.write_table(table, folder / "unsupervised-00000-of-00001.parquet")
+    built = module("imdb_texts", path=str(folder), val_size=20, batch_size=4, sequence_length=8)
+
+    decode = load_tokenizer(built.info["tokenizer"]).decode
+    parts = {"train": (0, built.meta["train"]), "val": (built.meta["train"], built.meta["total"])}
+    expected = {"train": [*labelled["train"][0], *alone], "val": labelled["val"][0]}
+    for part, (start, stop) in parts.items():
+        ids = built.read_ids(start, stop - start)
+        ends = np.flatnonzero(ids == EOS)
+        found = [decode(ids[a + 1 : b].tolist()) for a, b in pairwise(ends)]
+        assert found == expected[part]
+        assert len(set(found)) == len(found)
 
 
 def test_real_files_hold_no_leak(real_data):

@@ -110,8 +110,9 @@ class TextData(L.LightningDataModule):
                 f"data.batch_size={batch} × data.sequence_length={length} + 1; make one of them smaller"
             )
         if stop - train <= COLD_WINDOW:
+            key = "val_fraction" if hasattr(config, "val_fraction") else "val_size"
             raise ValueError(
-                f"data.val_fraction={config.val_fraction} leaves {stop - train} of {total} {self.unit} "
+                f"data.{key}={getattr(config, key)} leaves {stop - train} of {total} {self.unit} "
                 f"for validation, which needs more than {COLD_WINDOW}"
             )
         file, dtype = self.encoded, meta["dtype"]
