@@ -1,6 +1,6 @@
 """Train a model.
 
-python src/train.py model=charlm                  an LSTM learns to write Python, offline, in two minutes
+python src/train.py model=charlm                  an LSTM learns to write Python, offline, in 90 seconds
 python src/train.py model=charlm cell=scratch     the same, with the LSTM written one equation per line
 python src/train.py --help                        every choice and every setting
 """

@@ -43,7 +43,7 @@ def export(config: ExportConfig) -> list[Path]:
     onnx: one file for each of the task's `graphs`, for any number of rows and steps: model.onnx, or for
     seq2seq encoder.onnx and decoder.onnx (one step). The metadata `config` and `info` hold the configuration
     and the vocabulary as JSON. safetensors: model.safetensors, which `load_checkpoint` reads. html:
-    model.html, in which a model of lstm, gru or rnn cells runs.
+    model.html, in which a model of lstm, layernorm, gru or rnn cells runs.
 
     Writes nothing unless all files can be built. Raises what `load_checkpoint` raises, and ValueError if
     the task has no graph or page, a cell has no JavaScript, or a package is missing.

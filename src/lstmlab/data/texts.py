@@ -1,4 +1,4 @@
-"""Texts for a language model over words, subwords or characters: a user's own, and IMDB's. No label is read."""
+"""Texts, without labels, for a language model of words, subwords or characters: your own, and IMDB's."""
 
 import hashlib
 from pathlib import Path

@@ -17,10 +17,10 @@ from lstmlab.data.tokenization import load_tokenizer, train_tokenizer
 from lstmlab.models.base import Task
 from lstmlab.pages import assemble_page
 
-KINDS = ("lstm", "gru", "rnn")  # those of STEPS in runtime.js
+KINDS = ("lstm", "layernorm", "gru", "rnn")  # those of STEPS in runtime.js
 # The parameters that the pages read; the cells of other kinds and options have more
 KNOWN = re.compile(
-    r"(cell|encoder|decoder)\.(weight|bias)_(ih|hh)_l\d+(_reverse)?"
+    r"(cell|encoder|decoder)\.((weight|bias)_(ih|hh)|gain)_l\d+(_reverse)?"
     r"|((source_|target_)?embedding|projection|resize|score\.[02]|bridge\.\d|attention\.[WUw]|readout)\.(weight|bias)"
 )
 EXAMPLES = {"dates": "22. November 2026", "multi30k": "Two dogs are running through the grass."}

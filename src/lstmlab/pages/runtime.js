@@ -57,15 +57,22 @@ const argmax = values => values.reduce((best, v, k) => v > values[best] ? k : be
 const concatenate = parts => { const all = new Float64Array(parts.reduce((n, p) => n + p.length, 0)); let at = 0; for (const p of parts) { all.set(p, at); at += p.length; } return all; };
 
 // One step: a = W_ih x + b and r = W_hh h, with gates in the order of nn.LSTM, nn.GRU and nn.RNN; the state
-// changes in place. Cell state `held` of an LSTM has the value `to`, whatever its gates say.
+// changes in place. Cell state `held` of an LSTM has the value `to`, whatever its gates say. With layer norm, `gain` and
+// `bias` come after it, so that a and r have none.
 const STEPS = {
-  lstm(a, r, { h, c }, H, held, to) {
-    for (let u = 0; u < H; u++) {
-      const i = sigmoid(a[u] + r[u]), f = sigmoid(a[H + u] + r[H + u]);
-      const g = Math.tanh(a[2 * H + u] + r[2 * H + u]), o = sigmoid(a[3 * H + u] + r[3 * H + u]);
-      c[u] = u === held ? to : f * c[u] + i * g;
-      h[u] = o * Math.tanh(c[u]);
+  lstm(a, r, state, H, held, to) {
+    for (let k = 0; k < 4 * H; k++) r[k] += a[k];
+    applyGates(r, state, H, held, to);
+  },
+  layernorm(a, r, state, H, held, to, gain, bias) {
+    for (let gate = 0; gate < 4 * H; gate += H) {
+      let sum = 0, squares = 0;
+      for (let k = gate; k < gate + H; k++) sum += r[k] += a[k];
+      for (let k = gate; k < gate + H; k++) squares += (r[k] - sum / H) ** 2;
+      const deviation = Math.sqrt(squares / H + 1e-5);
+      for (let k = gate; k < gate + H; k++) r[k] = gain[k] * (r[k] - sum / H) / deviation + bias[k];
     }
+    applyGates(r, state, H, held, to);
   },
   gru(a, r, { h }, H) {
     for (let u = 0; u < H; u++) {
@@ -79,17 +86,29 @@ const STEPS = {
   },
 };
 
+const members = { lstm: ["h", "c"], layernorm: ["h", "c"], gru: ["h"], rnn: ["h"] }[meta.kind];  // of the state
+
+function applyGates(s, { h, c }, H, held, to) {  // s: what goes into the gates i, f, g and o
+  for (let u = 0; u < H; u++) {
+    const i = sigmoid(s[u]), f = sigmoid(s[H + u]), g = Math.tanh(s[2 * H + u]), o = sigmoid(s[3 * H + u]);
+    c[u] = u === held ? to : f * c[u] + i * g;
+    h[u] = o * Math.tanh(c[u]);
+  }
+}
+
 class Cell {  // one layer in one direction
   constructor(weights, name, ending, kind) {
     const of = part => weights[`${name}.${part}_${ending}`];
-    this.hidden = new Linear(of("weight_hh"), of("bias_hh"));
-    this.input = new Linear(of("weight_ih"), of("bias_ih"));
+    const biases = [[of("bias_ih")], [of("bias_hh")]], gain = of("gain");
+    [this.input, this.hidden] = ["weight_ih", "weight_hh"].map((part, k) => new Linear(of(part), ...gain ? [] : biases[k]));
+    if (gain) Object.assign(this, { gain: gain.values, bias: of("bias_ih").values.map((v, k) => v + of("bias_hh").values[k]) });
     this.H = of("weight_hh").shape[1];
-    Object.assign(this, { kind, advance: STEPS[kind], known: new Map(), recurrent: new Float64Array(this.hidden.padded) });
+    Object.assign(this, { advance: STEPS[kind], known: new Map(), recurrent: new Float64Array(this.hidden.padded) });
   }
-  start() { return { h: new Float64Array(this.H), ...(this.kind === "lstm" && { c: new Float64Array(this.H) }) }; }
+  start() { return Object.fromEntries(members.map(name => [name, new Float64Array(this.H)])); }
   step(a, state, clamp) {  // clamp: {member: "h" or "c", unit, value} or nothing
-    this.advance(a, this.hidden.of(state.h, this.recurrent), state, this.H, clamp?.member === "c" ? clamp.unit : -1, clamp?.value);
+    const r = this.hidden.of(state.h, this.recurrent), held = clamp?.member === "c" ? clamp.unit : -1;
+    this.advance(a, r, state, this.H, held, clamp?.value, this.gain, this.bias);
     if (clamp?.member === "h") state.h[clamp.unit] = clamp.value;
   }
 }
