@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from pathlib import Path
 from typing import get_args
 
 import pyarrow as pa
@@ -38,14 +39,19 @@ def hub_files(tmp_path):
     return tmp_path
 
 
+def read_with_bases(path: Path) -> str:
+    """A YAML file and the experiments that it builds on, and those that they build on."""
+    text = path.read_text(encoding="utf-8")
+    bases = re.findall(r"(?:/experiment:|^  -) (\w+)$", text, re.MULTILINE)
+    files = [CONF / f"experiment/{base}.yaml" for base in bases]
+    return text + "".join(read_with_bases(file) for file in files if file.exists())
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_each_option_trains_a_batch(choice, config, request, text_file, hub_files):
     group, name = choice.parent.name, choice.stem
     overrides = [f"{group}={name}", "debug=one_batch", *SMALL]
-    text = (CONF / choice).read_text(encoding="utf-8")
-    for experiment in re.findall(r"(?:/experiment:|^  -) (\w+)$", text, re.MULTILINE):
-        if (built_on := CONF / f"experiment/{experiment}.yaml").exists():
-            text += built_on.read_text(encoding="utf-8")
+    text = read_with_bases(CONF / choice)
     if name == "gpu" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     if name == "fp16":
