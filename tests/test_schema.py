@@ -47,4 +47,4 @@ def test_replace_leaves_the_original_and_checks_the_copy(config):
 def test_tasks_and_data_sets_fit_together():
     read, given = ({leaf.reads for leaf in leaves(ModelConfig)}, {leaf.gives for leaf in leaves(DataConfig)})
     assert read == given
-    assert names_of_data("text") == ["stdlib", "shakespeare", "textfile", "texts"]
+    assert names_of_data("text") == ["stdlib", "shakespeare", "textfile", "texts", "imdb_texts"]

@@ -295,16 +295,16 @@ def draw_lines(points: pd.DataFrame, xlabel: str, ylabel: str) -> Figure:
 
 
 def draw_bars(runs: pd.DataFrame, settings: pd.DataFrame, metric: str) -> Figure:
-    """Plot one bar per row and one dot per run. In a study, a dashed line marks the unchanged run."""
+    """Plot one bar per row and one dot per run. In a study the bars begin at the unchanged run."""
     rows = runs.groupby("row")[metric]
     means, settings = rows.mean(), settings[~runs["row"].duplicated()]
     texts = [text.removeprefix("changed=") for text in describe_runs(settings)]
     figure = Figure((8, 0.3 * len(texts) + 0.8), layout="constrained")
     ax = figure.subplots()
-    ax.barh(means.index, means, color="tab:blue", alpha=0.6)
+    start = means[texts.index("nothing")] if "nothing" in texts else 0.0
+    ax.barh(means.index, means - start, left=start, color="tab:blue", alpha=0.6)
     ax.scatter(runs[metric], runs["row"], s=9, color="black", zorder=3)
-    if "nothing" in texts:
-        ax.axvline(means[texts.index("nothing")], color="black", linewidth=0.8, linestyle="--")
+    ax.axvline(start, color="black", linewidth=0.8)
     right = ax.secondary_yaxis("right")
     for axis, labels in ((ax, texts), (right, rows.agg(format_mean))):
         axis.set_yticks(range(len(texts)), labels, fontsize=8)
