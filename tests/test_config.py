@@ -452,7 +452,7 @@ WRONG = [
     (
         "train",
         "data.path=x",
-        "data=imdb, data=multi30k, data=pairs, data=shakespeare, data=textfile, data=texts.",
+        "data=imdb, data=imdb_texts, data=multi30k, data=pairs, data=shakespeare, data=textfile, data=texts.",
     ),
     ("train", "optimizer.eps=1e-6", "An argument of its class is added by +optimizer.eps=…."),
     (
