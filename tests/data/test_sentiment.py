@@ -149,6 +149,13 @@ def test_a_language_model_reads_training_and_unlabelled_reviews(module, folder):
         assert len(set(found)) == len(found)
 
 
+def test_too_few_reviews_for_a_language_model_to_validate_on(module, folder):
+    table = pa.table({"text": texts(30, 2), "label": [-1] * 30})
+    pq.write_table(table, folder / "unsupervised-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match=r"^data\.val_size=2 leaves \d+ of \d+ tokens for validation"):
+        module("imdb_texts", path=str(folder), val_size=2, batch_size=4, sequence_length=8)
+
+
 def test_real_files_hold_no_leak(real_data):
     settings = IMDBConfig.model_construct(path=str(real_data / "imdb"), hub="", revision="", val_size=2500)
     splits = IMDB(settings).read()

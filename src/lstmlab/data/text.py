@@ -82,6 +82,7 @@ class TextData(L.LightningDataModule):
     """
 
     unit = "characters"
+    held_out = "val_fraction"  # the key that says how much validates
 
     def __init__(self, config: Any, seed: int = 0, info: dict | None = None):
         super().__init__()
@@ -110,10 +111,9 @@ class TextData(L.LightningDataModule):
                 f"data.batch_size={batch} × data.sequence_length={length} + 1; make one of them smaller"
             )
         if stop - train <= COLD_WINDOW:
-            key = "val_fraction" if hasattr(config, "val_fraction") else "val_size"
             raise ValueError(
-                f"data.{key}={getattr(config, key)} leaves {stop - train} of {total} {self.unit} "
-                f"for validation, which needs more than {COLD_WINDOW}"
+                f"data.{self.held_out}={getattr(config, self.held_out)} leaves {stop - train} of {total} "
+                f"{self.unit} for validation, which needs more than {COLD_WINDOW}"
             )
         file, dtype = self.encoded, meta["dtype"]
         self.train_set = Streams(file, dtype, 0, train, batch, length)

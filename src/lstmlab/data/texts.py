@@ -101,6 +101,8 @@ class IMDBTexts(TokenizedTexts):
     trained on.
     """
 
+    held_out = "val_size"
+
     def read(self) -> tuple[dict[str, list[str]], dict[str, str]]:
         labelled = {split: texts for split, (texts, _) in IMDB(self.config).read().items()}
         files = {"unlabelled": "unsupervised-*.parquet"}
