@@ -99,8 +99,9 @@ function applyGates(s, { h, c }, H, held, to) {  // s: what goes into the gates 
 class Cell {  // one layer in one direction
   constructor(weights, name, ending, kind) {
     const of = part => weights[`${name}.${part}_${ending}`];
-    const biases = [[of("bias_ih")], [of("bias_hh")]], gain = of("gain");
-    [this.input, this.hidden] = ["weight_ih", "weight_hh"].map((part, k) => new Linear(of(part), ...gain ? [] : biases[k]));
+    const gain = of("gain"), unlessNormed = bias => gain ? [] : [bias];
+    this.hidden = new Linear(of("weight_hh"), ...unlessNormed(of("bias_hh")));
+    this.input = new Linear(of("weight_ih"), ...unlessNormed(of("bias_ih")));
     if (gain) Object.assign(this, { gain: gain.values, bias: of("bias_ih").values.map((v, k) => v + of("bias_hh").values[k]) });
     this.H = of("weight_hh").shape[1];
     Object.assign(this, { advance: STEPS[kind], known: new Map(), recurrent: new Float64Array(this.hidden.padded) });
