@@ -499,6 +499,7 @@ class IMDBTextsConfig(TokenizerConfig, HubConfig):
     module = "texts.IMDBTexts"
     gives = "text"
     name: Literal["imdb_texts"]
+    unlabelled: bool
     val_size: PositiveInt
     sequence_length: PositiveInt
     max_val_tokens: Annotated[int, Field(gt=256)] | None

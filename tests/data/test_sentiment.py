@@ -129,18 +129,20 @@ def test_refusals(module, folder, labels, val_size, said):
         module("imdb", path=str(folder), val_size=val_size)
 
 
-def test_a_language_model_reads_training_and_unlabelled_reviews(module, folder):
+@pytest.mark.parametrize("unlabelled", [True, False])
+def test_a_language_model_reads_training_and_unlabelled_reviews(module, folder, unlabelled):
     """Once each, and none that validates or tests."""
     labelled = module("imdb", path=str(folder), val_size=20).read()
     alone = texts(30, 2)
     everywhere = [labelled[split][0][0] for split in ("train", "val", "test")]
     table = pa.table({"text": [*everywhere, *alone, alone[0]], "label": [-1] * 34})
     pq.write_table(table, folder / "unsupervised-00000-of-00001.parquet")
-    built = module("imdb_texts", path=str(folder), val_size=20, batch_size=4, sequence_length=8)
+    settings = {"unlabelled": unlabelled, "val_size": 20, "batch_size": 4, "sequence_length": 8}
+    built = module("imdb_texts", path=str(folder), **settings)
 
     decode = load_tokenizer(built.info["tokenizer"]).decode
     parts = {"train": (0, built.meta["train"]), "val": (built.meta["train"], built.meta["total"])}
-    expected = {"train": [*labelled["train"][0], *alone], "val": labelled["val"][0]}
+    expected = {"train": labelled["train"][0] + alone * unlabelled, "val": labelled["val"][0]}
     for part, (start, stop) in parts.items():
         ids = built.read_ids(start, stop - start)
         ends = np.flatnonzero(ids == EOS)

@@ -98,17 +98,18 @@ class IMDBTexts(TokenizedTexts):
 
     The reviews that `data=imdb` validates on validate here too, with the same `val_size`. Unlabelled reviews
     that occur among the labelled ones (641) and repetitions are left out. No review of the test set is
-    trained on.
+    trained on. With `unlabelled=false` only the labelled ones are read.
     """
 
     held_out = "val_size"
 
     def read(self) -> tuple[dict[str, list[str]], dict[str, str]]:
         labelled = {split: texts for split, (texts, _) in IMDB(self.config).read().items()}
-        files = {"unlabelled": "unsupervised-*.parquet"}
-        found = read_splits(self.config, files, {"text": str}, "data=texts")["unlabelled"]["text"]
-        known = {text for texts in labelled.values() for text in texts}
-        more = [text for text in dict.fromkeys(found) if text not in known]
-        texts = {"train": labelled["train"] + more, "val": labelled["val"]}
+        texts = {"train": labelled["train"], "val": labelled["val"]}
+        if self.config.unlabelled:
+            files = {"unlabelled": "unsupervised-*.parquet"}
+            found = read_splits(self.config, files, {"text": str}, "data=texts")["unlabelled"]["text"]
+            known = {text for column in labelled.values() for text in column}
+            texts["train"] += [text for text in dict.fromkeys(found) if text not in known]
         source = f"{len(texts['train']):,} reviews to train, {len(texts['val']):,} to validate"
         return texts, {"source": source}
